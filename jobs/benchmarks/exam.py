@@ -1,0 +1,340 @@
+"""The exam against raw vLLM and transformers, its swaps of weights, a million questions, and its overlap with teaching.
+
+    python jobs/benchmarks/exam.py [--only speed|swap|million|kill|overlap ...] [--questions 128] [--rows 1000000]
+
+Prints a table, and as its last line one JSON object: ratio_to_raw_vllm, ratio_to_hf_generate, swap_seconds,
+rows_per_second, driver_growth_mb, overlap_ratio, and what they were computed from. The student is a random Llama of
+3.2 M parameters with a token a character; its prompts have four worked questions, about 1,000 tokens. Starting
+engines and importing libraries is left out for all three. `million` and `kill` run the whole exam path, from question
+parts to attempt parts, over a stand-in for the engines that answers at once, four answers in five right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from exam_rivals import Rival  # beside this script
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker is not part of the package
+
+from tailor_ray.answers import Grader
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, from_table, to_table
+from tailor_ray.rounds.feed import Feed
+from tailor_ray.storage import Part, Store, commit_part, committed_parts, read_part
+from tailor_ray.student.exam import ExamJob, run_exam
+from tailor_ray.student.pool import EnginePool
+from tailor_ray.student.sampling import Completions
+from tailor_ray.teacher.sandbox import SandboxOptions
+from tailor_ray.teacher.sandbox_process import SandboxProcess
+from tailor_ray.teacher.teach import TeachJob, teach
+from tests.integration.engines import make_student
+
+NEW_TOKENS = 128
+SAMPLES = 4
+SHARD = 256
+IN_FLIGHT = 32  # calls of the slowed teacher
+
+
+def question(number: int) -> Question:
+    text = f"A farmer has {number} rows of apple trees with 12 trees each and sells the fruit of {number % 7} trees."
+    return Question(f"q{number}", text + " How many trees are left to pick?", str(12 * number - number % 7))
+
+
+def demos() -> tuple[Question, ...]:
+    worked = "There are twelve trees in a row, so all rows together have that many trees; the sold ones are taken away."
+    return tuple(Question(f"d{n}", question(n).text, question(n).answer, rationale=worked) for n in range(901, 905))
+
+
+def exam_job(few_shot: bool, samples: int, seed: int = 1) -> ExamJob:
+    prompt = StudentPrompt("plain", AnswerKind.NUMBER, demos() if few_shot else ())
+    grader = Grader(AnswerKind.NUMBER)
+    return ExamJob("attempts", "train", prompt, grader, samples, 1.0, 1.0, NEW_TOKENS, seed, 1)
+
+
+def write_questions(store: Store, count: int) -> None:
+    for start in range(0, count, SHARD):
+        rows = [question(number) for number in range(start, min(start + SHARD, count))]
+        commit_part(store, "train", start // SHARD, to_table(rows, QUESTION_SCHEMA))
+
+
+def ignore(part: Part) -> None:
+    """For an exam whose parts nobody waits for."""
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        object_store_memory=500_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+# speed and swap
+
+
+def measure_speed(folder: Path, model: Path, pool: EnginePool, options: argparse.Namespace) -> dict[str, Any]:
+    """Interleaved repeats, each on new questions after the same demos; who waits takes no CPU. The first warms up."""
+    count = options.questions
+    rivals = {name: Rival(name, model, NEW_TOKENS, SAMPLES) for name in options.rivals}
+    rates: dict[str, list[float]] = {name: [] for name in ("ours", *rivals)}
+    for repeat in range(options.repeats + 1):
+        asked = [question(number) for number in range(repeat * count, (repeat + 1) * count)]
+        prompts = [exam_job(True, SAMPLES).prompt.render(one) for one in asked]
+        questions, out = Store.open(str(folder / f"speed-{repeat}")), Store.open(str(folder / f"speed-out-{repeat}"))
+        commit_part(questions, "train", 0, to_table(asked, QUESTION_SCHEMA))
+        start = time.perf_counter()
+        run_exam(pool, exam_job(True, SAMPLES), questions, out, ignore)
+        rates["ours"].append(count * SAMPLES / (time.perf_counter() - start))
+        for name, rival in rivals.items():
+            rates[name].append(rival.run(prompts[: 8 if name == "hf" else count]))
+        print({name: round(values[-1], 2) for name, values in rates.items()}, flush=True)
+    for rival in rivals.values():
+        rival.close()
+    middle = {name: statistics.median(values[1:]) for name, values in rates.items()}
+    names = {"raw": "raw_vllm", "hf": "hf_generate", "serve": "serve_llm"}
+    figures: dict[str, Any] = {f"ratio_to_{names[name]}": round(middle["ours"] / middle[name], 2) for name in rivals}
+    return figures | {"samples_per_second": {name: [round(one, 2) for one in rates[name][1:]] for name in rates}}
+
+
+def measure_swap(pool: EnginePool, students: list[Path]) -> dict[str, Any]:
+    seconds = []
+    for turn in range(6):
+        start = time.perf_counter()
+        pool.load(str(students[turn % 2]))
+        seconds.append(time.perf_counter() - start)
+    return {"swap_seconds": round(statistics.median(seconds[1:]), 3)}
+
+
+# a million questions
+
+
+class InstantEngines:
+    """Answers at once: four in five right, one in five wrong."""
+
+    engines = 2
+    max_num_seqs = 2 * SHARD
+
+    def begin_stage(self, max_restarts: int) -> None:
+        """Nothing restarts here."""
+
+    def restarts(self) -> int:
+        return 0
+
+    def answer(self, ids: list[str], *_: object) -> Completions:
+        texts = []
+        for number in (int(name[1:]) for name in ids):
+            answer = 12 * number - number % 7 + (number % 5 == 0)
+            texts.append(f" {number} rows of 12 trees are {12 * number}, less {number % 7}.\nAnswer: {answer}")
+        n = len(texts)
+        return Completions(texts, ["stop"] * n, [100] * n, [40] * n, [None] * n)
+
+
+def driver(folder: str) -> None:
+    """One exam over the stand-in, in a process of its own: prints its memory with every part."""
+    with cluster():
+        me = psutil.Process()
+        start = time.perf_counter()
+
+        def report(part: Part) -> None:
+            print(f"@{part.index} {part.entry.rows} {time.perf_counter() - start} {me.memory_info().rss}", flush=True)
+
+        run_exam(
+            InstantEngines(),
+            exam_job(False, 1),
+            Store.open(f"{folder}/questions"),
+            Store.open(f"{folder}/attempts"),
+            report,
+        )
+
+
+def drive(folder: Path, stop_after: int | None = None) -> list[tuple[int, int, float, int]]:
+    """Run `driver`; SIGKILL it and what it started once `stop_after` rows are committed. Its reports."""
+    process = subprocess.Popen([sys.executable, __file__, "--driver", str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    reports, rows = [], 0
+    for line in process.stdout:
+        if not line.startswith("@"):
+            continue
+        index, count, seconds, memory = line[1:].split()
+        reports.append((int(index), int(count), float(seconds), int(memory)))
+        rows += int(count)
+        if stop_after is not None and rows >= stop_after:
+            process.kill()
+            break
+    process.wait()
+    return reports
+
+
+def measure_million(folder: Path, rows: int) -> dict[str, Any]:
+    """Rows a second, start of the workers aside, and the driver's growth from the first to the last tenth."""
+    write_questions(Store.open(str(folder / "questions")), rows)
+    reports = drive(folder)
+    tenth = len(reports) // 10
+    memory = [report[3] / 2**20 for report in reports]
+    first, last = reports[0], reports[-1]
+    counted = sum(report[1] for report in reports[1:])
+    assert sorted(report[0] for report in reports) == list(range(-(-rows // SHARD)))
+    return {
+        "rows_per_second": round(counted / (last[2] - first[2])),
+        "driver_growth_mb": round(max(memory[-tenth:]) - max(memory[:tenth]), 1),
+        "rows": rows,
+    }
+
+
+def measure_kill(folder: Path, rows: int) -> dict[str, Any]:
+    """Killed half-way and run again: each row once, committed parts kept as they are."""
+    write_questions(Store.open(str(folder / "questions")), rows)
+    drive(folder, stop_after=rows // 2)
+    time.sleep(3)  # what Ray started ends with its driver
+    out = Store.open(str(folder / "attempts"))
+
+    def written(part: Part) -> int:
+        return Path(out.path(part.entry.path)).stat().st_mtime_ns
+
+    before = {part.index: written(part) for part in committed_parts(out, "attempts")}
+    drive(folder)
+    parts = committed_parts(out, "attempts")
+    names = [name for part in parts for name in read_part(out, part)["question_id"].to_pylist()]
+    kept = sum(written(part) == before.get(part.index) for part in parts)
+    return {
+        "killed_after_rows": len(before) * SHARD,
+        "rows_twice_or_missing": len(names) - len(set(names)) + abs(rows - len(set(names))),
+        "parts_run_again": len(before) - kept,
+    }
+
+
+# exam and teaching at the same time
+
+
+def measure_overlap(folder: Path, pool: EnginePool, count: int) -> dict[str, Any]:
+    """The teacher's latency is set so that teaching alone takes as long as the exam alone; then both together."""
+    questions = Store.open(str(folder / "overlap"))
+    for start in range(0, count, 32):
+        rows = [question(number) for number in range(start, min(start + 32, count))]
+        commit_part(questions, "train", start // 32, to_table(rows, QUESTION_SCHEMA))
+    answers = folder / "answers.jsonl"
+    with answers.open("w") as file:
+        for number in range(count):
+            known = question(number)
+            rationale = f"There are 12 trees in each of {number} rows. {number % 7} are taken."
+            file.write(json.dumps({"question": known.text, "answer": known.answer, "rationale": rationale}) + "\n")
+    alone = Store.open(str(folder / "overlap-alone"))
+    job = exam_job(False, SAMPLES)
+    start_time = time.perf_counter()
+    run_exam(pool, job, questions, alone, ignore)
+    exam_seconds = time.perf_counter() - start_time
+    latency = max(0.1, exam_seconds * IN_FLIGHT / count - 0.05)
+    parts = committed_parts(alone, "attempts")
+    teach_seconds = taught(folder, "alone", latency, questions, alone, lambda put: [put(part) for part in parts])
+    both = Store.open(str(folder / "overlap-both"))
+    both_seconds = taught(
+        folder, "both", latency, questions, both, lambda put: run_exam(pool, job, questions, both, put)
+    )
+    return {
+        "overlap_ratio": round(both_seconds / max(exam_seconds, teach_seconds), 3),
+        "overlap_seconds": {"exam": exam_seconds, "teaching": teach_seconds, "both": both_seconds},
+    }
+
+
+def taught(
+    folder: Path, name: str, latency: float, questions: Store, attempts: Store, produce: Callable[[Any], Any]
+) -> float:
+    """Seconds from the start of the exam until the last lesson is committed."""
+    config = TeacherConfig(max_in_flight=IN_FLIGHT, requests_per_minute=1e7)
+    sandbox = SandboxConfig(answers=str(folder / "answers.jsonl"), latency_s=latency)
+    asked = {part.index: part for part in committed_parts(questions, "train")}
+
+    def shards(parts: Iterator[Part]) -> Iterator[tuple[list[Question], list[Attempt]]]:
+        for part in parts:
+            yield (
+                from_table(read_part(questions, asked[part.index]), Question),
+                from_table(read_part(attempts, part), Attempt),
+            )
+
+    with SandboxProcess(SandboxOptions(sandbox)) as server:
+        job = TeachJob(config.model_copy(update={"base_url": server.base_url}), 1, Grader(AnswerKind.NUMBER))
+        out, ledger = Store.open(str(folder / f"lessons-{name}")), Store.open(str(folder / f"ledger-{name}"))
+        feed = Feed()
+        start = time.perf_counter()
+        with feed.consume(lambda parts: teach(job, shards(parts), out, ledger)) as teaching:
+            produce(feed.put)
+            feed.close()
+            teaching.result()
+        return time.perf_counter() - start
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=["speed", "swap", "million", "kill", "overlap"])
+    parser.add_argument("--questions", type=int, default=128, help="of the speed comparison, 4 samples each")
+    parser.add_argument(
+        "--rivals", nargs="*", default=["raw", "hf"], help="raw, hf, serve (a Ray Serve LLM deployment)"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--driver", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.driver:
+        driver(options.driver)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench-exam-") as folder:
+            figures = measure(Path(folder), options)
+        for name, value in figures.items():
+            print(f"{name:24} {value}")
+        print(json.dumps(figures))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if {"million"} & set(options.only):
+        figures |= measure_million(folder / "million", options.rows)
+    if {"kill"} & set(options.only):
+        figures |= measure_kill(folder / "kill", min(options.rows, 200_000))
+    if {"speed", "swap", "overlap"} & set(options.only):
+        students = [make_student(folder / f"student-{seed}", seed, 256, 4, 8) for seed in (0, 1)]
+        with cluster():
+            pool = EnginePool(StudentConfig(max_model_len=2048, kv_cache_gib=1.0), str(students[0]), 1)
+            pool.start()
+            if "speed" in options.only:
+                figures |= measure_speed(folder, students[0], pool, options)
+            if "swap" in options.only:
+                figures |= measure_swap(pool, students)
+            if "overlap" in options.only:
+                figures |= measure_overlap(folder, pool, 8 * options.questions)
+            pool.stop()
+    return figures
+
+
+if __name__ == "__main__":
+    main()

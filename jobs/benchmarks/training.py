@@ -1,0 +1,353 @@
+"""Training speed: ours, the naive reference procedure and the floor, side by side on the same examples.
+
+    python jobs/benchmarks/training.py [--data FOLDER] [--repeats 7] [--micro-batch 2] [--gpu] [--student 0.5b]
+
+Per micro-batch, forward and backward of both terms are timed, the optimizer left out, for it is the same for all:
+  naive   the reference: a padded MLE pass over prompt and rationale; the prompt without gradient into a key/value
+          cache; three passes on that cache; what it computes is 4P + 12R in forward-token units
+  ours    the tree: prompt once for the three rationales; few-shot also with the demos once a batch
+  floor   one forward and backward of P + 3R tokens in plain causal rows without padding: 3P + 9R
+The variants take turns within each repeat, so that a busy machine slows all alike; ratios are medians over repeats.
+Examples are GSM8K's (FOLDER/gsm8k/train.jsonl, or $TAILOR_RAY_DATA) with the rationales of other questions standing
+in for positives and negatives; without that folder, random words of like lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailor_ray.training.forward import StudentLoss
+from tailor_ray.training.losses import mle_sum, triplet_sums
+from tailor_ray.training.packing import PackSettings, pack_tree, target_count
+from tailor_ray.training.tokens import TokenExample
+from tailor_ray.training.tree import TreeAttention
+
+SETTINGS = PackSettings(prompt_weight=0.1, representation="last", rationale_cap=192)
+MARGIN, TRIPLET_WEIGHT = 1.0, 0.5
+SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
+    "3m": (256, 512, 4, 8, 8, 2048),
+    "0.5b": (896, 4864, 24, 14, 2, 151936),
+    "1.5b": (1536, 8960, 28, 12, 2, 151936),
+}
+H100_BF16_FLOPS = 989e12
+
+
+def texts(folder: str | None) -> tuple[list[str], list[str]]:
+    """Questions and rationales."""
+    path = Path(folder or "") / "gsm8k" / "train.jsonl"
+    if folder and path.exists():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [row["question"] for row in rows], [row["rationale"] for row in rows]
+    rng = random.Random(0)
+    words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randrange(2, 8))) for _ in range(1500)]
+
+    def some() -> list[str]:
+        return [" ".join(rng.choice(words) for _ in range(rng.randrange(60, 160))) for _ in range(2000)]
+
+    return some(), some()
+
+
+def make_examples(folder: str | None, count: int) -> tuple[list[TokenExample], list[TokenExample]]:
+    """Few-shot (P ≈ 512) and zero-shot (P ≈ 128) examples with R ≈ 128, over a vocabulary of 2,048."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    questions, rationales = texts(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        questions[:2000] + rationales[:2000], trainers.BpeTrainer(vocab_size=2048, show_progress=False)
+    )
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text).ids)
+
+    prompts = [ids(f"Question: {text}\nReasoning:") for text in questions]
+    answers = [ids(f" {text}\nAnswer: 1") for text in rationales]
+    fitting = [i for i in range(len(prompts)) if 80 <= len(prompts[i]) <= 176 and 80 <= len(answers[i]) <= 176]
+    demos: tuple[int, ...] = ()
+    while len(demos) < 380:
+        index = fitting.pop()
+        demos += prompts[index] + answers[index]
+    demos = demos[:400]
+    rng = random.Random(0)
+    chosen = [rng.choice(fitting) for _ in range(3 * count)]
+    zero = [
+        TokenExample(f"q{n}", prompts[a], answers[a], answers[b], answers[c])
+        for n, (a, b, c) in enumerate(zip(chosen[::3], chosen[1::3], chosen[2::3], strict=True))
+    ]
+    few = [TokenExample(e.question_id, demos + e.prompt, e.rationale, e.positive, e.negative) for e in zero]
+    return few, zero
+
+
+def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    hidden, inner, layers, heads, kv_heads, vocabulary = SIZES[size]
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+    }
+    kind, config = (LlamaForCausalLM, LlamaConfig) if size == "3m" else (Qwen2ForCausalLM, Qwen2Config)
+    model: Any = kind(config(**shape))
+    return model.to(device=device, dtype=dtype).train()
+
+
+def naive(model: Any, batch: Sequence[TokenExample]) -> float:
+    """The reference procedure on one micro-batch; returns the loss."""
+    device = model.device
+    targets = sum(target_count(e) for e in batch)
+    ids, mask = _padded([e.prompt + e.rationale for e in batch], device)
+    weights = torch.zeros_like(ids, dtype=torch.float32)
+    for row, e in enumerate(batch):
+        weights[row, : len(e.prompt)] = SETTINGS.prompt_weight
+        weights[row, len(e.prompt) : len(e.prompt) + len(e.rationale)] = 1.0
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    mle = mle_sum(logits.flatten(0, 1), ids[:, 1:].flatten(), weights[:, 1:].flatten()) / targets
+    mle.backward()
+    prompt, prompt_mask = _padded([e.prompt for e in batch], device, left=True)
+    positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+    reps: list[Tensor] = []
+    for side in ("rationale", "positive", "negative"):
+        if not reps:
+            with torch.no_grad():
+                cache = model.base_model(
+                    input_ids=prompt, attention_mask=prompt_mask, position_ids=positions, use_cache=True
+                ).past_key_values
+        width = prompt.shape[1]
+        tokens, own = _padded([getattr(e, side)[: SETTINGS.rationale_cap] for e in batch], device)
+        starts = torch.tensor([[len(e.prompt)] for e in batch], device=device)
+        hidden = model.base_model(
+            input_ids=tokens,
+            attention_mask=torch.cat([prompt_mask, own], 1),
+            position_ids=starts + torch.arange(tokens.shape[1], device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        cache.crop(width - cache.get_seq_length())
+        reps.append(hidden[torch.arange(len(batch), device=device), own.sum(-1) - 1])
+    triplet = triplet_sums(reps[0], reps[1], reps[2], MARGIN).loss / len(batch)
+    (TRIPLET_WEIGHT * triplet).backward()
+    return float(mle.detach() + TRIPLET_WEIGHT * triplet.detach())
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, place] = torch.tensor(row)
+        mask[index, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:
+    student = loss.student
+    targets = sum(target_count(e) for e in batch)
+    pack = pack_tree(batch, SETTINGS, share_root).to(student.device, student.dtype)
+    sums = loss(pack)
+    total = sums.mle / targets + TRIPLET_WEIGHT * sums.triplet.loss / len(batch)
+    total.backward()
+    return float(total.detach())
+
+
+def floor(model: Any, batch: Sequence[TokenExample]) -> float:
+    """As many tokens and targets as the tree's, without demo sharing, in plain causal rows of equal length."""
+    tokens = sum(e.tokens for e in batch)
+    targets = sum(target_count(e) for e in batch)
+    width = tokens // len(batch)
+    flat = [token for e in batch for token in (*e.prompt, *e.rationale, *e.positive, *e.negative)]
+    ids = torch.tensor(flat[: width * len(batch)], device=model.device).view(len(batch), width)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    logits = model.get_output_embeddings()(hidden[:targets])
+    weights = torch.ones(targets, device=model.device)
+    total = mle_sum(logits, ids.flatten()[:targets], weights) / targets + hidden[-6:].float().square().mean()
+    total.backward()
+    return float(total.detach())
+
+
+def measure(variants: dict[str, Callable[[], float]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each repeat; the variants take turns, after a warm-up of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, work in variants.items():
+            begun = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+class Activations:
+    """What a forward pass keeps for its backward pass: bytes of distinct storages, at the most crowded moment."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._held: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda held: held.tensor)
+
+    def __enter__(self) -> Activations:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _keep(self, tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._held[place] = self._held.get(place, 0) + 1
+        if self._held[place] == 1:
+            self.now += size
+            self.most = max(self.most, self.now)
+
+        def release() -> None:
+            self._held[place] -= 1
+            if self._held[place] == 0:
+                self.now -= size
+
+        held = _Held(tensor)
+        weakref.finalize(held, release)
+        return held
+
+
+class _Held:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def compare(
+    model: Any, plain: Any, examples: list[TokenExample], args: argparse.Namespace, label: str
+) -> dict[str, Any]:
+    """Time all variants over the examples in micro-batches; print a row each."""
+    attention = TreeAttention()
+    attention.install(model)
+    loss = StudentLoss(model, attention, MARGIN)
+    size = args.micro_batch
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+    wide = [examples[start : start + args.wide] for start in range(0, len(examples), args.wide)]
+    values: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+
+    def over(work: Callable[[Any], float], parts: list[list[TokenExample]], name: str) -> Callable[[], float]:
+        def run() -> float:
+            for net in (model, plain):
+                net.zero_grad(set_to_none=True)
+            values[name] = statistics.mean(work(part) for part in parts)
+            return values[name]
+
+        with Activations() as kept:
+            work(parts[0])
+        peaks[name] = kept.most / 2**20
+
+        return run
+
+    variants = {
+        "naive": over(lambda part: naive(plain, part), batches, "naive"),
+        "ours": over(lambda part: ours(loss, part, share_root=False), batches, "ours"),
+        "ours, demos once": over(lambda part: ours(loss, part, share_root=True), batches, "ours, demos once"),
+        "floor": over(lambda part: floor(plain, part), batches, "floor"),
+    }
+    wider = f"ours, demos once, {args.wide} a pass"
+    variants[wider] = over(lambda part: ours(loss, part, share_root=True), wide, wider)
+    seconds = measure(variants, args.repeats, model.device)
+    prompt, rationale = (statistics.mean(len(getattr(e, name)) for e in examples) for name in ("prompt", "rationale"))
+    print(f"\n{label}: P = {prompt:.0f}, R = {rationale:.0f}, micro-batch {size}, {len(examples)} examples")
+    print(f"{'variant':34} {'examples/s':>11} {'spread':>15} {'vs naive':>9} {'vs floor':>9} {'kept MiB':>9}")
+    for name, times in seconds.items():
+        rates = sorted(len(examples) / t for t in times)
+        print(
+            f"{name:34} {statistics.median(rates):11.2f} {rates[0]:7.2f}–{rates[-1]:<7.2f} "
+            f"{ratio(seconds['naive'], times):9.2f} {ratio(seconds['floor'], times):9.2f} {peaks[name]:9.1f}"
+        )
+    return {
+        "examples_per_s": len(examples) / min(statistics.median(t) for name, t in seconds.items() if "ours" in name),
+        "ratio_to_naive": ratio(seconds["naive"], seconds["ours"]),
+        "ratio_to_floor": ratio(seconds["floor"], seconds["ours"]),
+        "ratio_to_naive_shared_demos": ratio(seconds["naive"], seconds["ours, demos once"]),
+        "ratio_to_naive_wide": ratio(seconds["naive"], seconds[wider]),
+        "max_loss_difference": max(abs(values["naive"] - values[name]) for name in ("ours", "ours, demos once")),
+        "padding_share": max(_padding(part) for part in batches + wide),
+    }
+
+
+def share_of_peak(model: Any, examples: list[TokenExample], rate: float) -> float:
+    """6 operations a weight and token, the layers' over all tokens, the output layer's over targets alone."""
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in model.parameters()) - head
+    tokens, targets = (sum(map(count, examples)) / len(examples) for count in (lambda e: e.tokens, target_count))
+    return 6 * (layers * tokens + head * targets) * rate / H100_BF16_FLOPS
+
+
+def _padding(part: list[TokenExample]) -> float:
+    pack = pack_tree(part, SETTINGS)
+    return pack.padding / (pack.tokens + pack.padding)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("TAILOR_RAY_DATA"))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--examples", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--wide", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--student", choices=sorted(SIZES), default="3m")
+    parser.add_argument("--gpu", action="store_true", help="in bfloat16 on the first GPU")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, dtype = torch.device("cuda" if args.gpu else "cpu"), torch.bfloat16 if args.gpu else torch.float32
+    few, zero = make_examples(args.data, args.examples)
+    results = {}
+    for label, examples in (("few-shot", few), ("zero-shot", zero)):
+        model, plain = (make_model(args.student, device, dtype) for _ in range(2))
+        results[label] = compare(model, plain, examples, args, label)
+        if args.gpu:
+            results[label]["share_of_peak"] = share_of_peak(plain, examples, results[label]["examples_per_s"])
+            print(f"share of an H100's bfloat16 peak: {results[label]['share_of_peak']:.1%}")
+        del model, plain
+        gc.collect()
+    keys = ("ratio_to_naive", "ratio_to_floor")
+    summary = {key: min(result[key] for result in results.values()) for key in keys}
+    summary["ratio_to_naive_shared_demos"] = results["few-shot"]["ratio_to_naive_shared_demos"]
+    summary |= {key: max(r[key] for r in results.values()) for key in ("padding_share", "max_loss_difference")}
+    summary["ratio_to_naive_wide"] = {label: r["ratio_to_naive_wide"] for label, r in results.items()}
+    print(json.dumps({key: _rounded(value) for key, value in summary.items()}))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

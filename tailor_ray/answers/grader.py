@@ -1,0 +1,156 @@
+"""The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
+
+Always holds: `correct` and `wrong` mean that two verifiers that share no rule agree (kind `python` has one, the
+user's function); where they differ, or one of them finds nothing, the verdict is `disputed`, and nothing is taught
+or learnt from it. A text that was cut off before its conclusion is `truncated`, never wrong. Grading never raises
+for what a model wrote, takes time linear in its capped length, and is safe on any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from tailor_ray.answers.conclusion import conclusions, visible
+from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
+from tailor_ray.answers.numbers import format_number, gold_value, is_plain, read
+from tailor_ray.answers.second import says
+from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
+from tailor_ray.records import AnswerKind, Question, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """`answer` is the first verifier's extraction, normalized; `detail` says why a text is disputed or an error."""
+
+    verdict: Verdict
+    answer: str | None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Grader:
+    """Grades texts against gold answers of one kind. Picklable."""
+
+    kind: AnswerKind
+    function: str | None = None  # package.module:function, for kind `python`
+    _judge: dict[str, Judge] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", AnswerKind(self.kind))  # its name will do
+
+    def grade(self, question: Question, text: str, finish_reason: str = "stop") -> Grade:
+        """Judge one text; `finish_reason` is "stop", "length" or "error"."""
+        if finish_reason == "error":
+            return Grade(Verdict.ERROR, None, text[:200] or "the engine gave no answer")
+        shown = visible(text)
+        if finish_reason == "length" and not _concluded_before_cut(shown, self.kind):
+            return Grade(Verdict.TRUNCATED, None)
+        if self.kind is AnswerKind.PYTHON:
+            return self._by_function(question, text, shown)
+        answer, first, other = self._both(question, shown)
+        if answer is None and other is None:
+            return Grade(Verdict.UNPARSED, None)
+        if first is other:
+            return Grade(Verdict.CORRECT if first else Verdict.WRONG, answer)
+        return Grade(Verdict.DISPUTED, answer, f"first verifier: {_word(first)}; second: {_word(other)}")
+
+    def check(self) -> None:
+        """Raise ConfigError now if the user's function cannot be loaded, rather than at the first attempt."""
+        if self.kind is AnswerKind.PYTHON:
+            self._function()
+
+    def _both(self, question: Question, text: str) -> tuple[str | None, bool | None, bool | None]:
+        """The extracted answer and what each verifier says: right, wrong, or None for nothing found."""
+        gold = question.answer
+        if self.kind is AnswerKind.NUMBER:
+            number, _ = read(text, question.text)
+            value = gold_value(gold)
+            first = None if number is None or value is None else number.equals(value)
+            return number.normalized() if number else None, first, says(text, gold)
+        if self.kind is AnswerKind.CHOICE:
+            choices = question.choice_texts()
+            letter, _ = first_choice(text, choices)
+            others = second_choices(text, choices)
+            return letter, _equal(letter, gold), gold in others if others else None
+        if self.kind is AnswerKind.YES_NO:
+            found, _ = first_yes_no(text)
+            return found, _equal(found, gold), _equal(second_yes_no(text), gold)
+        conclusion, _ = concluded(text)
+        if conclusion is None:
+            return None, None, None
+        if self.kind is AnswerKind.REGEX:
+            return conclusion, matches(conclusion, gold), ends_with_match(text, gold)
+        return conclusion, normalize(conclusion) == normalize(gold), ends_with(text, gold)
+
+    def _by_function(self, question: Question, text: str, shown: str) -> Grade:
+        right = self._function()(text, question.answer)
+        if right is None:
+            return Grade(Verdict.UNPARSED, None)
+        return Grade(Verdict.CORRECT if right else Verdict.WRONG, concluded(shown)[0])
+
+    def _function(self) -> Judge:
+        if "judge" not in self._judge:
+            self._judge["judge"] = load_function(self.function or "")
+        return self._judge["judge"]
+
+
+def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None = None) -> str:
+    """A gold answer in the form that the grader compares with. Raises ValueError saying the rule that it breaks."""
+    text = answer.strip()
+    if not text:
+        raise ValueError("the answer is empty")
+    if kind is AnswerKind.NUMBER:
+        value = gold_value(text)
+        if value is None:
+            raise ValueError(f"the answer {text[:60]!r} is not a number")
+        return format_number(value) if is_plain(text) else text
+    if kind is AnswerKind.YES_NO:
+        polarity = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}.get(text.lower())
+        if polarity is None:
+            raise ValueError(f"the answer {text[:60]!r} is neither yes nor no")
+        return polarity
+    if kind is AnswerKind.CHOICE:
+        return _gold_letter(text, choices or {})
+    if kind is AnswerKind.REGEX:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"the answer {text[:60]!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _gold_letter(text: str, choices: dict[str, str]) -> str:
+    if len(choices) < 2:
+        raise ValueError("a question of kind choice needs at least two choices")
+    letter = text.strip("().").lower()
+    if letter in choices:
+        return letter
+    same = [key for key, choice in choices.items() if normalize(choice) == normalize(text)]
+    if len(same) != 1:
+        raise ValueError(f"the answer {text[:60]!r} is none of the choices {', '.join(choices)}")
+    return same[0]
+
+
+# What follows an answer that the token cap did not cut: "18" may have become 180 or 18.5, "no" nothing.
+_WHOLE = {
+    AnswerKind.NUMBER: re.compile(r"\d[)%}*]*[.!?]\s|\d[)%}*]*\s+[A-Za-z]\D*$"),
+    AnswerKind.CHOICE: re.compile(r"\b[A-Za-z][).:,;]|\b[A-Za-z]\s+\S"),
+    AnswerKind.YES_NO: re.compile(r"\b(?:yes|no|true|false)[^\w]", re.IGNORECASE),
+}
+
+
+def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
+    """Whether an announced conclusion was complete when the token cap cut the text."""
+    whole = _WHOLE.get(kind)
+    return any(
+        conclusion.closed or (whole is not None and whole.search(conclusion.text)) for conclusion in conclusions(text)
+    )
+
+
+def _equal(found: str | None, gold: str) -> bool | None:
+    return None if found is None else found == gold
+
+
+def _word(says: bool | None) -> str:
+    return {True: "correct", False: "wrong", None: "no answer found"}[says]

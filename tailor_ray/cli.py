@@ -1,0 +1,260 @@
+"""The command line: reads arguments, calls one function, prints its result to stdout and everything else to stderr.
+
+Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 anything else.
+Imports wait for the command that needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from tailor_ray.errors import Stopped, TailorError
+
+if TYPE_CHECKING:
+    from tailor_ray.config import RunConfig
+
+app = typer.Typer(
+    name="tailor-ray",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distil a large model's reasoning into a small one, in rounds, on Ray.",
+    epilog="Start with `tailor-ray run jobs/demo.yaml`; the same command goes on where it stopped.",
+)
+
+ledger_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List, total, export and import what the teacher was asked.",
+    epilog="Example: tailor-ray ledger total runs/demo",
+)
+app.add_typer(ledger_app, name="ledger")
+
+LedgerFile = Annotated[Path, typer.Argument(metavar="FILE", help="Parquet file of ledger rows.")]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", default_factory=list, metavar="a.b=c", help="Override one setting; may be given several times."
+    ),
+]
+StorageOption = Annotated[str | None, typer.Option(help="Folder or filesystem URI for runs; overrides `storage`.")]
+NameOption = Annotated[str | None, typer.Option(help="Name of the run; overrides `name`.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Local folder, hub id, or `tiny`.")]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="arithmetic, gsm8k, svamp, … or jsonl.")]
+OutOption = Annotated[str, typer.Option(help="Folder for the attempts and the figures.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder: a local path or a filesystem URI.")]
+
+
+def _config(path: Path, overrides: list[str], storage: str | None, name: str | None) -> RunConfig:
+    from tailor_ray.config import load_config
+
+    extra = [f"{key}={value}" for key, value in (("storage", storage), ("name", name)) if value is not None]
+    return load_config(path, [*overrides, *extra])
+
+
+def _alone(model: str, task: str, overrides: list[str], out: str) -> RunConfig:
+    from tailor_ray.config import load_config
+
+    folder = Path(out)
+    where = [f"storage={folder.parent}", f"name={folder.name}", f"student.model={model}", f"task.name={task}"]
+    return load_config(None, [*where, *overrides])
+
+
+@app.command(epilog="Example: tailor-ray run jobs/gsm8k.yaml --name try2 --set training.epochs=3")
+def run(config: ConfigArgument, set_: Overrides, storage: StorageOption = None, name: NameOption = None) -> None:
+    """Start a run, or go on where it stopped: the same command."""
+    from tailor_ray.rounds.launch import run as run_rounds
+
+    typer.echo(run_rounds(_config(config, set_, storage, name)))
+
+
+@app.command(epilog="Example: tailor-ray plan jobs/gsm8k.yaml --set teacher.model=gpt-4o-mini")
+def plan(config: ConfigArgument, set_: Overrides, storage: StorageOption = None, name: NameOption = None) -> None:
+    """Forecast requests, tokens, money and time; calls nobody."""
+    from tailor_ray.ops.plan import plan as forecast
+
+    typer.echo(forecast(_config(config, set_, storage, name)))
+
+
+@app.command(epilog="Example: tailor-ray status runs/demo")
+def status(run: RunArgument) -> None:
+    """What is done, what is under way, and what it cost; of a live run or a dead one."""
+    from tailor_ray.observe.status import status as read_status
+    from tailor_ray.storage import Store
+
+    typer.echo(read_status(Store.open(run)))
+
+
+@app.command(epilog="Example: tailor-ray report runs/demo; tailor-ray report runs/a runs/b --out compared")
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
+    out: Annotated[str, typer.Option(help="Folder of a comparison's page.")] = "report",
+) -> None:
+    """(Re)write a run's report; of several runs, one page side by side."""
+    from tailor_ray.observe.report import write_comparison, write_report
+    from tailor_ray.observe.status import rounds_table
+    from tailor_ray.storage import Store
+
+    stores = [Store.open(run) for run in runs]
+    if len(stores) == 1:
+        typer.echo(rounds_table(write_report(stores[0])))
+        typer.echo(f"report: {stores[0].uri}/report/index.html")
+    else:
+        write_comparison(stores, Store.open(out))
+        typer.echo(f"report: {Store.open(out).uri}/index.html")
+
+
+@app.command(epilog="Example: tailor-ray exam ./my-model gsm8k --set task.path=data/gsm8k --set task.limit_train=100")
+def exam(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/exam") -> None:
+    """Sample a model on a task's training questions and grade it: one stage alone, resumable like a run."""
+    from tailor_ray.ops.alone import exam_alone
+
+    typer.echo(exam_alone(_alone(model, task, set_, out)))
+
+
+@app.command(epilog="Example: tailor-ray evaluate ./my-model svamp --set task.path=data/svamp")
+def evaluate(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/evaluate") -> None:
+    """Greedy accuracy of a model on a task's validation and test questions: one stage alone."""
+    from tailor_ray.ops.alone import evaluate_alone
+
+    typer.echo(evaluate_alone(_alone(model, task, set_, out)))
+
+
+@ledger_app.command("list", epilog="Example: tailor-ray ledger list runs/demo --limit 5")
+def ledger_list(run: RunArgument, limit: Annotated[int, typer.Option(help="Rows shown, the newest.")] = 20) -> None:
+    """The newest requests and how they ended, a JSON object a line."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.list_rows(run, limit))
+
+
+@ledger_app.command("total", epilog="Example: tailor-ray ledger total runs/demo")
+def ledger_total(run: RunArgument) -> None:
+    """Requests, tokens and dollars by round, model and outcome, a JSON object a line."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.total(run))
+
+
+@ledger_app.command("export", epilog="Example: tailor-ray ledger export runs/demo rows.parquet")
+def ledger_export(run: RunArgument, path: LedgerFile) -> None:
+    """Write all rows to one parquet file."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.export(run, path))
+
+
+@ledger_app.command("import", epilog="Example: tailor-ray ledger import runs/new rows.parquet")
+def ledger_import(run: RunArgument, path: LedgerFile) -> None:
+    """Take in another run's replies, so that the same requests are not paid for again."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.take_in(run, path))
+
+
+@app.command(epilog="Example: tailor-ray submit jobs/gsm8k.yaml --address http://head:8265 --storage s3://bucket/runs")
+def submit(
+    config: ConfigArgument,
+    set_: Overrides,
+    address: Annotated[str, typer.Option(help="The Jobs API: the dashboard's address.")],
+    storage: StorageOption = None,
+    name: NameOption = None,
+    follow: Annotated[bool, typer.Option(help="Follow the job's log to its end.")] = True,
+) -> None:
+    """Start or resume the same run as a Ray job."""
+    from tailor_ray.ops.submit import submit as submit_job
+
+    job = submit_job(_config(config, set_, storage, name), address, follow, lambda text: typer.echo(text, err=True))
+    typer.echo(job)
+
+
+@app.command(epilog="Example: tailor-ray doctor jobs/gsm8k.yaml")
+def doctor(
+    set_: Overrides,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run; optional.")] = None,
+) -> None:
+    """Check what works here: versions, engines, GPUs, storage, cluster, teacher; and what to do where it does not."""
+    from tailor_ray.config import load_config
+    from tailor_ray.ops.doctor import examine
+
+    if not examine(load_config(config, set_), lambda line: typer.echo(str(line))):
+        raise typer.Exit(1)
+
+
+@app.command("sandbox-teacher", epilog="Example: tailor-ray sandbox-teacher --port 8765 --answers gsm8k/train.jsonl")
+def sandbox_teacher(
+    fault: Annotated[
+        list[str], typer.Option(metavar="NAME=SHARE", default_factory=list, help="A share of requests meets a fault.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    answers: Annotated[str | None, typer.Option(help="JSONL with question, answer, rationale to reply from.")] = None,
+    latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.0,
+    jitter: Annotated[float, typer.Option(help="Up to so many seconds more.")] = 0.0,
+    wrong: Annotated[float, typer.Option(help="Share of requests answered wrongly.")] = 0.0,
+    malformed: Annotated[float, typer.Option(help="Share of requests whose first reply is malformed.")] = 0.0,
+    rpm: Annotated[float | None, typer.Option(help="Requests a minute; more get 429.")] = None,
+    tpm: Annotated[float | None, typer.Option(help="Tokens a minute; more get 429.")] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key that clients must send.")
+    ] = None,
+    access_log: Annotated[str | None, typer.Option(help="JSONL file with a line a call.")] = None,
+) -> None:
+    """A local OpenAI-compatible teacher for demos and tests; prints its address, serves until it is stopped."""
+    from tailor_ray.ops.sandbox import serve
+
+    serve(
+        host=host,
+        port=port,
+        faults=fault,
+        key_env=key_env,
+        answers=answers,
+        latency_s=latency,
+        jitter_s=jitter,
+        wrong_share=wrong,
+        malformed_share=malformed,
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        access_log=access_log,
+    )
+
+
+@app.command("config-reference", epilog="Example: tailor-ray config-reference > settings.md")
+def config_reference() -> None:
+    """Print every setting with its default and what it does, as Markdown."""
+    from tailor_ray.config.reference import reference
+
+    typer.echo(reference())
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code that design and README promise."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(standalone_mode=True)
+    except TailorError as error:
+        _fail(str(getattr(error, "cause", None) or error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped by the keyboard; the same command goes on", Stopped.exit_code)
+    sys.exit(0)
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"tailor-ray: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""One YAML a run: typed, documented beside each field, unknown keys refused, conflicts caught at load.
+
+One file a section; `run.py` joins them and loads. Nothing here imports ray, torch or vllm.
+"""
+
+from tailor_ray.config.run import RunConfig, load_config
+
+__all__ = ["RunConfig", "load_config"]

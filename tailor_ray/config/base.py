@@ -1,0 +1,99 @@
+"""What every configuration section shares: strictness, documentation, and which settings change results."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from tailor_ray.errors import ConfigError
+
+
+class Operational:
+    """Marker in `Annotated[T, OPERATIONAL]`: the setting says where or how fast, never what comes out.
+
+    Operational settings are left out of the run's hash, so changing one resumes the run instead of refusing it.
+    """
+
+
+OPERATIONAL = Operational()
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, each field documented by the string below it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+def is_operational(field: FieldInfo) -> bool:
+    return any(isinstance(item, Operational) for item in field.metadata)
+
+
+def result_settings(section: BaseModel) -> dict[str, Any]:
+    """The settings that change results, as plain data; nested sections in place."""
+    out: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if is_operational(field):
+            continue
+        value = getattr(section, name)
+        out[name] = result_settings(value) if isinstance(value, BaseModel) else _plain(value)
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return result_settings(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
+    """Turn pydantic's errors into one message a line: the setting, the rule, the value, the nearest known name."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = known_keys(root, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            lines.append(f"{path}: unknown setting; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: this setting is required and was not given")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {_masked(item['input'])})"
+            lines.append(f"{path + ': ' if path else ''}{message}{shown}")
+    return ConfigError(f"{source} is not a valid configuration:\n  " + "\n  ".join(lines))
+
+
+def known_keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Names of the settings of the section at `path` below `root`."""
+    section: Any = root
+    for part in path:
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            continue  # a list index or the tag of a union
+        section = _section_of(fields[part].annotation)
+    return sorted(getattr(section, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section class inside `X`, `X | None`, `list[X]` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _masked(value: Any) -> str:
+    """The value as a message may show it: user info in a URL is likely a key."""
+    return re.sub(r"//[^/@]*@", "//***@", repr(value))

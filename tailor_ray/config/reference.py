@@ -1,0 +1,56 @@
+"""The reference of all settings, generated from the fields and the strings below them, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tailor_ray.config.base import is_operational
+from tailor_ray.config.run import RunConfig
+
+
+def reference() -> str:
+    """One table a section; settings that change results are marked, for changing one makes a new run."""
+    lines = [
+        "# Settings",
+        "",
+        "A setting marked ● changes results: a run folder made with another value is refused. The others say where or",
+        "how fast and may change from one start to the next. `--set section.setting=value` overrides the file.",
+        "",
+    ]
+    for path, section in _sections(RunConfig, ""):
+        title = path.rstrip(".") or "top level"
+        lines += [f"## {title}", "", "| setting | default | | what it is |", "|---|---|---|---|"]
+        for name, field in section.model_fields.items():
+            if _section(field) is None:
+                mark = "" if is_operational(field) else "●"
+                text = " ".join((field.description or "").split()).replace("|", "\\|")
+                lines.append(f"| `{path}{name}` | `{_default(field)}` | {mark} | {text} |")
+            else:
+                lines.append(f"| `{path}{name}` | | | {field.description} See below. |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, section
+    for name, field in section.model_fields.items():
+        inner = _section(field)
+        if inner is not None:
+            yield from _sections(inner, f"{path}{name}.")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind: Any = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,134 @@
+"""The whole run's configuration: the sections joined, YAML and `--set` read, conflicts between sections refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tailor_ray.config.base import OPERATIONAL, Section, explain, result_settings
+from tailor_ray.config.exam import EvaluationConfig, ExamConfig
+from tailor_ray.config.rounds import ClusterConfig, ObserveConfig, RoundsConfig
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.task import TaskConfig
+from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.errors import ConfigError
+
+
+class RunConfig(Section):
+    """One distillation run."""
+
+    name: Annotated[str, OPERATIONAL] = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    """The run's folder below `storage`."""
+    storage: Annotated[str, OPERATIONAL] = "runs"
+    """A local folder or any pyarrow filesystem URI (file://, s3://, gs://)."""
+    seed: int = Field(default=42, ge=0, lt=2**31)
+    """Every other seed is derived from this one."""
+    task: TaskConfig = TaskConfig()
+    """What is asked: the questions and how their answers are graded."""
+    student: StudentConfig = StudentConfig()
+    """Who is asked: the model that learns."""
+    exam: ExamConfig = ExamConfig()
+    """How the student's mistakes are mined."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Who teaches, at which limits and price."""
+    training: TrainingConfig = TrainingConfig()
+    """How the student learns from lessons and from its own mistakes."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How progress is measured."""
+    rounds: RoundsConfig = RoundsConfig()
+    """How many rounds, and when to stop."""
+    cluster: Annotated[ClusterConfig, OPERATIONAL] = ClusterConfig()
+    """The Ray cluster that carries the run."""
+    observe: Annotated[ObserveConfig, OPERATIONAL] = ObserveConfig()
+    """Progress, trackers and logs."""
+
+    @field_validator("storage")
+    @classmethod
+    def _no_credentials(cls, uri: str) -> str:
+        if re.match(r"^\w+://[^/]*@", uri):
+            raise ValueError("a storage URI must not carry user info; give the key by the environment")
+        return uri
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.evaluation.max_new_tokens < self.exam.max_new_tokens // 4:
+            raise ValueError(
+                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is under a quarter of "
+                f"exam.max_new_tokens={self.exam.max_new_tokens}: most answers would be cut off; raise the former"
+            )
+        return self
+
+    def results(self) -> dict[str, Any]:
+        """The settings that change results."""
+        return result_settings(self)
+
+    def results_hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.results(), sort_keys=True, default=str).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; it holds no key, for keys are never read into it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one YAML file, apply `a.b=c` overrides in order, validate.
+
+    Raises ConfigError naming the setting, the value and the rule.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, source=str(path) if path is not None else "the configuration")
+
+
+def parse_config(data: dict[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, RunConfig, source) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not a {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r} must have the form section.setting=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node = data
+    for part in parents:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+        node = child
+    node[last] = value

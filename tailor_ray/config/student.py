@@ -1,0 +1,65 @@
+"""`student`: the model that learns, and the engines that serve it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tailor_ray.config.base import OPERATIONAL, Section
+
+
+class TinyConfig(Section):
+    """The student made from scratch where no weights are at hand: a small Llama schooled on simpler problems."""
+
+    hidden_size: int = Field(default=128, ge=16, multiple_of=8)
+    """Width of the residual stream."""
+    layers: int = Field(default=4, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads; vLLM wants hidden_size / heads to be 32, 64, 80, 96, 112, 128 or more of its kind on a CPU."""
+    vocabulary: int = Field(default=1280, ge=300)
+    """Tokens; the bytes and special tokens take 259 of them."""
+    school_questions: int = Field(default=6000, ge=1)
+    """Simpler problems that it is schooled on before round 1."""
+    school_steps: int = Field(default=1100, ge=1)
+    """Optimizer steps of schooling; a count and not a time, so that the same seed gives the same student."""
+    school_batch: int = Field(default=16, ge=1)
+    """Problems a step."""
+    school_learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of the cosine schedule."""
+
+
+class StudentConfig(Section):
+    """Who is asked."""
+
+    model: str = "tiny"
+    """A local folder, a Hugging Face hub id, or `tiny`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    prompt_style: Literal["plain", "chat"] = "plain"
+    """`plain` writes Question/Reasoning/Answer blocks; `chat` uses the tokenizer's chat template."""
+    few_shot: bool = False
+    """Prepend the task's demos."""
+    tiny: TinyConfig = TinyConfig()
+    """Settings of the `tiny` student."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the engine's weights; auto is float32 on CPU, bfloat16 on GPUs that have it."""
+    engines: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], OPERATIONAL] = "auto"
+    """Number of vLLM engines; auto takes one a GPU (or a group of tensor_parallel), or one a CPU core."""
+    tensor_parallel: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
+    """GPUs an engine."""
+    max_model_len: int = Field(default=1024, ge=16)
+    """Prompt plus completion, in tokens."""
+    gpu_memory_utilization: Annotated[float, OPERATIONAL] = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU that one engine claims."""
+    kv_cache_gib: Annotated[float, OPERATIONAL] = Field(default=0.5, gt=0)
+    """Key/value cache of one engine on CPU, in GiB."""
+    max_num_seqs: Annotated[int, OPERATIONAL] = Field(default=256, ge=1)
+    """Sequences that one engine decodes at once."""
+    enforce_eager: Annotated[bool | Literal["auto"], OPERATIONAL] = "auto"
+    """Skip compilation and CUDA graphs; auto does so on CPU only."""
+    engine_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600.0, gt=0)
+    """Seconds that an engine may take to start, and may go without a step, before it counts as dead."""
+    release_for_training: Annotated[Literal["auto", "never", "sleep", "stop"], OPERATIONAL] = "auto"
+    """What engines do with their memory while the student trains; auto sleeps on GPUs, does nothing on CPU."""

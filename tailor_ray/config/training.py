@@ -1,0 +1,134 @@
+"""`training`: losses, data of a round, optimizer, parallelism, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tailor_ray.config.base import OPERATIONAL, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of all weights; merged into the student at export."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale; the adapter counts `alpha / rank`."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the adapted modules, as peft's `target_modules`."""
+
+
+class TrainingConfig(Section):
+    """How the student learns from lessons and from its own mistakes. Defaults are the reference's where it has them."""
+
+    epochs: float = Field(default=10, gt=0)
+    """Passes over the round's examples."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of a round, however many examples it has; None takes `epochs`."""
+    learning_rate: float = Field(default=7e-6, gt=0)
+    """Peak of the schedule."""
+    round_decay: float = Field(default=1.0, gt=0, le=1)
+    """The peak of round r is `learning_rate · round_decay^(r-1)`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up; `linear` and `cosine` end at `final_learning_rate`."""
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    """Where `linear` and `cosine` end, as a share of the peak."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Linear warm-up; at most a tenth of the round's steps are spent on it."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Global norm at which gradients are clipped; 0 switches clipping off."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples a step over all workers; never two of the same question."""
+    max_length: int = Field(default=1024, ge=8)
+    """Tokens of prompt plus completion; longer completions are cut, longer prompts skipped, both are counted."""
+
+    prompt_weight: float = Field(default=0.1, ge=0)
+    """Weight of prompt tokens in the MLE term; rationale tokens weigh 1."""
+    triplet_weight: float = Field(default=0.5, ge=0)
+    """Weight of the self-reflection term; 0 switches it off."""
+    triplet_margin: float = Field(default=1.0, ge=0)
+    """Margin of the self-reflection term."""
+    triplet_representation: Literal["last", "mean"] = "last"
+    """What stands for a rationale: the hidden state of its last token, or the mean over its tokens."""
+    triplet_prompt_gradient: Literal["attached", "detached"] = "attached"
+    """Whether the triplet term's gradient flows through the prompt; `detached` is the reference's way, and dearer."""
+    rationale_cap: int = Field(default=192, ge=1)
+    """Tokens of a rationale that the triplet term sees."""
+
+    start: Literal["last", "base"] = "last"
+    """Continue from the previous round's student, or begin each round with the student as given."""
+    lessons: Literal["all", "latest", "replay"] = "all"
+    """Lessons of all rounds, of the latest, or the latest and a share of the earlier ones."""
+    replay_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the earlier lessons that `replay` keeps."""
+    feedback: bool = True
+    """Learn from lessons of kind feedback; off leaves the plain rationales (an ablation)."""
+    max_negatives: int = Field(default=4, ge=1)
+    """Mistakes a question that may serve as negatives."""
+    max_positives: int = Field(default=10, ge=1)
+    """Other correct rationales a question that may serve as positives."""
+    own_positives: bool = True
+    """The student's own correct attempts may serve as positives."""
+    gold_rationales: bool = False
+    """The task's gold rationales may serve as positives."""
+
+    workers: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
+    """Ray Train workers."""
+    cpus_per_worker: Annotated[float, OPERATIONAL] = Field(default=1, gt=0)
+    """CPUs that Ray reserves for a worker."""
+    threads: Annotated[int | Literal["auto"], OPERATIONAL] = "auto"
+    """Torch threads of a worker on CPU; auto takes the node's cores, divided by its workers."""
+    zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
+    """DeepSpeed ZeRO stage."""
+    offload_optimizer: Annotated[bool, OPERATIONAL] = False
+    """Optimizer states in host memory; needs ZeRO 1 or higher."""
+    offload_parameters: Annotated[bool, OPERATIONAL] = False
+    """Parameters in host memory; needs ZeRO 3."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and activations; auto is bfloat16 on GPUs that have it, float32 elsewhere."""
+    attention: Annotated[Literal["auto", "tree", "separate"], OPERATIONAL] = "auto"
+    """`tree` computes a prompt once for its rationales, `separate` once for each; auto tries the tree on the model."""
+    attention_kernel: Annotated[Literal["sdpa", "flash_attention_2", "eager"], OPERATIONAL] = "sdpa"
+    """Of the separate passes; the tree has kernels of its own."""
+    gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    compile: Annotated[bool, OPERATIONAL] = False
+    """`torch.compile` the student; pays off on long runs on GPUs only."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; None trains all weights."""
+    micro_batch_tokens: Annotated[int, OPERATIONAL] = Field(default=16384, ge=16)
+    """Tokens that one forward pass holds at most; lower it when memory runs out."""
+    accumulation: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
+    """Forward passes a step and worker at least; more are made where `micro_batch_tokens` asks for them."""
+
+    checkpoint_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
+    """Steps between two checkpoints; None leaves it to `checkpoint_every_s`."""
+    checkpoint_every_s: Annotated[float, OPERATIONAL] = Field(default=60.0, gt=0)
+    """Seconds between two checkpoints."""
+    keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
+    """Checkpoints kept; two, so that a torn one leaves the one before."""
+    max_skipped_steps: int = Field(default=5, ge=1)
+    """Steps skipped in a row (overflow, NaN or Inf) that end the stage; without loss scaling the first one does."""
+    max_failures: Annotated[int, OPERATIONAL] = Field(default=3, ge=0)
+    """Lost workers or memory shortages after which the stage fails; each one goes on from the last checkpoint."""
+    max_shard_size: Annotated[str, OPERATIONAL] = "4GB"
+    """Safetensors files of the exported student are split above this size."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("training.offload_optimizer needs training.zero_stage of 1 or higher")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("training.offload_parameters needs training.zero_stage=3")
+        if self.accumulation * self.workers > self.batch_size:
+            raise ValueError(
+                f"training.batch_size={self.batch_size} cannot be split into training.accumulation={self.accumulation} "
+                f"passes on training.workers={self.workers}: raise batch_size or lower one of the others"
+            )
+        if self.lora is not None and self.zero_stage == 3:
+            raise ValueError("training.lora keeps the base weights whole; use training.zero_stage of 2 or lower")
+        return self

@@ -1,0 +1,161 @@
+"""Logs of the driver: everything to the run's log file, warnings and errors to stderr as well.
+
+`setup_logging` comes first; `adopt_ray_output` after `ray.init`, so that what Ray's workers print (vLLM, DeepSpeed)
+goes the same way instead of to the terminal. Both may be called again. Stdout stays free for results.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+CHATTY = ("ray", "ray.data", "ray.train", "ray.serve", "vllm", "transformers", "datasets", "httpx", "DeepSpeed")
+"""Libraries that write to the terminal by handlers of their own."""
+
+LOUD = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback \(most recent|^\w*(?:Error|Exception)\b|\] [EF] ")
+"""A worker's line that a person should see; the first group is its level where it states one."""
+
+RAY_MARKS = ("__ray_tqdm_magic_token__", ":job_id:", ":actor_name:", ":task_name:")
+"""Lines by which Ray's processes talk to each other, not to people."""
+
+EXPECTED = re.compile(
+    "|".join(
+        (
+            "Progress bars disabled",  # ours are shown
+            "The argument ``concurrency`` is deprecated",  # said of Ray Data by Ray Data
+            "The maximum number of concurrent tasks for",  # few shards: fewer tasks than allowed
+            "Token authentication is enabled",  # the README says what it means
+            "Setting accelerator to CPU",  # DeepSpeed, on a machine without a GPU
+        )
+    )
+)
+"""Warnings about what a run does on purpose: they go to the log file alone."""
+
+workers_log = logging.getLogger("tailor_ray.workers")
+
+
+class RedactingFormatter(logging.Formatter):
+    """Known secrets are written as ***, in messages and in the tracebacks that the formatter adds."""
+
+    def __init__(self, layout: str, secrets: Iterable[str]) -> None:
+        super().__init__(layout)
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever sys.stderr is now: live bars put a stream of their own there."""
+
+    def __init__(self, level: int) -> None:
+        logging.Handler.__init__(self, level)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class RunLogHandler(logging.FileHandler):
+    """A full disk is said on stderr once, and not by a traceback a line: the run outlives its log."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's own signature)
+        if not self._failed:
+            self._failed = True
+            sys.stderr.write(f"ERROR the log file {self.baseFilename} cannot be written: {sys.exc_info()[1]}\n")
+
+
+def setup_logging(run_log: Path | None, level: int = logging.INFO, secrets: Iterable[str] = ()) -> None:
+    """Send everything from `level` up to `run_log` and warnings to stderr; `secrets` are written as ***.
+
+    Raises OSError when the log file cannot be opened.
+    """
+    secrets = tuple(secrets)
+    console = StderrHandler(logging.WARNING)
+    console.addFilter(lambda record: record.levelno > logging.WARNING or not EXPECTED.search(record.getMessage()))
+    console.setFormatter(RedactingFormatter("%(levelname)s %(message)s", secrets))
+    handlers: list[logging.Handler] = [console]
+    if run_log is not None:
+        run_log.parent.mkdir(parents=True, exist_ok=True)
+        file = RunLogHandler(run_log)
+        file.setLevel(level)  # Ray Data's loggers emit DEBUG whatever the root says
+        file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", secrets))
+        handlers.append(file)
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if isinstance(handler, StderrHandler | RunLogHandler)]:
+        root.removeHandler(old)
+        if isinstance(old, RunLogHandler):
+            old.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    adopt_loggers()
+
+
+def adopt_loggers() -> None:
+    """Take the console handlers of chatty libraries away, so that their records reach ours alone."""
+    for name in CHATTY:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                logger.removeHandler(handler)
+        logger.propagate = True
+
+
+def adopt_ray_output() -> None:
+    """Route what Ray's workers print, and Ray Data's bars, into our logging. Call after `ray.init`."""
+    import ray.data  # configures its loggers on import: they can be adopted only afterwards
+    import ray.train
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    adopt_loggers()
+    for name in ("ray_print_logs", WorkerLines.name):
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler(WorkerLines.name, WorkerLines())
+
+
+class WorkerLines:
+    """Takes Ray's batches of worker lines {"pid", "ip", "lines", "actor_name", "task_name", …}."""
+
+    name = "tailor_run_log"
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        who = batch.get("actor_name") or batch.get("task_name") or "worker"
+        for line in batch["lines"]:
+            if not line.strip() or line.startswith(
+                ("__ray_tqdm_magic_token__", ":job_id:", ":actor_name:", ":task_name:")
+            ):
+                continue
+            workers_log.log(self._level(line), "(%s pid=%s) %s", who, batch.get("pid"), line.rstrip())
+
+    def _level(self, line: str) -> int:
+        """Loud lines keep their level the first time; what differs only in numbers is chatter from then on."""
+        found = LOUD.search(line)
+        if not found:
+            return logging.INFO
+        shape = re.sub(r"\d+|0x[0-9a-f]+", "#", line)
+        with self._lock:
+            if shape in self._said:
+                return logging.INFO
+            self._said.add(shape)
+        return logging.WARNING if found[1] == "WARNING" else logging.ERROR

@@ -1,0 +1,110 @@
+"""The run's live figures as Ray metrics, scraped by Prometheus and shown by the Grafana dashboard in cluster/.
+
+`count`, `gauge` and `observe` may be called from any process and thread, with or without Ray: outside a Ray process
+they only check the name. A metric is made when first used, so importing this module costs nothing. Ray adds `ray_` to
+each name and `_total` to a counter's: `teacher_requests` is scraped as `ray_tailor_teacher_requests_total`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+PREFIX = "tailor_"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    description: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def scraped(self) -> str:
+        """The name that Prometheus sees; a histogram's series carry `_bucket`, `_sum` and `_count` behind it."""
+        return f"ray_{PREFIX}{self.name}" + ("_total" if self.kind == "counter" else "")
+
+
+TABLE = {
+    metric.name: metric
+    for metric in (
+        Metric("exam_samples", "counter", "attempts", "Attempts graded, by verdict", ("verdict",)),
+        Metric("engine_tokens", "counter", "tokens", "Tokens through the student's engines", ("direction",)),
+        Metric("engine_restarts", "counter", "engines", "Engines replaced after they died"),
+        Metric("weight_swap_seconds", "gauge", "s", "Time of the last swap of weights in all engines"),
+        Metric("teacher_requests", "counter", "requests", "Teacher requests ended, by outcome", ("outcome",)),
+        Metric("teacher_in_flight", "gauge", "requests", "Teacher calls sent and not yet answered"),
+        Metric("teacher_tokens", "counter", "tokens", "Tokens that the teacher counted in usage", ("direction",)),
+        Metric("teacher_latency_seconds", "histogram", "s", "From sending a teacher call to its reply", ("outcome",)),
+        Metric("teacher_spent_usd", "gauge", "USD", "Dollars paid to the teacher in this run"),
+        Metric("teacher_left_usd", "gauge", "USD", "Dollars left in the run's budget"),
+        Metric("ledger_hits", "counter", "requests", "Teacher requests answered from the ledger, at no cost"),
+        Metric("training_loss", "gauge", "nats", "Loss of the last step, by term: total, mle, triplet", ("term",)),
+        Metric("training_tokens", "counter", "tokens", "Tokens through training's forward pass"),
+        Metric("training_steps", "counter", "steps", "Optimizer steps taken"),
+        Metric("round", "gauge", "", "Round under way; 0 is the evaluation of the student as given"),
+        Metric("accuracy", "gauge", "share", "Greedy accuracy of the last evaluation, by split", ("split",)),
+        Metric("stage_seconds", "gauge", "s", "Wall time of the last committed stage of a kind", ("stage",)),
+    )
+}
+
+LATENCY_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120]
+
+_lock = threading.Lock()
+
+
+def count(name: str, n: float = 1, **tags: str) -> None:
+    """Add `n` to a counter; adding 0 only checks the name. Raises KeyError for a name or tag not in TABLE."""
+    metric = _checked(name, "counter", tags)
+    if n > 0 and _in_ray():
+        _instrument(metric).inc(n, tags=tags)
+
+
+def gauge(name: str, value: float, **tags: str) -> None:
+    """Set a gauge. Raises KeyError for a name or tag not in TABLE."""
+    metric = _checked(name, "gauge", tags)
+    if _in_ray():
+        _instrument(metric).set(value, tags=tags)
+
+
+def observe(name: str, value: float, **tags: str) -> None:
+    """Add one observation to a histogram. Raises KeyError for a name or tag not in TABLE."""
+    metric = _checked(name, "histogram", tags)
+    if _in_ray():
+        _instrument(metric).observe(value, tags=tags)
+
+
+def _checked(name: str, kind: str, tags: dict[str, str]) -> Metric:
+    metric = TABLE[name]
+    if metric.kind != kind or set(tags) != set(metric.tags):
+        raise KeyError(f"metric {name} is a {metric.kind} with tags {metric.tags}, not a {kind} with {tuple(tags)}")
+    return metric
+
+
+def _in_ray() -> bool:
+    """Whether this process can export; never imports Ray by itself."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def _instrument(metric: Metric) -> Any:
+    with _lock:
+        return _make(metric)
+
+
+@cache
+def _make(metric: Metric) -> Any:
+    """The process's one instrument for a metric: Ray warns when a name is registered twice."""
+    from ray.util import metrics as ray_metrics
+
+    name, text = PREFIX + metric.name, f"{metric.description} [{metric.unit}]" if metric.unit else metric.description
+    if metric.kind == "counter":
+        return ray_metrics.Counter(name, text, tag_keys=metric.tags)
+    if metric.kind == "gauge":
+        return ray_metrics.Gauge(name, text, tag_keys=metric.tags)
+    return ray_metrics.Histogram(name, text, boundaries=LATENCY_BOUNDS_S, tag_keys=metric.tags)

@@ -1,0 +1,207 @@
+"""The report of a run: report/report.json, and report/index.html, one file that opens from disk without a network.
+
+Reads manifests and the files they name, never the log or anything uncommitted, so it can be written at any moment of a
+run and after any failure. All text from models, data and settings is escaped: jinja2 escapes the page, the page's data
+is JSON in a data block, the scripts set text as text, and a content policy allows these two scripts alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+from tailor_ray.errors import CorruptionError
+from tailor_ray.observe.comparison import Losses, compare_runs, paired_change
+from tailor_ray.observe.mistakes import Row, compare_exams, mistake_rows
+from tailor_ray.observe.pictures import read_losses, run_charts
+from tailor_ray.observe.progress import duration
+from tailor_ray.observe.summary import RunRecord, load_run, plain, summarize
+from tailor_ray.storage import Store
+
+T = TypeVar("T")
+Changes = dict[int, dict[str, int]]
+MAX_MISTAKES = 3_000  # rows in the page; at ~1 kB each it stays a file that opens at once
+
+
+def write_report(run: Store) -> dict[str, Any]:
+    """Write both files of the run folder's report/ and return the document of report.json.
+
+    A damaged or missing file is named in the document's `warnings` and on the page; its figures are left out.
+    """
+    record = load_run(run)
+    mistakes: Changes = _tolerant(record, compare_exams, {})
+    rows, total = _tolerant(record, _mistake_table, _NO_ROWS)
+    losses: Losses = _tolerant(record, read_losses, {})
+    gain = _tolerant(record, _gain, None)
+    document = summarize(record, mistakes)
+    document["gain"] = gain
+    run.write_json("report/report.json", document)
+    page = {"charts": run_charts(document, losses), "mistakes": {"rows": rows, "total": total}}
+    html = render("report.html.j2", report=document, settings=record.settings, page=page, **_headline(document))
+    run.write_bytes("report/index.html", html.encode())
+    return document
+
+
+def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
+    """Two or more runs side by side: comparison.json and comparison.html in the folder `out`; returns the document."""
+    records = [load_run(run) for run in runs]
+    none: Changes = {}
+    no_curves: Losses = {}
+    reports = [summarize(record, _tolerant(record, compare_exams, none)) for record in records]
+    losses = [_tolerant(record, read_losses, no_curves) for record in records]
+    document, charts = compare_runs(records, reports, losses)
+    out.write_json("comparison.json", document)
+    html = render("comparison.html.j2", comparison=document, reports=reports, page={"charts": charts})
+    out.write_bytes("comparison.html", html.encode())
+    return document
+
+
+def render(template: str, page: dict[str, Any], **values: Any) -> str:
+    """A template of page/ with the scripts and styles inside; `page` is the data that the scripts read."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("tailor_ray.observe", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    style, script = page_file("style.css"), page_file("charts.js") + page_file("mistakes.js")
+    return environment.get_template(template).render(
+        page=plain(page),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_policy_hash(style),
+        script_hash=_policy_hash(script),
+        **values,
+    )
+
+
+@cache
+def page_file(name: str) -> str:
+    return (resources.files("tailor_ray.observe") / "page" / name).read_text(encoding="utf-8")
+
+
+def _policy_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _tolerant(record: RunRecord, read: Callable[[RunRecord], T], without: T) -> T:
+    """The report of a damaged run says what is damaged and shows the rest."""
+    try:
+        return read(record)
+    except (CorruptionError, FileNotFoundError) as error:
+        record.warnings.append(str(error))
+        return without
+
+
+_NO_ROWS: tuple[list[Row], int] = ([], 0)
+
+
+def _mistake_table(record: RunRecord) -> tuple[list[Row], int]:
+    return mistake_rows(record, MAX_MISTAKES)
+
+
+def _gain(record: RunRecord) -> dict[str, Any] | None:
+    """The last evaluated round against round 0 on the same questions, by an exact paired test."""
+    scored = [number for number in record.rounds if (number, "evaluate") in record.stages]
+    if len(scored) < 2 or scored[0] != 0:
+        return None
+    return paired_change((record, 0), (record, scored[-1]))
+
+
+def _headline(document: dict[str, Any]) -> dict[str, Any]:
+    """What the page says first: the last evaluated round, the gain, the tiles."""
+    scored = [entry for entry in document["rounds"] if entry["evaluation"]]
+    totals = document["totals"]
+    per_fixed = totals["usd_per_fixed_question"]
+    tiles = [
+        {
+            "name": "Rounds",
+            "value": str(max([entry["round"] for entry in scored], default=0)),
+            "caption": "evaluated, beside round 0",
+        },
+        {
+            "name": "Mistakes fixed",
+            "value": thousands(totals["fixed"]),
+            "caption": "questions, summed over consecutive exams",
+        },
+        {"name": "Wall time", "value": duration(totals["seconds"]), "caption": "all committed stages"},
+        {
+            "name": "Teacher requests",
+            "value": thousands(totals["requests"]),
+            "caption": f"{thousands(totals['from_ledger'])} from the ledger, {thousands(totals['accepted'])} accepted",
+        },
+        {
+            "name": "Teacher tokens",
+            "value": thousands(totals["input_tokens"] + totals["output_tokens"]),
+            "caption": f"{thousands(totals['input_tokens'])} in, {thousands(totals['output_tokens'])} out",
+        },
+        {
+            "name": "Teacher cost",
+            "value": dollars(totals["cost_usd"]),
+            "caption": f"{dollars(per_fixed)} a fixed question"
+            if per_fixed is not None
+            else "no fixed question to divide by",
+        },
+    ]
+    return {"last": scored[-1] if scored else None, "gain": document["gain"], "tiles": tiles}
+
+
+def thousands(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.0f}"
+
+
+def percent(score: dict[str, Any] | None) -> str:
+    return "—" if score is None else f"{100 * score['accuracy']:.1f}"
+
+
+def share(score: dict[str, Any] | None) -> str:
+    return "—" if score is None else f"{percent(score)} %"
+
+
+def interval(score: dict[str, Any] | None) -> str:
+    return "—" if score is None else f"{100 * score['ci95'][0]:.1f}–{100 * score['ci95'][1]:.1f} %"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.1f} points".replace("-", "−")
+
+
+def dollars(value: float | None) -> str:
+    """Cents from a dollar up, two significant digits below: a lesson may cost $0.00012."""
+    if value is None:
+        return "—"
+    decimals = 2 if value >= 1 or value <= 0 else max(2, 1 - math.floor(math.log10(value)))
+    return f"${value:,.{decimals}f}"
+
+
+def forecast(value: Any) -> str:
+    """The forecast's dollars where it has them, else its requests."""
+    if not isinstance(value, dict):
+        return "—"
+    if value.get("cost_usd") is not None:
+        return dollars(value["cost_usd"])
+    return f"{thousands(value['requests'])} requests" if value.get("requests") is not None else "—"
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def loss(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (thousands, percent, share, interval, points, dollars, forecast, p_value, loss, duration)
+}

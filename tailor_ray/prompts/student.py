@@ -1,0 +1,113 @@
+"""What the student is shown and what it is to write back, for the exam, the evaluation and training alike.
+
+Always holds: every rendered prompt starts with `prefix`, which is the same for all questions, so that engines and
+training may compute it once; `render(q) + completion(…)` is one training row; a completion ends where the
+end-of-sequence token belongs; the conclusion is written once, as the last line, in the form that the grader reads.
+Picklable; needs no tokenizer in plain style.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from tailor_ray.errors import ConfigError
+from tailor_ray.records import AnswerKind, Question
+
+Messages = list[dict[str, str]]
+Chat = Callable[[Messages, bool], str]  # (messages, whether the assistant's turn is opened) -> text
+
+_FORM = {
+    AnswerKind.NUMBER: "Answer: <number>",
+    AnswerKind.CHOICE: "Answer: (<letter>)",
+    AnswerKind.YES_NO: "Answer: <yes or no>",
+}
+_CONCLUDING = re.compile(
+    r"(?:^|(?<=[.!?])[ \t]+|\n)[*_ \t]*"
+    r"(?:####|A\s?:|(?:(?:therefore|thus|so|hence|finally|in conclusion)\b,?\s+)?(?:the\s+|my\s+)?(?:final\s+)?answer\b"
+    r"[*_\s]{0,4}(?:is|:|=))"
+    r"[^\n=]{0,100}$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class StudentPrompt:
+    """Questions rendered in one style. `chat` is the tokenizer's template (`prompts.chat.ChatTemplate`)."""
+
+    style: Literal["plain", "chat"]
+    kind: AnswerKind
+    demos: Sequence[Question] = field(default=())  # worked questions, shown first in every prompt
+    chat: Chat | None = None
+
+    def __post_init__(self) -> None:
+        if self.style == "chat" and self.chat is None:
+            raise ConfigError("student.prompt_style: chat needs the tokenizer's chat template; set it to plain")
+
+    @cached_property
+    def prefix(self) -> str:
+        """The demos as every prompt begins with them; "" without demos."""
+        if not self.demos:
+            return ""
+        if self.chat is None or self.style == "plain":
+            return "".join(self._block(demo) + self._worked(demo) + "\n\n" for demo in self.demos)
+        shared = self.chat(self._demo_turns(), False)
+        # Some templates write a turn differently when another follows; then nothing is shared, and that is said by "".
+        probe = self.chat([*self._demo_turns(), {"role": "user", "content": "?"}], True)
+        return shared if probe.startswith(shared) else ""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a completion: a student that was never trained goes on with a question of its own."""
+        return ("\nQuestion:",) if self.style == "plain" else ()
+
+    def render(self, question: Question) -> str:
+        """The prompt; the student's completion is to follow it directly."""
+        if self.chat is None or self.style == "plain":
+            return self.prefix + self._block(question)
+        return self.chat([*self._demo_turns(), {"role": "user", "content": self._asked(question)}], True)
+
+    def completion(self, rationale: str, answer: str) -> str:
+        """What the student is to write after `render`: the rationale, and the conclusion once, as the last line."""
+        body = without_conclusion(rationale)
+        shown = f"({answer})" if self.kind is AnswerKind.CHOICE else answer
+        text = f"{body}\nAnswer: {shown}" if body else f"Answer: {shown}"
+        return f" {text}" if self.style == "plain" else text
+
+    def _block(self, question: Question) -> str:
+        return f"Question: {_with_choices(question)}\nReasoning:"
+
+    def _worked(self, demo: Question) -> str:
+        return self.completion(demo.rationale or "", demo.answer)
+
+    def _asked(self, question: Question) -> str:
+        form = _FORM.get(self.kind, "Answer: <answer>")
+        return f'{_with_choices(question)}\n\nReason step by step, then end with the line "{form}".'
+
+    def _demo_turns(self) -> Messages:
+        turns: Messages = []
+        for demo in self.demos:
+            turns.append({"role": "user", "content": self._asked(demo)})
+            turns.append({"role": "assistant", "content": self._worked(demo)})
+        return turns
+
+
+def without_conclusion(text: str) -> str:
+    """A rationale less the lines or sentences at its end that only say the answer ("#### 18", "The answer is 18.").
+
+    A conclusion that still computes ("The answer is 9 * 2 = 18.") belongs to the reasoning and stays.
+    """
+    text = text.strip()
+    while match := _CONCLUDING.search(text):
+        text = text[: match.start()].rstrip()
+    return text
+
+
+def _with_choices(question: Question) -> str:
+    choices = question.choice_texts()
+    if not choices:
+        return question.text
+    return f"{question.text}\nChoices: " + " ".join(f"({letter}) {text}" for letter, text in choices.items())

@@ -1,0 +1,181 @@
+"""What the teacher is asked: chat messages for a rationale, for feedback on a mistake, and for another try.
+
+In: a Question, for feedback also the student's attempt, for another try the rejected reply and what was wrong with
+it. Out: messages of the chat completions API. The parts of a prompt stand in tags of their own, so that the teacher
+tells the student's words from ours; a tag of ours inside those words is defused. The same input gives the same
+messages, for they are part of the ledger's key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tailor_ray.records import AnswerKind, LessonKind, Question
+
+Messages = list[dict[str, str]]
+
+SYSTEM = "You are a patient teacher. You explain briefly and correctly, one step after the other."
+
+RATIONALE = """\
+Solve this question step by step.
+
+<question>
+{question}
+</question>
+
+{form}"""
+
+FEEDBACK = """\
+A student answered this question wrongly. Say in one or two sentences where the student's reasoning first goes wrong, \
+then write the reasoning as the student should have written it: complete, from the start, and as if nobody had told \
+the answer. Never mention the student, the hint or the reference answer in the corrected reasoning.
+
+<question>
+{question}
+</question>
+
+<attempt>
+{attempt}
+</attempt>
+
+<hint>
+{answer}
+</hint>
+
+{form}"""
+
+SCORE = """\
+Another teacher wrote this reasoning for a student. Score it from 1 (wrong or useless) to 5 (correct, complete, clear).
+
+<question>
+{question}
+</question>
+
+<reasoning>
+{reasoning}
+</reasoning>
+
+Reply in exactly this form:
+<score>a whole number from 1 to 5</score>"""
+
+AGAIN = "That reply cannot be used: {problem} Write the whole reply again, in the same form."
+
+ANSWER_FORMS: Mapping[AnswerKind, str] = {
+    AnswerKind.NUMBER: "the number alone, without unit or separator",
+    AnswerKind.CHOICE: "the letter of the choice alone",
+    AnswerKind.YES_NO: "yes or no",
+    AnswerKind.TEXT: "the answer alone, as short as it can be",
+    AnswerKind.REGEX: "the answer alone, as short as it can be",
+    AnswerKind.PYTHON: "the answer alone",
+}
+
+_TAGS = re.compile(r"<(/?)(question|attempt|hint|feedback|rationale|answer|reasoning|score)>", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{(question|choices|answer|attempt|form|problem|reasoning)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The texts that a configuration may replace."""
+
+    system: str = SYSTEM
+    rationale: str = RATIONALE
+    feedback: str = FEEDBACK
+    again: str = AGAIN
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPrompt:
+    """Renders requests for one task; `structured` asks for JSON by schema instead of tagged text."""
+
+    kind: AnswerKind
+    structured: bool = False
+    templates: Templates = Templates()
+
+    def rationale(self, question: Question) -> Messages:
+        return self._messages(self.templates.rationale, question, LessonKind.RATIONALE)
+
+    def feedback(self, question: Question, attempt: str) -> Messages:
+        return self._messages(self.templates.feedback, question, LessonKind.FEEDBACK, attempt)
+
+    def score(self, question: Question, rationale: str) -> Messages:
+        """Asks a peer what another teacher's rationale is worth."""
+        values = {"question": _defuse(with_choices(question)), "reasoning": _defuse(rationale)}
+        return [{"role": "user", "content": _fill(SCORE, values)}]
+
+    def again(self, messages: Messages, reply: str, problem: str) -> Messages:
+        """The conversation so far, and what was wrong with its last reply."""
+        content = _fill(self.templates.again, {"problem": problem})
+        return [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": content}]
+
+    def response_format(self, lesson: LessonKind) -> dict[str, Any] | None:
+        """The JSON schema to send along; None for tagged text."""
+        if not self.structured:
+            return None
+        texts = {
+            "feedback": "where the student's reasoning first goes wrong",
+            "rationale": "the reasoning, step by step",
+            "answer": ANSWER_FORMS[self.kind],
+        }
+        names = [name for name in texts if name != "feedback" or lesson is LessonKind.FEEDBACK]
+        schema = {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": texts[name]} for name in names},
+            "required": names,
+            "additionalProperties": False,
+        }
+        return {"type": "json_schema", "json_schema": {"name": lesson.value, "strict": True, "schema": schema}}
+
+    def _messages(self, template: str, question: Question, lesson: LessonKind, attempt: str = "") -> Messages:
+        values = {
+            "question": _defuse(with_choices(question) if "{choices}" not in template else question.text),
+            "choices": _defuse(choice_lines(question)),
+            "attempt": _defuse(attempt.strip()),
+            "answer": question.answer,
+            "form": self._form(lesson),
+        }
+        system = [{"role": "system", "content": self.templates.system}] if self.templates.system else []
+        return [*system, {"role": "user", "content": _fill(template, values)}]
+
+    def _form(self, lesson: LessonKind) -> str:
+        form = ANSWER_FORMS[self.kind]
+        if self.structured:
+            return f"Reply with a JSON object as the schema says; `answer` is {form}."
+        first = "<feedback>where it goes wrong</feedback>\n" if lesson is LessonKind.FEEDBACK else ""
+        return (
+            "Reply in exactly this form:\n"
+            f"{first}<rationale>the reasoning, step by step</rationale>\n"
+            f"<answer>{form}</answer>"
+        )
+
+
+def choice_lines(question: Question) -> str:
+    """The choices as "(a) text" lines; empty when there are none."""
+    return "\n".join(f"({letter}) {text}" for letter, text in question.choice_texts().items())
+
+
+def with_choices(question: Question) -> str:
+    """The question's text with its choices below it."""
+    choices = choice_lines(question)
+    return f"{question.text}\n{choices}" if choices else question.text
+
+
+def section(messages: Sequence[Mapping[str, Any]], tag: str) -> str | None:
+    """What stands in a tag of a built-in prompt's first user message; None when it has no such tag."""
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") == "user" and isinstance(content, str):
+            found = re.search(rf"<{tag}>\n(.*?)\n</{tag}>", content, re.DOTALL)
+            return found.group(1) if found else None
+    return None
+
+
+def _defuse(text: str) -> str:
+    return _TAGS.sub(r"<\1 \2>", text)
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """Fill in known placeholders in one pass: braces in questions, attempts and JSON stay what they are."""
+    return _PLACEHOLDER.sub(lambda found: values.get(found.group(1), found.group(0)), template)

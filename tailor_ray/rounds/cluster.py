@@ -1,0 +1,71 @@
+"""The Ray cluster that carries a run: found where there is one, started and stopped where there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, a running one, or of a local one started for this.
+
+    Only what was started here is stopped at the end. Raises ConfigError when a named address does not answer.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # else the dashboard's Train tab stays empty
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():  # a caller's session, a test's for one: it is theirs to end
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    _init(config)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(config: ClusterConfig) -> None:
+    import ray
+
+    # Ray's own handlers would write to the terminal; without them its records reach ours (observe.logs).
+    common: dict[str, Any] = {"namespace": "tailor_ray", "configure_logging": False, "log_to_driver": True}
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, "
+                "or unset cluster.address and RAY_ADDRESS to have a local one started"
+            ) from None
+        return
+    if address is None:
+        try:
+            ray.init(address="auto", **common)
+        except ConnectionError:
+            log.info("no running Ray cluster found: starting a local one")
+        else:
+            return
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        object_store_memory=int(config.object_store_gib * 2**30),
+        include_dashboard=config.dashboard,
+        dashboard_host="127.0.0.1",
+        **common,
+    )

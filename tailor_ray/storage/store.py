@@ -1,0 +1,259 @@
+"""`Store`: one folder on any pyarrow filesystem, with atomic writes.
+
+In: paths relative to the folder, with `/`. Out: bytes. A write is a temporary file, fsync and rename on a local
+filesystem, and a single put (atomic by the service's contract) elsewhere. A store that carries a guard asks it
+before each change, so that a driver which lost its lease cannot write any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from tailor_ray.errors import ConfigError
+
+Guard = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One committed file: path relative to the store that lists it, and what it must hash to."""
+
+    path: str
+    sha256: str
+    bytes: int
+    rows: int | None = None
+
+
+class Store:
+    """A folder for a run's files. Cheap to make, picklable, safe to use from threads."""
+
+    def __init__(self, filesystem: pafs.FileSystem, root: str, uri: str, guard: Guard | None = None) -> None:
+        self.filesystem = filesystem
+        self.root = root
+        self.uri = uri
+        self._guard = guard
+
+    @classmethod
+    def open(cls, uri: str) -> Store:
+        """Open, and make on first write, the folder at a local path or filesystem URI.
+
+        Raises ConfigError when the scheme is unknown or the URI is malformed.
+        """
+        if not re.match(r"^\w[\w+.-]*://", uri):
+            root = str(Path(uri).expanduser().resolve())
+            return cls(pafs.LocalFileSystem(), root, root)
+        try:
+            filesystem, root = pafs.FileSystem.from_uri(uri)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"storage {uri!r} cannot be opened: {error}; give a local folder or a URI") from None
+        return cls(filesystem, root.rstrip("/"), uri)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.uri, self._guard)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def child(self, *names: str) -> Store:
+        base, mark, query = self.uri.partition("?")  # s3://bucket/run?endpoint_override=… keeps its query
+        uri = "/".join((base.rstrip("/"), *names)) + mark + query
+        return Store(self.filesystem, "/".join((self.root, *names)), uri, self._guard)
+
+    def guarded(self, guard: Guard) -> Store:
+        """The same folder; `guard` is called before each change and raises when the lease is lost."""
+        return Store(self.filesystem, self.root, self.uri, guard)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        """The path for the filesystem object; for a local store an absolute local path."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def exists(self, name: str) -> bool:
+        return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def size(self, name: str) -> int:
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(f"{self.uri}/{name}")
+        return info.size
+
+    def files(self, name: str = "") -> list[str]:
+        """Names of the files directly below the folder `name`, sorted; empty when there is none."""
+        return self._names(name, pafs.FileType.File)
+
+    def folders(self, name: str = "") -> list[str]:
+        return self._names(name, pafs.FileType.Directory)
+
+    def _names(self, name: str, kind: pafs.FileType) -> list[str]:
+        selector = pafs.FileSelector(self.path(name), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.type == kind)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The file's content; raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read()
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_bytes(self, name: str, data: bytes) -> FileEntry:
+        """Write atomically; an existing file is replaced."""
+        self.check()
+        if self.is_local:
+            _write_local(Path(self.path(name)), data)
+        else:
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
+                stream.write(data)
+        return FileEntry(name, hashlib.sha256(data).hexdigest(), len(data))
+
+    def write_json(self, name: str, value: Any) -> FileEntry:
+        return self.write_bytes(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write only if there is no such file; False, and nothing changed, when there is one."""
+        self.check()
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            _write_synced(temporary, data)
+            try:
+                os.link(temporary, target)  # fails when the name is taken, and the content is already whole
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            return True
+        return self._create_remote(name, data)
+
+    def _create_remote(self, name: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+        from obstore.store import from_url
+
+        try:
+            obstore.put(from_url(self.uri.partition("?")[0]), name, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all below it; nothing happens when there is none."""
+        self.check()
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type == pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+        elif info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+
+    def upload_folder(self, local: Path, name: str) -> list[FileEntry]:
+        """Copy a local folder's files to the folder `name`; entries carry paths relative to this store."""
+        entries = []
+        for file in sorted(path for path in local.rglob("*") if path.is_file()):
+            target = f"{name}/{file.relative_to(local).as_posix()}"
+            self.check()
+            destination = Path(self.path(target))
+            if self.is_local and destination.resolve() != file.resolve():
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                temporary = destination.with_name(f".{destination.name}.tmp")
+                shutil.copyfile(file, temporary)
+                _sync_and_rename(temporary, destination)
+            elif not self.is_local:
+                pafs.copy_files(str(file), self.path(target), pafs.LocalFileSystem(), self.filesystem)
+            entries.append(FileEntry(target, file_sha256(file), file.stat().st_size))
+        return entries
+
+    def local_folder(self, name: str) -> Path:
+        """The folder `name` as a local path: itself, or a copy in this node's cache keyed by sizes and times."""
+        if self.is_local:
+            return Path(self.path(name))
+        selector = pafs.FileSelector(self.path(name), recursive=True)
+        infos = [info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        stamp = repr(sorted((info.path, info.size, str(info.mtime)) for info in infos))
+        digest = hashlib.sha256(f"{self.uri}/{name}{stamp}".encode()).hexdigest()[:24]
+        target = node_cache() / "folders" / digest
+        if not target.exists():
+            temporary = target.with_name(f"{digest}.{uuid.uuid4().hex}.tmp")
+            temporary.mkdir(parents=True)
+            pafs.copy_files(self.path(name), str(temporary), self.filesystem, pafs.LocalFileSystem())
+            try:
+                temporary.rename(target)
+            except OSError:  # another process on this node was faster
+                shutil.rmtree(temporary)
+        return target
+
+    def hash_file(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Raise LeaseLost when this store's lease is no longer ours."""
+        if self._guard is not None:
+            self._guard()
+
+
+def node_cache() -> Path:
+    """This node's scratch folder for copies of remote files and the local half of the ledger."""
+    base = os.environ.get("TAILOR_RAY_CACHE") or Path.home() / ".cache" / "tailor_ray"
+    return Path(base).expanduser().resolve()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _reopen(uri: str, guard: Guard | None) -> Store:
+    store = Store.open(uri)
+    return store.guarded(guard) if guard is not None else store
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        _write_synced(temporary, data)
+        temporary.chmod(0o644)
+        _sync_and_rename(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_and_rename(temporary: Path, target: Path) -> None:
+    """Content first, then the name, then the folder entry: a crash leaves the old file or the new one."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""The student: its files, its engines, its exam."""

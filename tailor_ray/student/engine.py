@@ -1,0 +1,351 @@
+"""One vLLM engine in one actor; the only file that imports vllm.
+
+In: batches of prompts with a seed for every sample. Out: one completion for every sample, in order. What always
+holds: a prompt that cannot be asked (empty, too long, not text) is answered by an error, and the engine goes on;
+when the engine itself breaks, every waiting call raises EngineBroken and the actor is of no further use; no answer
+is ever given from weights other than those that the last `load` returned the hash of.
+
+All use of vLLM happens on one thread, which admits new requests between two steps: batches of several callers are
+decoded together. On CPU the engine runs inside the actor's own process (VLLM_ENABLE_V1_MULTIPROCESSING=0): measured
+on 2 cores, it starts in 15–32 s where engine, core and worker processes take 88–119 s, decodes 86–94 samples/s where
+they decode 44–79, and leaves no child behind when it is killed. On GPUs the core is a child process, so that the
+host's work overlaps with the device's; `die_with_parent` ends it with its actor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ModelError, TailorError
+from tailor_ray.student.model import folder_sha256
+from tailor_ray.student.sampling import Completions, EngineBroken, Sampling, unaskable
+
+log = logging.getLogger(__name__)
+PROBE_TOKENS = 16
+IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+
+
+@dataclass(slots=True)
+class Job:
+    """Work for the engine's thread: `start` is called with the engine; the job ends when its future is set.
+
+    A job that is `alone` starts when nothing else runs, and nothing else starts before it ends.
+    """
+
+    start: Callable[[Any, Job], None]
+    alone: bool
+    left: int = 0  # requests that still run
+    future: Future[Any] = field(default_factory=Future)
+
+
+class StudentEngine:
+    """The actor. Its calls block; Ray runs each on a thread of its own."""
+
+    def __init__(self, config: StudentConfig, model: str, seed: int, on_gpu: bool) -> None:
+        self._config, self._seed, self._on_gpu = config, seed, on_gpu
+        self._model, self._checksum = Path(model), ""
+        self._wake = threading.Condition()
+        self._inbox: deque[Job] = deque()
+        self._running: dict[str, tuple[Job, Completions, int]] = {}
+        self._alone: Job | None = None
+        self._broken: str | None = None
+        self._steps = self._requests = 0
+        self._tokenizer: Any = None
+        self._limit = 0
+        self._started: Future[None] = Future()
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    def ready(self) -> str:
+        """Wait for the start; the hash of the model that answers. Raises ModelError when vLLM cannot serve it."""
+        self._started.result()
+        return self._checksum
+
+    def progress(self) -> int:
+        """A number that grows with every step; a hung engine keeps its."""
+        return self._steps
+
+    def generate(
+        self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool = False
+    ) -> Completions:
+        """One completion for each seed of each prompt, in order. Raises EngineBroken."""
+        return self._call(lambda engine, job: self._admit_batch(engine, job, prompts, seeds, sampling), alone)
+
+    def load(self, folder: str) -> str:
+        """Swap the weights in place and return the folder's hash; see `_swap` for what is checked.
+
+        Raises ModelError when the folder holds another architecture: that takes a new engine.
+        """
+        return self._call(lambda engine, job: job.future.set_result(self._swap(engine, Path(folder))), alone=True)
+
+    def sleep(self) -> None:
+        """Give the device's memory back, weights and cache; `load` wakes the engine again."""
+        self._call(lambda engine, job: job.future.set_result(engine.sleep(level=2)), alone=True)
+
+    def _call(self, start: Callable[[Any, Job], None], alone: bool) -> Any:
+        job = Job(start, alone)
+        with self._wake:
+            if self._broken:
+                raise EngineBroken(self._broken)
+            self._inbox.append(job)
+            self._wake.notify()
+        return job.future.result()
+
+    # From here on everything runs on the engine's thread.
+
+    def _serve(self) -> None:
+        try:
+            engine = build_engine(self._config, self._model, self._seed, self._on_gpu)
+            self._tokenizer = engine.get_tokenizer()
+            self._limit = engine.model_config.max_model_len
+            self._probe(engine)  # a shape that no kernel computes fails here and not in the exam
+            self._checksum = folder_sha256(self._model)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            self._started.set_exception(ModelError(f"vLLM cannot serve the student {self._model}: {error}"))
+            return
+        except BaseException as error:  # noqa: BLE001  raised again by `ready`
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        try:
+            while True:
+                self._start_jobs(engine)
+                if engine.has_unfinished_requests():
+                    for output in engine.step():
+                        self._deliver(output)
+                    self._steps += 1
+        except BaseException:  # noqa: BLE001  whatever it was, no later step can be trusted
+            traceback.print_exc()
+            self._break(f"the engine failed: {traceback.format_exc(limit=-1).strip()}")
+
+    def _start_jobs(self, engine: Any) -> None:
+        """Start what may start now; wait for work when there is none."""
+        while True:
+            with self._wake:
+                while not self._inbox and not self._running:
+                    self._wake.wait()
+                if not self._inbox or self._alone or (self._inbox[0].alone and self._running):
+                    return
+                job = self._inbox.popleft()
+            self._alone = job if job.alone else None
+            try:
+                job.start(engine, job)
+            except TailorError as error:
+                job.future.set_exception(error)
+            except BaseException:
+                self._inbox.appendleft(job)  # so that `_break` reaches its caller
+                raise
+            if job.future.done():
+                self._alone = None
+
+    def _break(self, why: str) -> None:
+        with self._wake:
+            self._broken = why
+            waiting = {id(job.future): job for job in self._inbox}
+        waiting.update({id(job.future): job for job, _, _ in self._running.values()})
+        for job in waiting.values():
+            if not job.future.done():
+                job.future.set_exception(EngineBroken(why))
+
+    def _admit_batch(
+        self, engine: Any, job: Job, prompts: list[str], seeds: list[list[int]], sampling: Sampling
+    ) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        tokens, errors = self._tokenize(prompts, sampling.special_tokens)
+        out = Completions.of_errors([errors[row] or "" for row, group in enumerate(seeds) for _ in group])
+        asked = [(ids, seed) for ids, group in zip(tokens, seeds, strict=True) for seed in group]
+        for index, (ids, seed) in enumerate(asked):
+            if not ids:
+                continue
+            parameters = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=seed,
+                stop=list(sampling.stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._requests += 1
+            name = str(self._requests)  # vLLM returns a name of its own, but answers by this one
+            engine.add_request(name, {"prompt_token_ids": ids}, parameters)
+            self._running[name] = (job, out, index)
+            job.left += 1
+        if not job.left:
+            job.future.set_result(out)
+
+    def _deliver(self, output: Any) -> None:
+        if not output.finished:
+            return
+        job, out, index = self._running.pop(output.request_id)
+        completion = output.outputs[0]
+        tokens = len(output.prompt_token_ids or ()), len(completion.token_ids)
+        if completion.finish_reason in ("stop", "length"):
+            out.put(index, completion.text, completion.finish_reason, *tokens)
+        else:
+            out.errors[index] = f"the engine ended the request with {completion.finish_reason!r}"
+        job.left -= 1
+        if not job.left:
+            self._alone = None
+            job.future.set_result(out)
+
+    def _tokenize(self, prompts: list[str], special_tokens: bool) -> tuple[list[list[int]], list[str | None]]:
+        """Ids of each prompt, empty beside a reason where it cannot be asked."""
+        errors: list[str | None] = [unaskable(prompt) for prompt in prompts]
+        askable = [prompt for prompt, error in zip(prompts, errors, strict=True) if error is None]
+        found = iter(self._tokenizer(askable, add_special_tokens=special_tokens)["input_ids"] if askable else ())
+        tokens: list[list[int]] = []
+        for row, error in enumerate(errors):
+            ids = next(found) if error is None else []
+            if error is None and not ids:
+                errors[row] = "the prompt has no token"
+            elif len(ids) >= self._limit:
+                errors[row] = (
+                    f"the prompt has {len(ids)} tokens and leaves no room for an answer: "
+                    f"student.max_model_len is {self._limit}"
+                )
+                ids = []
+            tokens.append(ids)
+        return tokens, errors
+
+    def _swap(self, engine: Any, folder: Path) -> str:
+        """Load `folder` into the running engine.
+
+        What shows that the new weights answer: the log-probabilities of a fixed probe, asked with an empty prefix
+        cache before and after, must differ when the folders' hashes do. Raises EngineBroken when they do not, so
+        that the engine is replaced. (vLLM packs its weights by kernel, so they cannot be hashed in place.)
+        """
+        checksum = folder_sha256(folder)
+        asleep = engine.is_sleeping()
+        if checksum == self._checksum and not asleep:
+            return checksum
+        if architecture(folder) != architecture(self._model):
+            raise ModelError(f"{folder} has another architecture than {self._model}: a new engine is needed")
+        if asleep:
+            engine.wake_up()  # its weights were given up: there is nothing to compare with
+        before = None if asleep else self._probe(engine)
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        if not self._on_gpu:
+            engine.collective_rpc(repack_output_head)
+        if self._probe(engine) == before:
+            raise EngineBroken(f"the engine answers as before although {folder} holds other weights")
+        self._model, self._checksum = folder, checksum
+        return checksum
+
+    def _probe(self, engine: Any) -> list[float]:
+        """Log-probabilities of greedy tokens after a fixed prompt; nothing else runs meanwhile."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine.reset_prefix_cache()  # a cached prefix would answer with the weights that filled it
+        vocabulary = engine.model_config.get_vocab_size()
+        prompt = [(7919 * position) % vocabulary for position in range(1, 1 + min(PROBE_TOKENS, self._limit // 2))]
+        parameters = SamplingParams(
+            temperature=0, max_tokens=4, ignore_eos=True, logprobs=1, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        engine.add_request("probe", {"prompt_token_ids": prompt}, parameters)
+        found: list[float] = []
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                found = [next(iter(entry.values())).logprob for entry in output.outputs[0].logprobs]
+        engine.reset_prefix_cache()
+        return found
+
+
+def repack_output_head(worker: Any) -> None:
+    """Pack a tied output head again: on CPU vLLM 0.29 keeps a packed copy of it, which a reload of weights passes by.
+
+    Without this a student with tied embeddings answers by its new layers and its old head.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """The model's shape: what must stay the same for weights to be swapped in place."""
+    config = json.loads((folder / "config.json").read_text())
+    return {key: value for key, value in config.items() if key not in IGNORED_CONFIG}
+
+
+def context_length(folder: Path, wanted: int) -> int:
+    """`wanted`, or less where the model itself has fewer positions."""
+    config = json.loads((folder / "config.json").read_text())
+    return min(wanted, int(config.get("max_position_embeddings") or wanted))
+
+
+def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) -> Any:
+    """A vLLM engine over a local model folder; what vLLM raises when it cannot serve it."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    length = context_length(model, config.max_model_len)
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "max_model_len": length,
+        "max_num_seqs": config.max_num_seqs,
+        "seed": seed % 2**31,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enforce_eager": config.enforce_eager if config.enforce_eager != "auto" else not on_gpu,
+        "dtype": config.dtype if config.dtype != "auto" or on_gpu else "float32",
+    }
+    if on_gpu:
+        arguments |= {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel,
+            "enable_sleep_mode": config.release_for_training in ("auto", "sleep"),
+        }
+    else:
+        # A prompt computed in two chunks rewinds its seeded generator, which CPU generators cannot (vLLM 0.29).
+        arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
+        arguments["max_num_batched_tokens"] = max(8192, length)
+    return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def engine_environment(on_gpu: bool, threads: int) -> dict[str, str]:
+    """Variables that must be set before the actor's process imports vllm."""
+    common = {
+        "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about settings that are chosen here on purpose
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",  # the model is always a local folder by now
+        "TOKENIZERS_PARALLELISM": "false",
+        "TAILOR_RAY_ENGINE": "1",
+    }
+    if on_gpu:
+        return common
+    return common | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHDYNAMO_DISABLE": "1",  # else the first log-probability waits 25 s for a compiler
+    }
+
+
+def die_with_parent() -> None:
+    """A vLLM plugin, called early in every engine process: a child of an engine actor ends when the actor is killed."""
+    import multiprocessing
+
+    if "TAILOR_RAY_ENGINE" not in os.environ or multiprocessing.parent_process() is None:
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() == 1:  # it died before the call above
+        os._exit(1)

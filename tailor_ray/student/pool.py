@@ -1,0 +1,139 @@
+"""`EnginePool`: the student, as many engines answer for it. Picklable, so that Ray Data's workers ask it directly.
+
+What always holds: every sample asked is answered, by a text or by an error that says why; a batch on an engine that
+dies is asked again, first by itself and then question by question, and a question that kills its engine once more is
+answered by an error and left (quarantined); what stops all of it is the bound on restarts, by StageError.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import ray
+
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ConfigError
+from tailor_ray.student.remote import get, gist
+from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
+from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
+
+log = logging.getLogger(__name__)
+QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
+
+
+class EngineLost(Exception):
+    """The engine that had a batch died, and another has taken its place."""
+
+
+class EnginePool:
+    """Engines over one model; `start` before use, `stop` at the end. Cheap to pickle once started."""
+
+    def __init__(self, config: StudentConfig, model: str, seed: int) -> None:
+        self._config, self._model, self._seed = config, model, seed
+        self._supervisor: Any = None
+        self.engines = 0
+        self.max_num_seqs = config.max_num_seqs
+
+    def start(self) -> None:
+        """Start all engines and wait for them. Raises StageError when one cannot start."""
+        resources = ray.cluster_resources()
+        on_gpu = resources.get("GPU", 0) >= self._config.tensor_parallel
+        cpus = max(1, int(resources.get("CPU", 1)))
+        self.engines = self._count(int(resources.get("GPU", 0)) if on_gpu else cpus, on_gpu)
+        threads = max(1, cpus // self.engines)
+        options = {"num_cpus": 0, "max_concurrency": CALLERS}
+        self._supervisor = (
+            ray.remote(Supervisor)
+            .options(**options)
+            .remote(self._config, self._model, self._seed, self.engines, on_gpu, threads)
+        )
+        self._on_gpu = on_gpu
+        self.begin_stage(0)
+
+    def begin_stage(self, max_restarts: int) -> None:
+        """Allow `max_restarts` replacements from here on."""
+        get(self._supervisor.begin_stage.remote(max_restarts))
+
+    def restarts(self) -> int:
+        return get(self._supervisor.restarts.remote())
+
+    def load(self, folder: str) -> str:
+        """Have all engines answer from the model in `folder` and return its hash, checked in each of them."""
+        self._model = folder
+        return get(self._supervisor.load.remote(folder))
+
+    def release(self) -> None:
+        """Give the engines' memory back while the student trains, as student.release_for_training says."""
+        how = self._config.release_for_training
+        if how == "auto":
+            how = "sleep" if self._on_gpu else "never"
+        if how != "never":
+            get(self._supervisor.release.remote(how))
+
+    def stop(self) -> None:
+        """End all engines; harmless when none was started."""
+        if self._supervisor is not None:
+            get(self._supervisor.stop.remote())
+            ray.kill(self._supervisor)
+            self._supervisor = None
+
+    def answer(self, ids: list[str], prompts: list[str], seeds: list[list[int]], sampling: Sampling) -> Completions:
+        """One completion for each seed of each prompt, in order; `ids` name the questions in messages.
+
+        Raises StageError when engines die more often than the stage allows.
+        """
+        try:
+            return self._ask(prompts, seeds, sampling, alone=False)
+        except EngineLost:
+            pass
+        if len(prompts) > 1:
+            try:
+                return self._ask(prompts, seeds, sampling, alone=True)
+            except EngineLost:
+                pass
+        out = Completions()
+        for question_id, prompt, group in zip(ids, prompts, seeds, strict=True):
+            try:
+                out.extend(self._ask([prompt], [group], sampling, alone=True))
+            except EngineLost:
+                log.warning("question %s is quarantined: its prompt kills engines", question_id)
+                out.extend(Completions.of_errors([QUARANTINED] * len(group)))
+        return out
+
+    def _ask(self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool) -> Completions:
+        lease: Lease = get(self._supervisor.lease.remote())
+        try:
+            out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
+        except (EngineBroken, ray.exceptions.RayActorError) as error:
+            get(self._supervisor.lost.remote(lease, gist(error)))
+            raise EngineLost from None
+        self._supervisor.give_back.remote(lease)
+        return out
+
+    def _wait(self, handle: Any, reference: Any) -> Completions:
+        """The call's result; an engine that makes no step for student.engine_timeout_s counts as dead."""
+        bound = self._config.engine_timeout_s
+        steps, since = -1, time.monotonic()
+        while not ray.wait([reference], timeout=min(30.0, bound / 4))[0]:
+            try:
+                now = ray.get(handle.progress.remote(), timeout=bound / 4)
+            except ray.exceptions.GetTimeoutError:
+                now = steps
+            if now != steps:
+                steps, since = now, time.monotonic()
+            elif time.monotonic() - since > bound:
+                raise EngineBroken(f"no step within student.engine_timeout_s={bound}")
+        return get(reference)
+
+    def _count(self, units: int, on_gpu: bool) -> int:
+        wanted = self._config.engines
+        if wanted == "auto":
+            return max(1, units // self._config.tensor_parallel)
+        if on_gpu and wanted * self._config.tensor_parallel > units:
+            raise ConfigError(
+                f"student.engines={wanted} with student.tensor_parallel={self._config.tensor_parallel} GPUs each is "
+                f"more than the {units} GPUs of the cluster; lower one of them"
+            )
+        return wanted

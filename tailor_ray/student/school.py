@@ -1,0 +1,55 @@
+"""The tiny student's schooling as a Ray actor: on any node, seen in the dashboard, telling how far it is."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tailor_ray.config.student import TinyConfig
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.storage import FileEntry, Store
+
+
+class Schoolroom:
+    """Makes one student; `steps_done` may be asked while `school` runs."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def school(
+        self, config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str
+    ) -> tuple[list[FileEntry], dict[str, Any]]:
+        """Make the student and put its files below `out/name`."""
+        from tailor_ray.student.model import folder_sha256
+        from tailor_ray.student.tiny import make_tiny_student
+
+        with tempfile.TemporaryDirectory(prefix="tailor-school-") as scratch:
+            folder = Path(scratch)
+            metrics: dict[str, Any] = make_tiny_student(config, prompt, seed, folder, self._note)
+            return out.upload_folder(folder, name), {**metrics, "sha256": folder_sha256(folder)}
+
+    def steps_done(self) -> int:
+        return self._done
+
+    def _note(self, done: int, total: int, loss: float) -> None:  # noqa: ARG002 (the callback's signature)
+        self._done = done
+
+
+def school_tiny_student(
+    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str, on_steps: Callable[[int], None]
+) -> tuple[list[FileEntry], dict[str, Any]]:
+    """School the student on the cluster; `on_steps` hears the steps done twice a second."""
+    actor: Any = ray.remote(Schoolroom)
+    room = actor.options(name=f"schoolroom-{time.time_ns()}", num_cpus=1, max_concurrency=2).remote()
+    made = room.school.remote(config, prompt, seed, out, name)
+    try:
+        while not ray.wait([made], timeout=0.5)[0]:
+            on_steps(ray.get(room.steps_done.remote()))
+        return ray.get(made)
+    finally:
+        ray.kill(room)

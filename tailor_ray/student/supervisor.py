@@ -1,0 +1,208 @@
+"""Keeps a pool's engines alive: starts them, hands out the least busy one, replaces the dead, swaps all weights.
+
+One Ray actor a pool, owned by the driver and owning the engines, so that all of them end with the driver. What
+always holds: an engine that is lent out answers from the model that the last `load` named; a dead engine is replaced
+once, however many callers report it; after `max_restarts` replacements in one stage every caller gets StageError.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ModelError, StageError, TailorError
+from tailor_ray.observe import metrics
+from tailor_ray.student.engine import StudentEngine, engine_environment
+from tailor_ray.student.remote import get, gist
+from tailor_ray.student.sampling import EngineBroken
+
+log = logging.getLogger(__name__)
+CALLERS = 256  # threads of the supervisor, for leases wait here; a pool has two callers an engine
+ENGINE_CALLERS = 64
+
+
+@dataclass(slots=True)
+class Slot:
+    """One place in the pool; `epoch` counts the engines that have filled it."""
+
+    index: int
+    handle: Any = None  # the engine's actor handle, None while there is none
+    epoch: int = 0
+    lent: int = 0
+    starting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    slot: int
+    epoch: int
+    handle: Any
+
+
+class Supervisor:
+    """The actor. Every method may block; Ray runs each call on a thread of its own."""
+
+    def __init__(self, config: StudentConfig, model: str, seed: int, engines: int, on_gpu: bool, threads: int) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        self._config, self._model, self._seed = config, model, seed
+        self._on_gpu, self._threads = on_gpu, threads
+        self._slots = [Slot(index) for index in range(engines)]
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        self._restarts, self._max_restarts = 0, 0
+
+    def begin_stage(self, max_restarts: int) -> None:
+        """Count restarts anew and fill empty slots."""
+        with self._changed:
+            self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
+            for slot in self._slots:
+                slot.lent = 0  # callers of a stage that was broken off gave nothing back
+        self._fill()
+
+    def restarts(self) -> int:
+        """Engines replaced since the stage began."""
+        return self._restarts
+
+    def lease(self) -> Lease:
+        """The least busy engine; waits while all are being replaced."""
+        with self._changed:
+            while True:
+                if self._failure:
+                    raise StageError(self._failure)
+                free = [slot for slot in self._slots if slot.handle is not None]
+                if free:
+                    slot = min(free, key=lambda slot: slot.lent)
+                    slot.lent += 1
+                    return Lease(slot.index, slot.epoch, slot.handle)
+                self._changed.wait()
+
+    def give_back(self, lease: Lease) -> None:
+        with self._changed:
+            slot = self._slots[lease.slot]
+            if slot.epoch == lease.epoch:
+                slot.lent = max(0, slot.lent - 1)
+
+    def lost(self, lease: Lease, why: str) -> None:
+        """Replace a dead engine and return when the new one is ready. Raises StageError when the bound is passed."""
+        with self._changed:
+            slot = self._slots[lease.slot]
+            if slot.epoch != lease.epoch or slot.handle is None:
+                while slot.starting and not self._failure:
+                    self._changed.wait()
+                self._raise_failure()
+                return
+            self._discard(slot)
+            self._restarts += 1
+            if self._restarts > self._max_restarts:
+                self._failure = (
+                    f"{self._restarts} engines died in this stage, more than exam.max_engine_restarts="
+                    f"{self._max_restarts}; the last: {why}"
+                )
+                self._changed.notify_all()
+                raise StageError(self._failure)
+            slot.starting = True
+        metrics.count("engine_restarts")
+        log.warning("engine %d died and is replaced (%d so far): %s", slot.index, self._restarts, why)
+        self._start(slot)
+
+    def load(self, folder: str) -> str:
+        """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash."""
+        started = time.perf_counter()
+        with self._changed:
+            self._model, self._failure = folder, None
+        swaps = {slot.index: slot.handle.load.remote(folder) for slot in self._slots if slot.handle is not None}
+        for index, reference in swaps.items():
+            try:
+                get(reference, timeout=self._config.engine_timeout_s)
+            except (ModelError, EngineBroken, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                log.warning("engine %d is restarted on %s instead of swapping its weights: %s", index, folder, error)
+                with self._changed:
+                    self._discard(self._slots[index])
+        self._fill()
+        checksums = {get(slot.handle.ready.remote()) for slot in self._slots}
+        if len(checksums) != 1:
+            raise StageError(f"the engines serve different weights after loading {folder}: {sorted(checksums)}")
+        log.info("all engines serve %s after %.2f s", folder, time.perf_counter() - started)
+        return checksums.pop()
+
+    def release(self, how: str) -> None:
+        """Give memory back for training: `sleep` keeps the processes, `stop` ends them; `load` brings both back."""
+        if how == "sleep":
+            sleeping = [slot.handle.sleep.remote() for slot in self._slots if slot.handle is not None]
+            for reference in sleeping:
+                get(reference)
+        elif how == "stop":
+            self.stop()
+
+    def stop(self) -> None:
+        with self._changed:
+            for slot in self._slots:
+                self._discard(slot)
+
+    def _fill(self) -> None:
+        """Start an engine in every empty slot, all at the same time."""
+        with self._changed:
+            empty = [slot for slot in self._slots if slot.handle is None and not slot.starting]
+            for slot in empty:
+                slot.starting = True
+        if empty:
+            with ThreadPoolExecutor(len(empty)) as threads:
+                for _ in threads.map(self._start, empty):
+                    pass
+
+    def _start(self, slot: Slot) -> None:
+        """Start the slot's engine; a failure is remembered, so that nobody waits for it for ever."""
+        handle = self._actor()
+        bound = self._config.engine_timeout_s
+        try:
+            get(handle.ready.remote(), timeout=bound)
+        except ray.exceptions.GetTimeoutError:
+            self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
+        except ray.exceptions.RayError as error:
+            self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}"))
+        except TailorError as error:
+            self._fail(slot, handle, error)
+        else:
+            with self._changed:
+                slot.handle, slot.lent, slot.starting = handle, 0, False
+                slot.epoch += 1
+                self._changed.notify_all()
+
+    def _fail(self, slot: Slot, handle: Any, error: TailorError) -> None:
+        ray.kill(handle)
+        with self._changed:
+            slot.starting, self._failure = False, str(error)
+            self._changed.notify_all()
+        raise error
+
+    def _discard(self, slot: Slot) -> None:
+        """Kill what is left of the slot's engine. Called under the lock."""
+        if slot.handle is not None:
+            ray.kill(slot.handle)
+        slot.handle = None
+
+    def _actor(self) -> Any:
+        """On CPU an engine claims nothing: training needs the same cores when engines rest.
+
+        An engine over several GPUs has them on one node, where vLLM starts a process for each.
+        """
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "num_gpus": self._config.tensor_parallel if self._on_gpu else 0,
+            "max_concurrency": ENGINE_CALLERS,
+            "runtime_env": {"env_vars": engine_environment(self._on_gpu, self._threads)},
+            "scheduling_strategy": "DEFAULT" if self._on_gpu else "SPREAD",
+        }
+        engine = ray.remote(StudentEngine).options(**options)
+        return engine.remote(self._config, self._model, self._seed, self._on_gpu)
+
+    def _raise_failure(self) -> None:
+        if self._failure:
+            raise StageError(self._failure)

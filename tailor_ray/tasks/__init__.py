@@ -1,0 +1,45 @@
+"""Tasks: where questions come from. One module a task; `load_task` finds it by the name in the configuration.
+
+A task module offers `ANSWER_KIND`, `DEMOS` (3-5 worked questions, right by the task's own grader) and
+`load(config, seed) -> TaskData`. To add a task, add such a module and its name to `TaskConfig.name`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from tailor_ray.answers import Grader
+from tailor_ray.config.task import TaskConfig
+from tailor_ray.errors import ConfigError
+from tailor_ray.records import AnswerKind, Question
+from tailor_ray.tasks.base import Findings, TaskData
+
+__all__ = ["Findings", "TaskData", "answer_kind", "demos_for", "grader_for", "load_task"]
+
+
+def load_task(config: TaskConfig, seed: int) -> TaskData:
+    """The task's questions, checked: splits, demos, findings. Raises DataError with the file, line and rule."""
+    return _module(config).load(config, seed)
+
+
+def answer_kind(config: TaskConfig) -> AnswerKind:
+    """How the task's answers are graded; reads no data."""
+    return config.answer_kind or _module(config).ANSWER_KIND
+
+
+def demos_for(config: TaskConfig) -> tuple[Question, ...]:
+    """The task's few-shot demos; reads no data. Raises ConfigError when there are none to show."""
+    demos = config.own_demos() or _module(config).DEMOS
+    if not demos:
+        raise ConfigError("student.few_shot needs demos: give some in task.demos, or set it to false")
+    return demos
+
+
+def grader_for(config: TaskConfig) -> Grader:
+    """The task's grader; reads no data."""
+    return Grader(answer_kind(config), config.answer_function)
+
+
+def _module(config: TaskConfig) -> ModuleType:
+    return importlib.import_module(f"tailor_ray.tasks.{config.name}")

@@ -1,0 +1,56 @@
+"""What every task hands over: its splits, its demos and what was found while reading.
+
+Always holds: `train`, `validation` and `test` can be iterated any number of times and give the same questions in
+the same order each time; ids are unique over all three; no text is in two of them. A split may stream from disk,
+so nothing may count on its length or hold it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tailor_ray.answers import Grader
+from tailor_ray.records import AnswerKind, Question
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was left out of the splits, and why; every list names at most `LISTED` items, the counts are whole."""
+
+    skipped: int = 0  # rows that broke a rule
+    skipped_rows: tuple[str, ...] = ()  # "file, line N: rule"
+    contaminated: int = 0  # training rows that overlap with a test question
+    contaminated_rows: tuple[dict[str, Any], ...] = ()  # {"train", "test", "how", "overlap"}
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest of the questions records it."""
+        return {
+            "skipped": self.skipped,
+            "skipped_rows": list(self.skipped_rows),
+            "contaminated": self.contaminated,
+            "contaminated_rows": list(self.contaminated_rows),
+        }
+
+
+LISTED = 1000
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task, ready to be asked."""
+
+    name: str
+    answer_kind: AnswerKind
+    demos: tuple[Question, ...]  # each with its rationale
+    train: Iterable[Question]
+    validation: Iterable[Question]
+    test: Iterable[Question]
+    grader: Grader
+    findings: Findings = field(default_factory=Findings)
+
+
+def demo(text: str, rationale: str, answer: str, choices: str | None = None) -> Question:
+    """A worked question that shows the student the form; its id never meets that of a real question."""
+    return Question(id=f"demo: {text[:40]}", text=text, answer=answer, choices=choices, rationale=rationale)

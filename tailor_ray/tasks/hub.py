@@ -1,0 +1,43 @@
+"""What the five public sets share: local files where `task.path` or $TAILOR_RAY_DATA says so, else the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tailor_ray.config.task import TaskConfig
+from tailor_ray.records import AnswerKind, Question
+from tailor_ray.tasks.base import TaskData
+from tailor_ray.tasks.sources import HubRows, Row, Source, local_files
+from tailor_ray.tasks.splits import assemble
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set on the hub and how its rows become ours."""
+
+    dataset: str
+    convert: Callable[[Row, str], Row]  # (hub row, "<split>-<index>") -> {"id", "question", "answer", …}
+    subset: str | None = None
+    test: str = "test"  # the split that serves as test
+
+    def sources(self) -> tuple[HubRows, HubRows]:
+        return self.rows("train"), self.rows(self.test)
+
+    def rows(self, split: str) -> HubRows:
+        return HubRows(self.dataset, self.subset, split, self.convert)
+
+
+def load_public(
+    config: TaskConfig, seed: int, kind: AnswerKind, demos: tuple[Question, ...], hub_set: HubSet
+) -> TaskData:
+    """Splits of one of the five public sets."""
+    sources: tuple[Source, Source] = local_files(config) or hub_set.sources()
+    return assemble(config, seed, config.answer_kind or kind, config.own_demos() or demos, *sources)
+
+
+def plain_number(value: Any) -> str:
+    """A gold number as the local files have it: without commas, 18.0 as 18."""
+    text = f"{value:.15g}" if isinstance(value, float) else str(value)
+    return text.replace(",", "").strip().removesuffix(".0")

@@ -1,0 +1,142 @@
+"""Rows of a data file or a hub data set, streamed.
+
+Out: (row number from 1, row) pairs, where a row that cannot be read is the rule that it breaks, as a string. Always
+holds: a source can be iterated any number of times, is picklable, and holds no more than one batch in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailor_ray.config.task import TaskConfig
+from tailor_ray.errors import DataError
+
+Row = dict[str, Any]
+Numbered = tuple[int, Row | str]
+BATCH = 1024  # rows of a parquet file in memory at once
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of one .jsonl, .parquet or .csv file; `number` is the line of the file, or the row for parquet."""
+
+    path: str
+
+    def __iter__(self) -> Iterator[Numbered]:
+        path = Path(self.path)
+        return {".parquet": _parquet, ".csv": _csv}.get(path.suffix.lower(), _jsonl)(path)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Rows of a split on the Hugging Face hub (or of a local folder in a form that `datasets` reads)."""
+
+    dataset: str
+    subset: str | None
+    split: str
+    convert: Callable[[Row, str], Row]  # (hub row, "<split>-<index>") -> row with our column names
+
+    def __iter__(self) -> Iterator[Numbered]:
+        for index, row in enumerate(self._load()):
+            yield index + 1, self.convert(row, f"{self.split}-{index}")
+
+    def _load(self) -> Iterable[Row]:
+        import datasets  # takes 1 s
+
+        try:
+            return datasets.load_dataset(self.dataset, self.subset, split=self.split)
+        except (OSError, ValueError) as error:  # hub errors are OSErrors; unknown subsets and splits ValueErrors
+            raise DataError(
+                f"cannot load {self} from the hub: {error}; set task.path to a folder with train.jsonl and test.jsonl"
+            ) from error
+
+    def __str__(self) -> str:
+        return f"{self.dataset}{f'/{self.subset}' if self.subset else ''} split {self.split}"
+
+
+Source = FileRows | HubRows
+
+
+def local_files(config: TaskConfig) -> tuple[FileRows, FileRows] | None:
+    """Train and test files below `task.path`, or below $TAILOR_RAY_DATA/<task>; None where there is neither.
+
+    Raises DataError naming the missing folder or file.
+    """
+    path = config.path
+    if path is None:
+        shared = Path(os.environ.get("TAILOR_RAY_DATA", "")) / config.name
+        if config.name == "jsonl" or not os.environ.get("TAILOR_RAY_DATA") or not shared.is_dir():
+            return None
+        path = str(shared)
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"task.path {path!r} is not a folder; it must hold the train and test files")
+    return (
+        FileRows(str(_file(folder, "train", config.train_file))),
+        FileRows(str(_file(folder, "test", config.test_file))),
+    )
+
+
+def _file(folder: Path, split: str, name: str | None) -> Path:
+    candidates = [name] if name else [f"{split}.{suffix}" for suffix in ("jsonl", "parquet", "csv")]
+    found = [folder / candidate for candidate in candidates if (folder / candidate).is_file()]
+    if not found:
+        raise DataError(f"no {' or '.join(candidates)} in {folder}; set task.path or task.{split}_file")
+    if len(found) > 1:
+        raise DataError(f"{folder} holds {' and '.join(path.name for path in found)}; say which in task.{split}_file")
+    return found[0]
+
+
+def _jsonl(path: Path) -> Iterator[Numbered]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError as error:
+                yield number, f"the line is not UTF-8: {error.reason} at byte {error.start}"
+                continue
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield number, f"the line is not valid JSON: {error}"
+                continue
+            yield number, row if isinstance(row, dict) else f"the line holds a {type(row).__name__}, not an object"
+
+
+def _csv(path: Path) -> Iterator[Numbered]:
+    csv.field_size_limit(2**31 - 1)  # a long question is the exam's to refuse, by id, not the reader's
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            for row in reader:
+                if None in row:
+                    yield reader.line_num, f"the row has more fields than the header's {len(reader.fieldnames or ())}"
+                else:
+                    yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {reader.line_num + 1}: not readable as UTF-8 CSV: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Numbered]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is not a parquet file: {error}") from error
+    number = 0
+    with file:
+        for batch in file.iter_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row

@@ -1,0 +1,282 @@
+"""From rows to a task's splits: check each row, keep test out of train, hold validation out of train, stream the rest.
+
+One pass over the files finds the rows that break a rule, repeat an id or overlap with test, and holds a number for
+each training row (8 bytes), never the row. The splits read the files again each time that they are iterated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tailor_ray.answers import Grader, normalize_gold
+from tailor_ray.config.task import ColumnsConfig, TaskConfig
+from tailor_ray.errors import DataError
+from tailor_ray.records import AnswerKind, Question, Verdict
+from tailor_ray.tasks.base import LISTED, Findings, TaskData
+from tailor_ray.tasks.contamination import Overlap, TestIndex, normalized
+from tailor_ray.tasks.sources import Row, Source
+
+SHOWN = 5  # bad rows that an error message names
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turns rows into questions by the configured columns and the answer kind's rules."""
+
+    columns: ColumnsConfig
+    kind: AnswerKind
+
+    def question(self, row: Row, default_id: str) -> Question:
+        """Raises ValueError with the rule that the row breaks."""
+        text = _text(row, self.columns.question)
+        choices = _choices(row, self.columns.choices) if self.kind is AnswerKind.CHOICE else None
+        answer = _answer(row, self.columns.answer, self.kind)
+        rationale = _text(row, self.columns.rationale) if row.get(self.columns.rationale) else None
+        return Question(
+            id=_id(row, self.columns.id, default_id),
+            text=text.strip(),
+            answer=normalize_gold(self.kind, answer, choices),
+            choices=json.dumps(choices, ensure_ascii=False) if choices else None,
+            rationale=rationale,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, streamed from its source. Picklable; iterating again gives the same questions."""
+
+    source: Source
+    reader: RowReader
+    name: str
+    skip: frozenset[int]  # numbers of rows that are left out
+    limit: int | None = None
+    member: Callable[[Question], bool] | None = None
+
+    def __iter__(self) -> Iterator[Question]:
+        left = self.limit
+        for number, row in self.source:
+            if left == 0:
+                return
+            if number in self.skip or isinstance(row, str):
+                continue
+            question = self.reader.question(row, f"{self.name}-{number}")
+            if self.member is None or self.member(question):
+                left = None if left is None else left - 1
+                yield question
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Whether a training question belongs to validation: its rank is among the lowest.
+
+    The rank is a seeded hash of the text, not of the id, so that a question and its repeats fall on one side.
+    """
+
+    seed: int
+    threshold: int
+    wanted: bool  # True keeps the held-out questions, False the others
+
+    def __call__(self, question: Question) -> bool:
+        return (rank(normalized(question.text), self.seed) <= self.threshold) is self.wanted
+
+
+def rank(words: str, seed: int) -> int:
+    """A number below 2**63 that depends on seed and normalized text alone."""
+    return _hash(f"{seed}/{words}") >> 1
+
+
+def assemble(
+    config: TaskConfig, seed: int, kind: AnswerKind, demos: tuple[Question, ...], train: Source, test: Source
+) -> TaskData:
+    """Check everything, then hand over streams. Raises DataError naming file, row and rule."""
+    grader = Grader(kind, config.answer_function)
+    grader.check()
+    check_demos(demos, grader)
+    reader = RowReader(config.columns, kind)
+    scan = _Scan(config, reader)
+    test_index = TestIndex(scan.read(test, "test"), config.contamination_overlap)
+    scan.finish(test, "test")
+    ranks = array("q")
+    for question in scan.read(train, "train"):
+        words = normalized(question.text)
+        overlap = test_index.overlap(question.id, words)
+        if overlap:
+            scan.contaminated(overlap, drop=config.contamination == "drop")
+        if overlap is None or config.contamination != "drop":
+            ranks.append(rank(words, seed))
+    scan.finish(train, "train")
+    if scan.overlaps and config.contamination == "refuse":
+        raise DataError(_refusal(scan, train, test))
+    threshold = _threshold(ranks, config, train)
+    skip = frozenset(scan.skip["train"])
+    return TaskData(
+        name=config.name,
+        answer_kind=kind,
+        demos=demos,
+        train=Split(train, reader, "train", skip, config.limit_train, HeldOut(seed, threshold, False)),
+        validation=Split(train, reader, "train", skip, None, HeldOut(seed, threshold, True)),
+        test=Split(test, reader, "test", frozenset(scan.skip["test"]), config.limit_test),
+        grader=grader,
+        findings=scan.findings(),
+    )
+
+
+def check_demos(demos: tuple[Question, ...], grader: Grader) -> None:
+    """A demo teaches the form by example, so it must be right by the task's own grader. Raises DataError."""
+    for demo in demos:
+        try:
+            normalize_gold(grader.kind, demo.answer, demo.choice_texts())
+        except ValueError as error:
+            raise DataError(f"task.demos: the demo {demo.text[:60]!r}: {error}") from None
+        shown = f"({demo.answer})" if grader.kind is AnswerKind.CHOICE else demo.answer
+        grade = grader.grade(demo, f"{demo.rationale}\nAnswer: {shown}")
+        if grader.kind is not AnswerKind.REGEX and grade.verdict is not Verdict.CORRECT:
+            raise DataError(
+                f"task.demos: the answer {demo.answer!r} of {demo.text[:60]!r} is {grade.verdict} to its grader"
+            )
+
+
+@dataclass
+class _Scan:
+    """What one pass over the files found."""
+
+    config: TaskConfig
+    reader: RowReader
+    skip: dict[str, set[int]] = field(default_factory=lambda: {"train": set(), "test": set()})
+    bad: list[str] = field(default_factory=list)
+    bad_count: dict[str, int] = field(default_factory=lambda: {"train": 0, "test": 0})
+    overlaps: list[Overlap] = field(default_factory=list)
+    overlap_count: int = 0
+    _ids: set[int] = field(default_factory=set)
+    _rows: dict[str, int] = field(default_factory=dict)
+    _number: int = 0
+
+    def read(self, source: Source, split: str) -> Iterator[Question]:
+        """The split's good questions; the others are noted."""
+        self._rows[split] = 0
+        for self._number, row in source:
+            self._rows[split] += 1
+            try:
+                if isinstance(row, str):
+                    raise ValueError(row)
+                question = self.reader.question(row, f"{split}-{self._number}")
+                key = _hash(question.id)
+                if key in self._ids:
+                    raise ValueError(f"the id {question.id[:60]!r} was seen before; ids are unique over train and test")
+                self._ids.add(key)
+            except ValueError as error:
+                self.skip[split].add(self._number)
+                self.bad_count[split] += 1
+                if len(self.bad) < LISTED:
+                    self.bad.append(f"{source}, line {self._number}: {error}")
+                continue
+            yield question
+
+    def finish(self, source: Source, split: str) -> None:
+        """Refuse an empty file and one with too many bad rows."""
+        rows, bad = self._rows[split], self.bad_count[split]
+        if rows == 0:
+            raise DataError(f"{source} is empty: it holds no row; set task.path to a folder with questions")
+        if bad > self.config.max_bad_share * rows:
+            named = [line for line in self.bad if line.startswith(str(source))][:SHOWN]
+            raise DataError(
+                f"{bad} of {rows} rows break a rule, more than task.max_bad_share={self.config.max_bad_share:g} allows "
+                f"(raise it to skip them):\n  " + "\n  ".join(named)
+            )
+
+    def contaminated(self, overlap: Overlap, drop: bool) -> None:
+        self.overlap_count += 1
+        if len(self.overlaps) < LISTED:
+            self.overlaps.append(overlap)
+        if drop:
+            self.skip["train"].add(self._number)
+
+    def findings(self) -> Findings:
+        rows = tuple(overlap.to_json() for overlap in self.overlaps)
+        return Findings(sum(self.bad_count.values()), tuple(self.bad), self.overlap_count, rows)
+
+
+def _threshold(ranks: array[int], config: TaskConfig, train: Source) -> int:
+    """The rank up to which questions are held out, so that the configured number of them is."""
+    ordered = np.sort(np.frombuffer(ranks, dtype=np.int64))
+    below = ordered[ordered < ordered[-1]] if len(ordered) else ordered  # something must be left to train on
+    if not len(below):
+        raise DataError(f"{train} leaves no two different questions; one to train on and one to validate are needed")
+    held_out = min(config.max_validation, max(1, round(config.validation_share * len(ordered))))
+    return int(below[min(held_out, len(below)) - 1])
+
+
+def _refusal(scan: _Scan, train: Source, test: Source) -> str:
+    pairs = "\n  ".join(f"{pair.train} = {pair.test} by {pair.how}" for pair in scan.overlaps[:SHOWN])
+    return (
+        f"{scan.overlap_count} questions of {train} overlap with {test}:\n  {pairs}\n"
+        "Set task.contamination to drop to leave them out, or raise task.contamination_overlap"
+    )
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise ValueError(f"there is no {column!r}")
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise ValueError(f"{column!r} is empty")
+    if "\0" in value:
+        raise ValueError(f"{column!r} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{column!r} holds half a surrogate pair, which is not text") from None
+    return value
+
+
+def _id(row: Mapping[str, Any], column: str, default: str) -> str:
+    value = row.get(column)
+    if value is None or value == "":
+        return default
+    return str(value) if isinstance(value, int) else _text(row, column)
+
+
+def _answer(row: Mapping[str, Any], column: str, kind: AnswerKind) -> str:
+    value = row.get(column)
+    if isinstance(value, bool):
+        if kind is not AnswerKind.YES_NO:
+            raise ValueError(f"{column!r} is {value}, which only the answer kind yes_no takes")
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:.15g}" if isinstance(value, float) else str(value)
+    return _text(row, column)
+
+
+def _choices(row: Mapping[str, Any], column: str | dict[str, str]) -> dict[str, str]:
+    """Letters and texts of {"a": …}, [text, …] or {"label": […], "text": […]}, or JSON of one, or of many columns."""
+    value: Any = row.get(column) if isinstance(column, str) else {key: row.get(name) for key, name in column.items()}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the choices are not valid JSON: {error}") from None
+    if isinstance(value, Mapping) and isinstance(value.get("label"), list) and isinstance(value.get("text"), list):
+        value = dict(zip(value["label"], value["text"], strict=False))
+    if isinstance(value, list):
+        value = {chr(ord("a") + index): text for index, text in enumerate(value[:26])}
+    if not isinstance(value, Mapping) or len(value) < 2:
+        raise ValueError("the choices must be a mapping of letters to texts or a list of texts, two at least")
+    choices = {str(letter).strip("(). ").lower(): text for letter, text in value.items() if text is not None}
+    for letter in choices:
+        if len(letter) != 1 or not letter.isalpha():
+            raise ValueError(f"a choice is named {letter!r}, not by a letter")
+        _text(choices, letter)
+    return choices
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,0 +1,59 @@
+"""`TeacherActor`: the Ray actor that sends. It makes the attempts it is given and says how they ended; no more.
+
+Driver and actor exchange leases and outcomes many at a time, so that Ray's cost a request stays small. At most `share`
+calls an endpoint are in flight here; further leases wait for a free slot, so that a slot is not idle until the driver
+asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from tailor_ray.config.teacher import EndpointConfig
+from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.dispatch import Lease
+from tailor_ray.teacher.outcomes import Outcome
+
+GATHER_S = 0.02  # after the first outcome, so long for others to come along
+
+
+class TeacherActor:
+    """One async client for each endpoint. Methods run in the actor's event loop."""
+
+    def __init__(self, endpoints: Sequence[EndpointConfig], shares: Mapping[str, int]) -> None:
+        self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
+        self._shares = dict(shares)
+        self._senders: dict[str, Sender] = {}
+        self._slots = {model: asyncio.Semaphore(share) for model, share in shares.items()}
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended: list[Outcome] = []
+        self._news = asyncio.Event()
+
+    async def ready(self) -> None:
+        """Returns once the actor is up, with its keys read; raises TeacherAccessError where one is missing."""
+        for model, endpoint in self._endpoints.items():
+            self._senders[model] = Sender(endpoint, self._shares[model])
+
+    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
+        """Start these attempts; return what has ended, waiting at most `wait_s` for the first."""
+        for lease in leases:
+            task = asyncio.create_task(self._attempt(lease))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        try:
+            await asyncio.wait_for(self._news.wait(), wait_s)
+            await asyncio.sleep(GATHER_S)
+        except TimeoutError:
+            pass
+        ended, self._ended = self._ended, []
+        self._news.clear()
+        return ended
+
+    async def _attempt(self, lease: Lease) -> None:
+        if lease.delay > 0:
+            await asyncio.sleep(lease.delay)
+        async with self._slots[lease.model]:
+            outcome = await self._senders[lease.model].attempt(lease.key, lease.body)
+        self._ended.append(outcome)
+        self._news.set()

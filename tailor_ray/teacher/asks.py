@@ -1,0 +1,181 @@
+"""`Ask`: one lesson that is wanted, and its way through requests, judgement, other tries, other teachers and peers.
+
+A shard of the exam becomes asks; each ask has at most one request open. `advance` takes a settled request and returns
+the next one to send, or None when the ask is done: accepted, or failed with the reason of its last request. What an
+ask does depends on its own replies alone, so the order in which replies arrive changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tailor_ray.answers import Grader
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.prompts.parse import parse_score
+from tailor_ray.prompts.teacher import Messages, TeacherPrompt, Templates
+from tailor_ray.records import Attempt, LessonKind, Question, Verdict
+from tailor_ray.teacher.dispatch import Settled
+from tailor_ray.teacher.lessons import Judged, judge
+from tailor_ray.teacher.request import TeacherRequest, make_request
+
+CUT_OFF = "it was cut off by the length limit. Be briefer."
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One request of an ask, and how it ended: `accepted`, `rejected` (by us), `failed` (no usable reply), or, where
+    it asked a peer about the lesson, `scored`."""
+
+    settled: Settled
+    number: int  # 1 for the first try, counted over all teachers
+    outcome: str
+    reason: str | None
+
+
+@dataclass(slots=True)
+class Ask:
+    """One wanted lesson. `sample` tells apart several rationales of one question."""
+
+    question: Question
+    kind: LessonKind
+    mistake: Attempt | None
+    sample: int
+    teachers: tuple[EndpointConfig, ...]  # in order; the next is asked when one fails
+    priority: tuple[float, int, str]
+    ended: list[Ended] = field(default_factory=list)
+    accepted: Judged | None = None
+    turn: int = 0
+    tries: int = 0  # with this teacher
+    messages: Messages = field(default_factory=list)
+    peers: list[EndpointConfig] = field(default_factory=list)  # still to score the accepted lesson
+    scores: list[int] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[str, str, int, int, str]:
+        """By which lessons are sorted before they are written."""
+        sample = -1 if self.mistake is None else self.mistake.sample
+        return (self.question.id, self.kind.value, sample, self.sample, self.teachers[0].model)
+
+
+class Asker:
+    """Makes asks and moves them on."""
+
+    def __init__(self, config: TeacherConfig, grader: Grader, round_: int) -> None:
+        self._config = config
+        self._grader = grader
+        self._round = round_
+        given = {name: text for name, text in config.prompts.model_dump().items() if text is not None}
+        self._prompts = {
+            endpoint.model: TeacherPrompt(grader.kind, endpoint.output == "json_schema", Templates(**given))
+            for endpoint in config.endpoints
+        }
+
+    def asks(self, questions: Sequence[Question], attempts: Iterable[Attempt], taught: frozenset[str]) -> list[Ask]:
+        """Round 1 wants rationales of every question, later rounds feedback on every distinct mistake."""
+        by_question: dict[str, list[Attempt]] = {question.id: [] for question in questions}
+        for attempt in attempts:
+            by_question[attempt.question_id].append(attempt)
+        asks: list[Ask] = []
+        for question in questions:
+            own = sorted(by_question[question.id], key=lambda attempt: attempt.sample)
+            wrong = [attempt for attempt in own if attempt.verdict == Verdict.WRONG]
+            priority = (-len(wrong) / len(own) if own else 0.0, int(question.id in taught), question.id)
+            for mistake, sample in self._wanted(wrong):
+                kind = LessonKind.RATIONALE if mistake is None else LessonKind.FEEDBACK
+                asks += [Ask(question, kind, mistake, sample, group, priority) for group in self._groups()]
+        return asks
+
+    def first(self, ask: Ask) -> TeacherRequest:
+        return self._open(ask)
+
+    def advance(self, ask: Ask, settled: Settled) -> TeacherRequest | None:
+        """Judge the reply; see the module's contract."""
+        if ask.accepted is not None:
+            return self._take_score(ask, ask.accepted, settled)
+        row = settled.row
+        reply = row.reply or ""
+        if row.outcome == "answered":
+            judged = judge(ask.question, ask.kind, reply, self._grader)
+        elif row.outcome == "length":
+            judged = Judged(reason="length", problem=CUT_OFF)
+        else:
+            self._end(ask, settled, "failed", row.outcome)
+            return self._next_teacher(ask)
+        if judged.reason is None:
+            self._end(ask, settled, "accepted", None)
+            ask.accepted = judged
+            if self._config.peer_scores:
+                ask.peers = [peer for peer in self._config.endpoints if peer.model != row.model]
+            return self._next_score(ask, judged)
+        self._end(ask, settled, "rejected", judged.reason)
+        ask.tries += 1
+        if ask.tries >= self._config.max_asks:
+            return self._next_teacher(ask)
+        prompt = self._prompts[settled.request.model]
+        ask.messages = prompt.again(ask.messages, reply, judged.problem)
+        return self._request(ask, ask.teachers[ask.turn], ask.messages)
+
+    def _take_score(self, ask: Ask, lesson: Judged, settled: Settled) -> TeacherRequest | None:
+        """A peer that gives no score has no say."""
+        score = parse_score(settled.row.reply or "")
+        self._end(ask, settled, "scored", None if score else "no_score")
+        if score:
+            ask.scores.append(score)
+        following = self._next_score(ask, lesson)
+        if following is None and ask.scores and sum(ask.scores) / len(ask.scores) < self._config.min_peer_score:
+            ask.accepted = None
+            ask.ended = [
+                replace(one, outcome="rejected", reason="peer_score") if one.outcome == "accepted" else one
+                for one in ask.ended
+            ]
+        return following
+
+    def _next_score(self, ask: Ask, lesson: Judged) -> TeacherRequest | None:
+        if not ask.peers:
+            return None
+        peer = ask.peers.pop(0)
+        messages = self._prompts[peer.model].score(ask.question, lesson.rationale)
+        return self._request(ask, peer, messages, structured=False)
+
+    def _wanted(self, wrong: Sequence[Attempt]) -> list[tuple[Attempt | None, int]]:
+        if self._round == 1:
+            return [(None, sample) for sample in range(self._config.rationales)]
+        distinct = {attempt.text.strip(): attempt for attempt in reversed(wrong)}  # the first of equal texts stays
+        mistakes = sorted(distinct.values(), key=lambda attempt: attempt.sample)
+        return [(mistake, 0) for mistake in mistakes[: self._config.max_mistakes]]
+
+    def _groups(self) -> list[tuple[EndpointConfig, ...]]:
+        endpoints = self._config.endpoints
+        return [endpoints] if self._config.arrangement == "cascade" else [(endpoint,) for endpoint in endpoints]
+
+    def _end(self, ask: Ask, settled: Settled, outcome: str, reason: str | None) -> None:
+        ask.ended.append(Ended(settled, len(ask.ended) + 1, outcome, reason))
+
+    def _next_teacher(self, ask: Ask) -> TeacherRequest | None:
+        if ask.turn + 1 >= len(ask.teachers):
+            return None
+        ask.turn += 1
+        ask.tries = 0
+        return self._open(ask)
+
+    def _open(self, ask: Ask) -> TeacherRequest:
+        prompt = self._prompts[ask.teachers[ask.turn].model]
+        if ask.mistake is None:
+            ask.messages = prompt.rationale(ask.question)
+        else:
+            ask.messages = prompt.feedback(ask.question, ask.mistake.text)
+        return self._request(ask, ask.teachers[ask.turn], ask.messages)
+
+    def _request(
+        self, ask: Ask, endpoint: EndpointConfig, messages: Messages, structured: bool = True
+    ) -> TeacherRequest:
+        return make_request(
+            endpoint,
+            messages,
+            self._prompts[endpoint.model].response_format(ask.kind) if structured else None,
+            sample=ask.sample,
+            question_id=ask.question.id,
+            round_=self._round,
+            priority=ask.priority,
+        )

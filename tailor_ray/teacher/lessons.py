@@ -1,0 +1,111 @@
+"""Is a reply a lesson? The rules, each with the reason that is counted and the problem that the teacher is told.
+
+In: a question, the reply's text, and the grader. Out: a Judged that either carries the parts of a lesson or says why
+not. Pure: the same reply is judged alike in every run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tailor_ray.answers import Grader
+from tailor_ray.prompts.parse import parse_reply
+from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
+
+# Words by which a rationale shows that its writer was shown the answer or an attempt; the group is what it speaks of.
+_GIVEAWAY = re.compile(
+    r"\b(?:the|your|this|that|a|given)\s+(hint)\b"
+    r"|\b(hint)\s+(?:says|said|states|stated|tells|told|suggests|indicates)\b"
+    r"|\b(?:given|provided|reference|gold|expected|known|hinted)\s+(?:correct\s+|final\s+)?(answer|solution|result)\b"
+    r"|\b(?:the|this|their)\s+(student|attempt)(?:'s)?\b",
+    re.IGNORECASE,
+)
+FEWEST_WORDS = 5  # "198 pages per chapter" is an answer, not a way to it
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An accepted reply has `reason` None; a rejected one says what to tell the teacher in `problem`."""
+
+    rationale: str = ""
+    answer: str = ""
+    feedback: str | None = None
+    reason: str | None = None
+    problem: str = ""
+
+
+def judge(question: Question, kind: LessonKind, text: str, grader: Grader) -> Judged:
+    """Judge a whole reply."""
+    reply = parse_reply(text)
+    rationale = reply.rationale
+    if len(rationale.split()) < FEWEST_WORDS:
+        return Judged(reason="empty", problem="it has no reasoning.")
+    if is_repetition(rationale):
+        return Judged(reason="repetition", problem="its rationale repeats itself.")
+    if gives_away(rationale, question.text):
+        return Judged(
+            reason="giveaway",
+            problem="its rationale mentions a hint, a given answer or the student; derive the answer.",
+        )
+    if kind is LessonKind.FEEDBACK and not reply.feedback:
+        return Judged(reason="no_feedback", problem="it does not say where the student's reasoning goes wrong.")
+    conclusion = rationale if reply.answer is None else f"{rationale}\nAnswer: {reply.answer}"
+    grade = grader.grade(question, conclusion)
+    if grade.verdict is not Verdict.CORRECT:
+        return Judged(reason="wrong_answer", problem="its answer is not right. Check each step.")
+    if not _reaches(question, rationale, grader.kind):
+        return Judged(reason="unsupported", problem="its rationale does not arrive at the answer that it states.")
+    return Judged(rationale, grade.answer or question.answer, reply.feedback)
+
+
+def gives_away(rationale: str, question: str) -> bool:
+    """Whether the rationale speaks of a hint, a given answer or the student, and the question does not."""
+    spoken = {word.lower() for found in _GIVEAWAY.finditer(rationale) for word in found.groups() if word}
+    return any(word not in question.lower() for word in spoken)
+
+
+def is_repetition(text: str) -> bool:
+    """A loop: three of the same long line, or the same four words making up most of a long text."""
+    lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 15]
+    if any(lines.count(line) >= 3 for line in set(lines)):
+        return True
+    words = text.split()
+    if len(words) < 40:
+        return False
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return len(set(grams)) < 0.4 * len(grams)
+
+
+def is_near_duplicate(text: str, others: list[str]) -> bool:
+    """Whether nine of ten word trigrams are shared with one of the others (all words, for short texts)."""
+    own = _shingles(text)
+    return any(_overlap(own, _shingles(other)) >= 0.9 for other in others)
+
+
+def _reaches(question: Question, rationale: str, kind: AnswerKind) -> bool:
+    """For numbers: the gold value stands in the reasoning, so that the answer was not merely copied to its end."""
+    if kind is not AnswerKind.NUMBER:
+        return True
+    try:
+        gold = float(question.answer.replace(",", ""))
+    except ValueError:
+        return True  # a fraction or an expression: the verifiers compared it already
+    return any(_as_float(found) in (gold, abs(gold)) for found in _NUMBER.findall(rationale))
+
+
+def _as_float(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    return frozenset(tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
+
+
+def _overlap(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+    return len(one & other) / max(1, len(one | other))

@@ -1,0 +1,211 @@
+"""`TeacherPool`: requests in, settled requests out, through Ray actors.
+
+One thread of the driver runs an event loop that owns the Dispatcher; each actor has a loop of its own in it: commit
+what was decided, exchange leases for outcomes, settle, commit, hand on. So a reply is durable before anyone sees it.
+An actor that dies is replaced, at most MAX_DEATHS times, and its leases go to whoever asks next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.errors import StageError, TailorError
+from tailor_ray.observe import metrics
+from tailor_ray.teacher.actor import TeacherActor
+from tailor_ray.teacher.budget import Budget
+from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Outcome
+from tailor_ray.teacher.request import TeacherRequest
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 20
+START_S = 120.0  # for a worker process to start and read its keys
+WAIT_S = 0.1  # an exchange with nothing to say returns after so long
+IDLE_S = 0.05  # between looks at an empty queue
+
+
+class TeacherPool:
+    """Start it, submit from any thread, take settled requests by the callback, close it."""
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        ledger: Ledger,
+        round_: int,
+        on_settled: Callable[[list[Settled]], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """`on_settled` and `on_error` are called from the pool's thread; after an error nothing more is settled."""
+        self._config = config
+        self._ledger = ledger
+        self._on_settled = on_settled
+        self._on_error = on_error
+        self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
+        self._inbox: list[TeacherRequest] = []
+        self._inbox_lock = threading.Lock()
+        self._closing = False
+        self._deaths = 0
+        self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[TeacherRequest]) -> None:
+        with self._inbox_lock:
+            self._inbox.extend(requests)
+
+    def flush(self) -> None:
+        """No more shards come; nothing waits for that here."""
+
+    def close(self) -> None:
+        """Stop leasing, wait for what is in flight, end the actors."""
+        self._closing = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve_all())
+        except (TailorError, ExceptionGroup) as error:  # the stage raises it, for nobody waits on this thread
+            self._on_error(_first(error))
+
+    async def _serve_all(self) -> None:
+        """Take in requests and watch over the actors' loops until all is done that was begun."""
+        self._dispatcher = Dispatcher(self._config, self._ledger, self._budget, time.monotonic())
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(self._serve(f"teacher-{number}", share))
+                for number, share in enumerate(split_shares(self._config))
+            ]
+            while not (self._ends and self._dispatcher.leased_count == 0):
+                self._take_inbox()
+                await asyncio.sleep(IDLE_S)
+            for loop in loops:
+                loop.cancel()
+        if self._dispatcher.stop is not None:
+            raise self._dispatcher.stop
+
+    async def _serve(self, name: str, share: dict[str, int]) -> None:
+        """Keep one actor busy; replace it when it dies."""
+        actor: Any = None
+        try:
+            while True:
+                try:
+                    actor = actor or await _start(self._config, share)
+                    outcomes = await self._exchange(actor, name, share)
+                except RayTaskError as error:
+                    raise error.cause from None
+                except (RayActorError, TimeoutError) as error:
+                    actor = None
+                    self._count_death(name, error)
+                    await self._hand_on(self._dispatcher.actor_died(name, time.monotonic()))
+                else:
+                    await self._hand_on(self._dispatcher.settle(outcomes, time.monotonic()))
+        finally:
+            if actor is not None:
+                ray.kill(actor)
+
+    async def _exchange(self, actor: Any, name: str, share: dict[str, int]) -> list[Outcome]:
+        leases = [] if self._ends else self._lease(name, share)
+        if not leases and not self._dispatcher.holds(name):
+            await asyncio.sleep(IDLE_S)
+            return []
+        await self._commit()
+        outcomes: list[Outcome] = await actor.exchange.remote(leases, WAIT_S)
+        return outcomes
+
+    @property
+    def _ends(self) -> bool:
+        """Whether nothing new is sent any more; what is in flight is waited for."""
+        return self._closing or self._dispatcher.stop is not None
+
+    def _take_inbox(self) -> None:
+        with self._inbox_lock:
+            requests, self._inbox = self._inbox, []
+        known = self._dispatcher.submit(requests) if requests and not self._ends else []
+        if known:
+            self._export(known)
+            self._on_settled(known)
+
+    def _lease(self, name: str, share: dict[str, int]) -> list[Lease]:
+        self._take_inbox()
+        now = time.monotonic()
+        leases = []
+        for model, at_once in share.items():
+            leases += self._dispatcher.lease(name, model, self._dispatcher.room(name, model, at_once), now)
+        return leases
+
+    async def _hand_on(self, settled: list[Settled]) -> None:
+        await self._commit()
+        self._export(settled)
+        if settled:
+            self._on_settled(settled)
+
+    def _export(self, settled: Sequence[Settled]) -> None:
+        """Live figures for dashboards."""
+        for one in settled:
+            if one.from_ledger:
+                metrics.count("ledger_hits")
+                continue
+            metrics.count("teacher_requests", outcome=one.row.outcome)
+            metrics.observe("teacher_latency_seconds", one.row.seconds, outcome=one.row.outcome)
+            metrics.count("teacher_tokens", one.row.input_tokens, direction="input")
+            metrics.count("teacher_tokens", one.row.output_tokens, direction="output")
+        metrics.gauge("teacher_in_flight", self._dispatcher.leased_count)
+        metrics.gauge("teacher_spent_usd", self._budget.run_spent.usd)
+        if self._config.budget_usd is not None:
+            metrics.gauge("teacher_left_usd", self._config.budget_usd - self._budget.run_spent.usd)
+
+    async def _commit(self) -> None:
+        if self._ledger.has_staged:
+            await asyncio.get_running_loop().run_in_executor(None, self._ledger.commit)
+
+    def _count_death(self, name: str, error: Exception) -> None:
+        self._deaths += 1
+        said = str(error) or f"it was not up after {START_S:.0f} s"
+        log.warning("%s is lost and replaced (%d of at most %d): %s", name, self._deaths, MAX_DEATHS, said)
+        if self._deaths > MAX_DEATHS:
+            raise StageError(f"teacher actors were lost {self._deaths} times, the last time: {said}") from error
+
+
+def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
+    """Calls in flight by actor and model; in sum each endpoint's `max_in_flight`. No actor is left without any."""
+    actors = min(config.actors, *(endpoint.max_in_flight for endpoint in config.endpoints))
+    return [
+        {
+            endpoint.model: endpoint.max_in_flight // actors + (number < endpoint.max_in_flight % actors)
+            for endpoint in config.endpoints
+        }
+        for number in range(actors)
+    ]
+
+
+async def _start(config: TeacherConfig, share: dict[str, int]) -> Any:
+    """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
+
+    Raises TimeoutError when it is not up after START_S: a node that was lost meanwhile may never say so.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
+    actor: Any = ray.remote(TeacherActor).options(**options).remote(endpoint_parts(config), share)
+    await asyncio.wait_for(actor.ready.remote(), START_S)
+    return actor
+
+
+def endpoint_parts(config: TeacherConfig) -> list[EndpointConfig]:
+    """The endpoints without the rest of the section, which actors need not know."""
+    names = EndpointConfig.model_fields
+    return [EndpointConfig(**{name: getattr(endpoint, name) for name in names}) for endpoint in config.endpoints]
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,82 @@
+"""A sandbox teacher in a process of its own, for as long as a `with` block lasts, and never longer than its parent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tailor_ray.config.teacher import SANDBOX, EndpointConfig, TeacherConfig
+from tailor_ray.errors import UserError
+from tailor_ray.teacher.sandbox import SandboxOptions
+from tailor_ray.teacher.sandbox_main import encode_options
+
+E = TypeVar("E", bound=EndpointConfig)
+
+
+class SandboxProcess:
+    """Starts on `start` (or `with`) and answers once that returns; `base_url` says where."""
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self._options = options
+        self._process: subprocess.Popen[str] | None = None
+        self.base_url = ""
+
+    def start(self) -> Self:
+        """Raises UserError with what the process said when it cannot serve."""
+        command = [
+            sys.executable,
+            "-m",
+            "tailor_ray.teacher.sandbox_main",
+            encode_options(self._options),
+            str(os.getpid()),
+        ]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self._options.key is not None:
+            environment["TAILOR_RAY_SANDBOX_KEY"] = self._options.key
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        assert self._process.stdout is not None
+        self.base_url = self._process.stdout.readline().strip()
+        if not self.base_url:
+            _, said = self._process.communicate()
+            raise UserError(f"the sandbox teacher did not start: {said.strip()[-500:]}")
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextmanager
+def open_teacher(config: TeacherConfig) -> Iterator[TeacherConfig]:
+    """The configuration with a real address in place of `sandbox`, whose process lives as long as the block."""
+    if all(endpoint.base_url != SANDBOX for endpoint in config.endpoints):
+        yield config
+        return
+    with SandboxProcess(SandboxOptions(config.sandbox)) as sandbox:
+        also = tuple(_pointed(endpoint, sandbox.base_url) for endpoint in config.also)
+        yield _pointed(config, sandbox.base_url).model_copy(update={"also": also})
+
+
+def _pointed(endpoint: E, url: str) -> E:
+    return endpoint.model_copy(update={"base_url": url}) if endpoint.base_url == SANDBOX else endpoint

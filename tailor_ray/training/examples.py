@@ -1,0 +1,142 @@
+"""From lessons and attempts to training examples.
+
+In: a round's questions, all lessons so far, the latest exam's attempts. Out: one `TrainExample` a lesson, with a
+positive and a negative where the question has them, and counts that name what was left out. What always holds:
+the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
+and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Protocol
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.records import Attempt, Lesson, LessonKind, Question, TrainExample, Verdict
+
+
+class Prompt(Protocol):
+    """What this room needs of `prompts.student.StudentPrompt`."""
+
+    def render(self, question: Question) -> str: ...
+
+    def completion(self, rationale: str, answer: str) -> str: ...
+
+
+def build_examples(
+    questions: Iterable[Question],
+    lessons: Iterable[Lesson],
+    attempts: Iterable[Attempt],
+    prompt: Prompt,
+    config: TrainingConfig,
+    seed: int,
+    round: int,
+) -> tuple[list[TrainExample], dict[str, int]]:
+    """One example a chosen lesson, in an order set by `seed` and `round`.
+
+    Counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an example may be in both),
+    `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by `training.lessons`/`feedback`).
+    """
+    known = {question.id: question for question in questions}
+    counts = dict.fromkeys(("duplicate_lessons", "lessons_left_out"), 0)
+    chosen = _choose(lessons, known, config, seed, round, counts)
+    correct, wrong = _sort_attempts(attempts, known)
+    examples = []
+    for question_id in sorted(chosen):
+        question = known[question_id]
+        rng = random.Random(f"{seed}/{round}/{question_id}")
+        texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in chosen[question_id]]
+        own = sorted(correct[question_id]) if config.own_positives else []
+        gold = [prompt.completion(question.rationale or "", question.answer)] if _use_gold(question, config) else []
+        positives = list(dict.fromkeys([text for _, text in texts] + own + gold))
+        rng.shuffle(positives)
+        negatives = _negatives(wrong[question_id], chosen[question_id], rng)[: config.max_negatives]
+        for index, (lesson, text) in enumerate(texts):
+            others = [other for other in positives if other != text][: config.max_positives]
+            examples.append(
+                TrainExample(
+                    question_id=question_id,
+                    prompt=prompt.render(question),
+                    rationale=text,
+                    positive=others[index % len(others)] if others else None,
+                    negative=_negative(lesson, negatives, index),
+                )
+            )
+    random.Random(f"{seed}/{round}").shuffle(examples)
+    counts["examples"] = len(examples)
+    counts["questions"] = len(chosen)
+    counts["with_pair"] = sum(e.positive is not None and e.negative is not None for e in examples)
+    counts["without_positive"] = sum(e.positive is None for e in examples)
+    counts["without_negative"] = sum(e.negative is None for e in examples)
+    return examples, counts
+
+
+def _use_gold(question: Question, config: TrainingConfig) -> bool:
+    return config.gold_rationales and bool(question.rationale)
+
+
+def _negatives(wrong: set[str], lessons: list[Lesson], rng: random.Random) -> list[str]:
+    """The question's mistakes, those that a lesson corrects first."""
+    shuffled = sorted(wrong)
+    rng.shuffle(shuffled)
+    corrected = {lesson.mistake for lesson in lessons}
+    return sorted(shuffled, key=lambda text: text not in corrected)
+
+
+def _negative(lesson: Lesson, negatives: list[str], index: int) -> str | None:
+    """The mistake that the lesson corrects if the student still makes it, else one of the others by turns."""
+    if lesson.mistake is not None and lesson.mistake in negatives:
+        return lesson.mistake
+    return negatives[index % len(negatives)] if negatives else None
+
+
+def _choose(
+    lessons: Iterable[Lesson],
+    known: dict[str, Question],
+    config: TrainingConfig,
+    seed: int,
+    round: int,
+    counts: dict[str, int],
+) -> dict[str, list[Lesson]]:
+    """Lessons by question, oldest first, each text once a question."""
+    relevant = [lesson for lesson in lessons if lesson.question_id in known]
+    latest = max((lesson.round for lesson in relevant), default=round)
+    chosen: dict[str, list[Lesson]] = defaultdict(list)
+    seen: set[tuple[str, str]] = set()
+    for lesson in sorted(relevant, key=lambda item: (item.round, item.question_id, item.request_key, item.text)):
+        if not _wanted(lesson, latest, config, seed, round):
+            counts["lessons_left_out"] += 1
+        elif (lesson.question_id, lesson.text) in seen:
+            counts["duplicate_lessons"] += 1
+        else:
+            seen.add((lesson.question_id, lesson.text))
+            chosen[lesson.question_id].append(lesson)
+    return chosen
+
+
+def _wanted(lesson: Lesson, latest: int, config: TrainingConfig, seed: int, round: int) -> bool:
+    if lesson.kind == LessonKind.FEEDBACK and not config.feedback:
+        return False
+    if config.lessons == "all" or lesson.round == latest:
+        return True
+    if config.lessons == "latest":
+        return False
+    return random.Random(f"{seed}/{round}/replay/{lesson.request_key}").random() < config.replay_share
+
+
+def _sort_attempts(
+    attempts: Iterable[Attempt], known: dict[str, Question]
+) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Texts of correct and of wrong attempts by question; unparsed, truncated and disputed ones teach nothing."""
+    correct: dict[str, set[str]] = defaultdict(set)
+    wrong: dict[str, set[str]] = defaultdict(set)
+    for attempt in attempts:
+        if attempt.question_id not in known:
+            continue
+        if attempt.verdict == Verdict.CORRECT:
+            correct[attempt.question_id].add(attempt.text)
+        elif attempt.verdict == Verdict.WRONG:
+            wrong[attempt.question_id].add(attempt.text)
+    return correct, wrong

@@ -1,0 +1,212 @@
+"""From token examples to the tensors of one forward pass.
+
+In: the examples of one pass. Out: a `Pack`: ids and positions, where each target's logits come from, and which
+hidden states stand for which rationale. Two layouts give the same losses: `pack_tree` puts all into one row in which
+a prompt is computed once (and the part that all prompts share once for all); `pack_separate` gives each sequence a row
+of its own, for models whose attention cannot do the former.
+
+Axes: T tokens (all rows flattened), K targets, E entries of representations, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailor_ray.training.batches import common_prefix
+from tailor_ray.training.tokens import TokenExample
+from tailor_ray.training.tree import Tree
+
+MIN_ROOT = 16  # tokens; a shorter common start costs more in extra attention blocks than it saves
+
+
+@dataclass(frozen=True, slots=True)
+class PackSettings:
+    prompt_weight: float
+    representation: str  # "last" or "mean"
+    rationale_cap: int
+    detached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One forward pass. `rep_row` numbers 3·P representations: all rationales, all positives, all negatives."""
+
+    ids: Tensor  # (rows, width)
+    positions: Tensor  # (rows, width)
+    attention_mask: Tensor | None  # (rows, width), None for a tree
+    tree: Tree | None
+    source: Tensor  # (K) flat index whose hidden state predicts the target
+    target: Tensor  # (K) token id
+    weight: Tensor  # (K)
+    rep_token: Tensor  # (E) flat index
+    rep_row: Tensor  # (E)
+    rep_weight: Tensor  # (E)
+    pairs: int
+    tokens: int  # real tokens that are computed
+    padding: int  # and padding ones
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Pack:
+        names = (
+            "ids",
+            "positions",
+            "attention_mask",
+            "source",
+            "target",
+            "weight",
+            "rep_token",
+            "rep_row",
+            "rep_weight",
+        )
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None
+        }
+        return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device, dtype))
+
+
+def target_count(example: TokenExample) -> int:
+    """Valid targets of the MLE term: every token of prompt and rationale but the first."""
+    return len(example.prompt) + len(example.rationale) - 1
+
+
+@dataclass(slots=True)
+class _Targets:
+    """Targets and representations under construction."""
+
+    source: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    rep_token: list[int] = field(default_factory=list)
+    rep_row: list[int] = field(default_factory=list)
+    rep_weight: list[float] = field(default_factory=list)
+
+    def predict(self, source: Sequence[int] | range, target: Sequence[int], weight: float) -> None:
+        if weight:
+            self.source += source
+            self.target += target
+            self.weight += [weight] * len(target)
+
+    def represent(self, row: int, start: int, length: int, settings: PackSettings) -> None:
+        """The rationale at flat indices start … start + length - 1 stands as row `row`."""
+        length = min(length, settings.rationale_cap)
+        if settings.representation == "last":
+            start, length = start + length - 1, 1
+        self.rep_token += range(start, start + length)
+        self.rep_row += [row] * length
+        self.rep_weight += [1.0 / length] * length
+
+    def tensors(self) -> dict[str, Tensor]:
+        kinds = {"weight": torch.float32, "rep_weight": torch.float32}
+        names = ("source", "target", "weight", "rep_token", "rep_row", "rep_weight")
+        return {name: torch.tensor(getattr(self, name), dtype=kinds.get(name, torch.long)) for name in names}
+
+
+def pack_tree(examples: Sequence[TokenExample], settings: PackSettings, share_root: bool = True) -> Pack:
+    """All examples as one row without padding: root | trunk, rationale, trunk, rationale, … | sides."""
+    root = _root_length(examples) if share_root else 0
+    ids: list[int] = list(examples[0].prompt[:root])
+    positions: list[int] = list(range(root))
+    out = _Targets()
+    # one root serves all examples: its targets count once for each
+    out.predict(range(root - 1), ids[1:], settings.prompt_weight * len(examples))
+    trunks, rationales = [], []
+    for example in examples:
+        start, trunk, rationale = len(ids), example.prompt[root:], example.rationale
+        trunks.append((start, len(trunk)))
+        rationales.append((start + len(trunk), len(rationale)))
+        ids += [*trunk, *rationale]
+        positions += range(root, root + len(trunk) + len(rationale))
+        if root:
+            out.predict([root - 1], trunk[:1], settings.prompt_weight)
+        out.predict(range(start, start + len(trunk) - 1), trunk[1:], settings.prompt_weight)
+        out.predict(range(start + len(trunk) - 1, len(ids) - 1), rationale, 1.0)
+    sides, pairs = _place_sides(examples, rationales, settings, ids, positions, out)
+    return Pack(
+        ids=torch.tensor([ids]),
+        positions=torch.tensor([positions]),
+        attention_mask=None,
+        tree=Tree.of(root, trunks, rationales, sides, settings.detached),
+        pairs=pairs,
+        tokens=len(ids),
+        padding=0,
+        **out.tensors(),
+    )
+
+
+def _place_sides(
+    examples: Sequence[TokenExample],
+    rationales: list[tuple[int, int]],
+    settings: PackSettings,
+    ids: list[int],
+    positions: list[int],
+    out: _Targets,
+) -> tuple[list[list[tuple[int, int]]], int]:
+    """Append positives and negatives to the row; their spans by example, and the number of pairs.
+
+    Detached, the triplet term must not see the rationale that the MLE term's gradient flows through: it gets a copy.
+    """
+    pairs = sum(example.has_pair for example in examples)
+    sides: list[list[tuple[int, int]]] = []
+    pair = 0
+    for example, (start, length) in zip(examples, rationales, strict=True):
+        spans: list[tuple[int, int]] = []
+        if example.has_pair:
+            copies = [example.rationale[: settings.rationale_cap]] if settings.detached else []
+            for side in (*copies, example.positive, example.negative):
+                spans.append((len(ids), len(side)))
+                ids += side
+                positions += range(len(example.prompt), len(example.prompt) + len(side))
+            first = spans[0] if settings.detached else (start, length)
+            for row, span in enumerate((first, *spans[-2:])):
+                out.represent(row * pairs + pair, *span, settings)
+            pair += 1
+        sides.append(spans)
+    return sides, pairs
+
+
+def _root_length(examples: Sequence[TokenExample]) -> int:
+    """Tokens that all prompts begin with; each keeps one token at least, whose hidden state starts its rationale."""
+    if len(examples) < 2:
+        return 0
+    length = min(common_prefix([e.prompt for e in examples]), min(len(e.prompt) for e in examples) - 1)
+    return length if length >= MIN_ROOT else 0
+
+
+def pack_separate(examples: Sequence[TokenExample], settings: PackSettings, pad: int) -> Pack:
+    """Prompt with rationale, with positive, with negative: each a padded row, longest first."""
+    pairs = sum(example.has_pair for example in examples)
+    sequences: list[tuple[TokenExample, tuple[int, ...], int, int]] = []  # example, continuation, kind, pair
+    pair = 0
+    for example in examples:
+        sequences.append((example, example.rationale, 0, pair))
+        if example.has_pair:
+            sequences += [(example, example.positive, 1, pair), (example, example.negative, 2, pair)]
+            pair += 1
+    width = max(len(example.prompt) + len(side) for example, side, _, _ in sequences)
+    out = _Targets()
+    rows = []
+    for row, (example, side, kind, pair) in enumerate(sequences):
+        start, prompt = row * width, len(example.prompt)
+        tokens = [*example.prompt, *side]
+        rows.append(tokens + [pad] * (width - len(tokens)))
+        if kind == 0:
+            out.predict(range(start, start + prompt - 1), example.prompt[1:], settings.prompt_weight)
+            out.predict(range(start + prompt - 1, start + len(tokens) - 1), side, 1.0)
+        if example.has_pair:
+            out.represent(kind * pairs + pair, start + prompt, len(side), settings)
+    lengths = torch.tensor([len(example.prompt) + len(side) for example, side, _, _ in sequences])
+    column = torch.arange(width)
+    return Pack(
+        ids=torch.tensor(rows),
+        positions=column.expand(len(rows), -1).contiguous(),
+        attention_mask=(column[None, :] < lengths[:, None]).long(),
+        tree=None,
+        pairs=pairs,
+        tokens=int(lengths.sum()),
+        padding=len(rows) * width - int(lengths.sum()),
+        **out.tensors(),
+    )

@@ -1,0 +1,266 @@
+"""The tree: one row of tokens in which each prompt is computed once for all its continuations.
+
+    root (the demos, once a pass) ─┬─ trunk 0 ─┬─ rationale 0
+                                   │           ├─ positive 0
+                                   │           └─ negative 0
+                                   └─ trunk 1 ─┬─ rationale 1 …
+
+In: `Tree`, the shape of one pass's row, laid out as root | trunk 0, rationale 0 | trunk 1, rationale 1 | … | sides,
+where sides are the positives and negatives (and, detached, a second copy of the rationales). Out: attention in which
+every token sees its ancestors and itself: what it would see if its sequence were alone, so no value changes. The row
+holds no padding; only the attention kernels see padded blocks, and skip what no token may see.
+
+Axes: T tokens of the row, M main rows (trunk + rationale), N side rows, L Q S padded lengths of main rows, trunks
+and sides, D tokens of the root, H heads, E size of a head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from tailor_ray.training.blocks import BlockAttention
+
+_numbers = itertools.count()
+
+
+class _Pick(torch.autograd.Function):
+    """`x.index_select(1, index)` for an index whose real entries differ.
+
+    The gradient of entry `slots[i]` goes to `sources[i]`; padding entries get none, for nothing that counts depends
+    on them. This replaces index_add, which is slow and, on GPUs, not deterministic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, sources: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, slots)
+        ctx.length = x.shape[1]
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sources, slots = ctx.saved_tensors
+        out = grad.new_zeros((grad.shape[0], ctx.length, *grad.shape[2:]))
+        out.index_copy_(1, sources, grad.index_select(1, slots))
+        return out, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A ragged set of spans of the row as a padded block of shape (count, width)."""
+
+    count: int
+    width: int
+    index: Tensor  # (count · width) where each entry lies in the row; padding points at token 0
+    sources: Tensor  # (real entries) positions in the row …
+    slots: Tensor  # … and where they went in the block
+
+    @classmethod
+    def of(cls, spans: list[tuple[int, int]]) -> Rows:
+        """`spans` are (start, length) in the row."""
+        width = max((length for _, length in spans), default=0)
+        starts = torch.tensor([start for start, _ in spans], dtype=torch.long)
+        lengths = torch.tensor([length for _, length in spans], dtype=torch.long)
+        column = torch.arange(width)
+        real = column[None, :] < lengths[:, None]
+        index = torch.where(real, starts[:, None] + column[None, :], 0).flatten()
+        slots = real.flatten().nonzero().flatten()
+        return cls(len(spans), width, index, index[slots], slots)
+
+    def to(self, device: torch.device | str) -> Rows:
+        moved = (part.to(device, non_blocking=True) for part in (self.index, self.sources, self.slots))
+        return Rows(self.count, self.width, *moved)
+
+    def pick(self, x_HTE: Tensor) -> Tensor:
+        """(H, T, E) → (count, H, width, E)."""
+        picked = _Pick.apply(x_HTE, self.index, self.sources, self.slots)
+        return picked.view(x_HTE.shape[0], self.count, self.width, x_HTE.shape[2]).transpose(0, 1)
+
+    def put_back(self, block: Tensor) -> Tensor:
+        """(count, H, width, E) → (real entries, H, E), in the order of the spans."""
+        flat = block.transpose(1, 2).reshape(1, self.count * self.width, block.shape[1], block.shape[3])
+        return _Pick.apply(flat, self.slots, self.slots, torch.arange(len(self.slots), device=flat.device))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """How one pass's row is laid out; `masks` are additive and hold for all heads and layers."""
+
+    root: int  # D
+    main: Rows
+    trunks: Rows  # of the examples that have sides
+    sides: Rows
+    sides_per_trunk: int
+    detached: bool  # sides send no gradient into root and trunks
+    main_mask: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
+    side_mask: Tensor | None  # (N, 1, S, D + Q + S)
+    trunk_mask: Tensor | None  # (N / sides_per_trunk, 1, 1, Q)
+
+    @classmethod
+    def of(
+        cls,
+        root: int,
+        trunks: list[tuple[int, int]],
+        rationales: list[tuple[int, int]],
+        sides: list[list[tuple[int, int]]],
+        detached: bool = False,
+    ) -> Tree:
+        """Spans are (start, length); `sides[i]` belongs to example i and is empty or as long as the others."""
+        main = Rows.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
+        owners = [index for index, spans in enumerate(sides) if spans]
+        side_rows = Rows.of([span for index in owners for span in sides[index]])
+        trunk_rows = Rows.of([trunks[index] for index in owners])
+        per_trunk = len(sides[owners[0]]) if owners else 0
+        main_mask = _causal(main.width, root)[None, None] if root else None
+        side_mask = trunk_mask = None
+        if owners:
+            lengths = torch.tensor([trunks[index][1] for index in owners])
+            trunk_mask = _padding_mask(lengths, trunk_rows.width)
+            side_mask = _side_mask(root, trunk_mask.repeat_interleave(per_trunk, dim=0), side_rows.width)
+        return cls(root, main, trunk_rows, side_rows, per_trunk, detached, main_mask, side_mask, trunk_mask)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tree:
+        names = ("main_mask", "side_mask", "trunk_mask")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in ("main", "trunks", "sides")}
+        for name in names:
+            mask = getattr(self, name)
+            moved[name] = None if mask is None else mask.to(device, dtype)
+        return replace(self, **moved)
+
+    def attend(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
+        """(H, T, E) thrice → (T, H, E)."""
+        if q_HTE.device.type == "cpu":
+            scale = q_HTE.shape[-1] ** -0.5 if scale is None else scale
+            return BlockAttention.apply(q_HTE, k_HTE, v_HTE, self, scale)
+        return self.attend_masked(q_HTE, k_HTE, v_HTE, scale)
+
+    def attend_masked(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
+        """The same by masks over copied keys: any device's attention kernel can do it."""
+        outs = []
+        if self.root:
+            q, k, v = (x[None, :, : self.root] for x in (q_HTE, k_HTE, v_HTE))
+            outs.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1))
+        q, k, v = (self.main.pick(x) for x in (q_HTE, k_HTE, v_HTE))
+        if self.root:
+            k, v = (self._after_root(block, x) for block, x in ((k, k_HTE), (v, v_HTE)))
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=self.main_mask, is_causal=self.main_mask is None, scale=scale
+        )
+        outs.append(self.main.put_back(out))
+        if self.sides.count:
+            outs.append(self._attend_sides(q_HTE, k_HTE, v_HTE, scale))
+        return torch.cat(outs)
+
+    def _after_root(self, block: Tensor, x_HTE: Tensor) -> Tensor:
+        """The block's keys or values behind the root's, which all its rows share."""
+        return torch.cat([x_HTE[None, :, : self.root].expand(block.shape[0], -1, -1, -1), block], dim=2)
+
+    def _attend_sides(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
+        q = self.sides.pick(q_HTE)
+        k, v = (self._side_keys(x) for x in (k_HTE, v_HTE))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=self.side_mask, scale=scale)
+        return self.sides.put_back(out)
+
+    def _side_keys(self, x_HTE: Tensor) -> Tensor:
+        """Keys or values that the sides see: (N, H, D + Q + S, E)."""
+        above = x_HTE.detach() if self.detached else x_HTE
+        trunk = self.trunks.pick(above)
+        heads, width, size = trunk.shape[1:]
+        trunk = trunk[:, None].expand(-1, self.sides_per_trunk, -1, -1, -1).reshape(-1, heads, width, size)
+        below = [trunk, self.sides.pick(x_HTE)]
+        if self.root:
+            below.insert(0, above[None, :, : self.root].expand(self.sides.count, -1, -1, -1))
+        return torch.cat(below, dim=2)
+
+
+def _causal(width: int, before: int) -> Tensor:
+    """Additive mask (width, before + width): all of what lies before, and causal among themselves."""
+    return torch.full((width, before + width), float("-inf")).triu(before + 1)
+
+
+def _padding_mask(lengths: Tensor, width: int) -> Tensor:
+    """Additive mask (rows, 1, 1, width) that hides what lies behind each row's length."""
+    hidden = torch.arange(width)[None, :] >= lengths[:, None]
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None, :]
+
+
+def _side_mask(root: int, trunk_mask: Tensor, width: int) -> Tensor:
+    """Additive mask (N, 1, width, D + Q + width): root and trunk whole, and causal among themselves."""
+    rows = trunk_mask.shape[0]
+    before = [torch.zeros(rows, 1, width, root), trunk_mask.expand(-1, -1, width, -1)]
+    return torch.cat([*before, _causal(width, 0).expand(rows, 1, -1, -1)], dim=3)
+
+
+class TreeAttention:
+    """The attention of one model, switched to the tree of the pass at hand.
+
+    `tree` is set before the forward pass and stays until the next, for gradient checkpointing runs the attention again
+    in the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.tree: Tree | None = None
+
+    @torch.compiler.disable  # its shapes change with every pass; what lies between two attentions is compiled
+    def __call__(
+        self,
+        module: torch.nn.Module | None,  # noqa: ARG002 — likewise
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,  # noqa: ARG002 — the interface passes it; the tree is the mask
+        scaling: float | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, None]:
+        """The attention interface of transformers: (1, H, T, E) → (1, T, H, E)."""
+        assert self.tree is not None, "the tree of this pass was not set"
+        unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+        if unknown:
+            raise NotImplementedError(f"its attention takes {', '.join(unknown)}")
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        return self.tree.attend(query[0], key[0], value[0], scaling)[None], None
+
+    def install(self, model: Any) -> None:
+        """Make the model's attention layers call this; models without the interface keep theirs (GPT-J is taught)."""
+        from transformers import AttentionInterface
+
+        name = f"tailor_ray_tree_{next(_numbers)}"  # one a model: the registry is global, the tree is not
+        AttentionInterface.register(name, self)
+        model.config._attn_implementation = name
+        for module in model.modules():
+            if type(module).__name__ == "GPTJAttention":
+                module._attn = _GptjAttention(self, module)
+
+    @contextmanager
+    def installed(self, model: Any) -> Iterator[None]:
+        """`install`, and undo it at the end."""
+        before = model.config._attn_implementation
+        self.install(model)
+        try:
+            yield
+        finally:
+            model.config._attn_implementation = before
+            for module in model.modules():
+                if type(module).__name__ == "GPTJAttention":
+                    del module._attn
+
+
+class _GptjAttention:
+    """GPT-J predates the interface; its `_attn` takes the same tensors and returns (1, H, T, E)."""
+
+    def __init__(self, attention: TreeAttention, module: Any) -> None:
+        self.attention = attention
+        self.scale = 1.0 / float(module.scale_attn)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None) -> tuple[Tensor, None]:
+        out, weights = self.attention(None, query, key, value, attention_mask, self.scale)
+        return out.transpose(1, 2), weights

@@ -1,0 +1,56 @@
+"""The first verifier reads every number back from every form that it may be written in."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailor_ray.answers.conclusion import visible
+from tailor_ray.answers.numbers import format_number, gold_value, read
+
+VALUES = st.decimals(-(10**7), 10**7, allow_nan=False, allow_infinity=False, places=3)
+FORMS = ["{}", "{} dollars", "{}.", "**{}**", "\\boxed{{{}}}", "$\\boxed{{{}}}$", "x = {}", "8 + 1 = {} eggs in 3 days"]
+MARKERS = ["The answer is ", "Answer: ", "#### ", "A: ", "**Answer:** ", "The final answer is: ", "Final Answer: "]
+
+
+@given(VALUES, st.sampled_from(FORMS), st.sampled_from(MARKERS), st.booleans())
+def test_a_number_is_read_from_every_announced_form(value, form, marker, grouped):
+    written = f"{value:,}" if grouped else str(value)
+    text = f"First we take 7 of 12.\n{marker}{form.format(written)}"
+    number, conclusion = read(visible(text))
+    assert number.values[0] == Fraction(value), text
+    assert conclusion is not None
+
+
+@given(VALUES, st.integers(0, 10**6))
+def test_without_a_marker_the_last_equation_decides(value, other):
+    number, conclusion = read(f"There are {other} boxes.\nSo we get {other} + 1 = {value} pens in 3 boxes.")
+    assert number.values[0] == Fraction(value)
+    assert conclusion is None
+
+
+@given(st.fractions(max_denominator=5000))
+def test_the_normalized_form_has_the_same_value(value):
+    assert gold_value(format_number(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Fraction(18), "18"),
+        (Fraction(3, 4), "0.75"),
+        (Fraction(1, 3), "1/3"),
+        (Fraction(Decimal("12345678901234567.5")), "12345678901234567.5"),
+    ],
+)
+def test_the_normalized_form_is_short_and_exact(value, text):
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [("$1,200", 1200), ("18.0", 18), ("-3", -3), ("75%", 75), ("two", None), ("3 or 4", None)]
+)
+def test_gold_values(answer, value):
+    assert gold_value(answer) == value

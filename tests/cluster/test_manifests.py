@@ -1,0 +1,153 @@
+"""The Kubernetes manifests: known fields only, and values that agree with each other and with the configuration."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from tailor_ray.config.run import parse_config
+from tests.cluster.kuberay_schema import SCHEMAS
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+DOCUMENTS = [
+    (path.name, document)
+    for path in sorted((CLUSTER / "kuberay").glob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text())
+]
+IDS = [f"{name}-{document['kind']}" for name, document in DOCUMENTS]
+RAY = [(name, document) for name, document in DOCUMENTS if document["apiVersion"] == "ray.io/v1"]
+
+
+def find(kind):
+    return next(document for _, document in DOCUMENTS if document["kind"] == kind)
+
+
+def cluster_of(document):
+    spec = document["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+def pods_of(document):
+    cluster = cluster_of(document)
+    return [cluster["headGroupSpec"]["template"]] + [group["template"] for group in cluster["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=IDS)
+def test_only_known_fields(name, document):
+    jsonschema.validate(document, SCHEMAS[document["kind"]])
+
+
+def test_the_schema_refuses_what_the_operator_would():
+    for path, value in [(("spec", "rayVersoin"), "2"), (("spec", "authOptions", "mode"), "tokens")]:
+        broken = copy.deepcopy(find("RayCluster"))
+        node = broken
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, SCHEMAS["RayCluster"])
+
+
+def test_there_is_one_of_each_kind():
+    assert {document["kind"] for _, document in RAY} == {"RayCluster", "RayJob", "RayService"}
+
+
+@pytest.mark.parametrize(("name", "document"), RAY, ids=[name for name, _ in RAY])
+def test_pods_agree_with_each_other(name, document):
+    cluster, pods = cluster_of(document), pods_of(document)
+    assert cluster["authOptions"] == {"mode": "token"}
+    claims = {find("PersistentVolumeClaim")["metadata"]["name"]}
+    assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"tailor-ray:2.60.0"}
+    for pod in pods:
+        (container,) = pod["spec"]["containers"]
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
+        assert volumes["runs"]["persistentVolumeClaim"]["claimName"] in claims
+        assert container["resources"]["requests"] == container["resources"]["limits"]  # no eviction half-way
+        assert "metrics" in {port["name"] for port in container["ports"]}
+        assert pod["metadata"]["labels"].items() >= find("PodMonitor")["spec"]["selector"]["matchLabels"].items()
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_ray_versions_are_the_pinned_one():
+    pins = (CLUSTER.parent / "pyproject.toml").read_text()
+    (pinned,) = re.findall(r'"ray==([\d.]+)"', pins)
+    assert {cluster_of(document)["rayVersion"] for _, document in RAY} == {pinned}
+    assert f"rayproject/ray:{pinned}-py311-gpu" in (CLUSTER / "Dockerfile").read_text()
+
+
+def test_the_job_asks_for_what_its_configuration_needs():
+    job, configuration = find("RayJob"), find("ConfigMap")
+    config = parse_config(yaml.safe_load(configuration["data"]["run.yaml"]), "the config map")
+    cluster = cluster_of(job)
+    gpus = sum(
+        group["minReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        for group in cluster["workerGroupSpecs"]
+    )
+    assert config.student.engines * config.student.tensor_parallel == gpus
+    assert config.training.workers == gpus
+    assert config.student.release_for_training == "stop"  # the same GPUs train
+    (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["runs"] == config.storage
+    assert job["spec"]["entrypoint"] == f"python -m tailor_ray run {mounts['config']}/run.yaml"
+    (volume,) = [v for v in cluster["headGroupSpec"]["template"]["spec"]["volumes"] if v["name"] == "config"]
+    assert volume["configMap"]["name"] == configuration["metadata"]["name"]
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_the_teachers_key_comes_from_the_secret_alone(kind):
+    for pod in pods_of(find(kind)):
+        (container,) = pod["spec"]["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "tailor-teacher"}}]
+        assert not any("KEY" in variable["name"] or "TOKEN" in variable["name"] for variable in container["env"])
+    assert "runtimeEnvYAML" not in find("RayJob")["spec"]
+    for path in CLUSTER.rglob("*"):
+        if path.is_file():
+            assert not re.search(r"sk-[A-Za-z0-9]{8}", path.read_text()), path
+
+
+def test_the_service_is_one_that_ray_serve_accepts():
+    pytest.importorskip("ray.serve")
+    from ray.serve.schema import ServeDeploySchema
+
+    service = find("RayService")
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = schema.applications
+    assert application.import_path == "ray.serve.llm:build_openai_app"
+    (llm,) = application.args["llm_configs"]
+    model = llm["model_loading_config"]["model_source"]
+    (container,) = pods_of(service)[0]["spec"]["containers"]
+    assert any(model.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+
+
+def test_the_dashboard_is_valid_and_asks_for_known_metrics():
+    from tailor_ray.observe.metrics import TABLE
+
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"ray_tailor_\w+", query)}
+    exported = {metric.scraped + ("_bucket" if metric.kind == "histogram" else ""): metric for metric in TABLE.values()}
+    assert asked == set(exported)  # every metric is shown, and nothing else is asked for
+    for query in queries:
+        for labels in re.findall(r"by \(([\w, ]+)\)", query):
+            (name,) = re.findall(r"ray_tailor_\w+", query)
+            assert {label.strip() for label in labels.split(",")} <= {*exported[name].tags, "le"}
+    boxes = [panel["gridPos"] for panel in dashboard["panels"]]
+    for one in boxes:
+        assert one["x"] + one["w"] <= 24
+        for other in boxes:
+            apart = (
+                one["x"] + one["w"] <= other["x"]
+                or other["x"] + other["w"] <= one["x"]
+                or one["y"] + one["h"] <= other["y"]
+                or other["y"] + other["h"] <= one["y"]
+            )
+            assert one is other or apart

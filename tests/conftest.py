@@ -1,0 +1,25 @@
+"""What all tests share: the data folder, an isolated cache, and Ray's authentication said explicitly."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# A local ray.init() would write a token into the home folder and so change every later cluster of this user.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_cache(tmp_path_factory):
+    os.environ["TAILOR_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The five public data sets, laid out as TAILOR_RAY_DATA says; skipped, and said, without it."""
+    folder = os.environ.get("TAILOR_RAY_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TAILOR_RAY_DATA does not name a folder with the data sets")
+    return Path(folder)

@@ -1,0 +1,75 @@
+"""Engines on CUDA devices: the same answers as transformers, memory given back for training, one engine over two."""
+
+import subprocess
+import time
+
+import pytest
+
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.student.model import folder_sha256
+from tailor_ray.student.pool import EnginePool
+from tailor_ray.student.sampling import Sampling
+from tests.integration.conftest import ray_cluster
+from tests.integration.engines import make_student, students
+
+__all__ = ["ray_cluster", "students"]  # fixtures
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24)
+PROMPTS = [f"Question: Ann has {i} pens and buys 3 more. How many now?\nReasoning:" for i in range(6)]
+
+
+def devices():
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return 0
+    return listed.stdout.count("GPU ")
+
+
+def used_mib():
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return sum(int(line) for line in subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split())
+
+
+def config(**changes):
+    return StudentConfig(dtype="float32", max_model_len=512, gpu_memory_utilization=0.3, **changes)
+
+
+def greedy(pool):
+    return pool.answer([str(i) for i in range(6)], PROMPTS, [[0]] * 6, GREEDY).texts
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices() == 0, reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("how", ["sleep", "stop"])
+def test_memory_is_given_back_for_training_and_the_next_student_answers(ray_cluster, students, how):
+    pool = EnginePool(config(engines=1, release_for_training=how), str(students[0]), seed=7)
+    pool.start()
+    try:
+        first, busy = greedy(pool), used_mib()
+        pool.release()
+        deadline = time.monotonic() + 30  # a killed process gives its memory back when it is gone
+        while used_mib() > busy / 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert pool.load(str(students[1])) == folder_sha256(students[1])
+        second = greedy(pool)
+        assert second != first
+        assert pool.load(str(students[0])) == folder_sha256(students[0])
+        assert greedy(pool) == first
+    finally:
+        pool.stop()
+
+
+@pytest.mark.skipif(devices() < 2, reason="needs two CUDA devices")
+def test_an_engine_over_two_devices_answers_as_one_does(ray_cluster, tmp_path):
+    folder = make_student(tmp_path / "student", hidden_size=128, heads=4)
+    said = []
+    for width in (1, 2):
+        pool = EnginePool(config(engines=1, tensor_parallel=width), str(folder), seed=7)
+        pool.start()
+        try:
+            said.append(greedy(pool))
+        finally:
+            pool.stop()
+    assert said[0] == said[1]

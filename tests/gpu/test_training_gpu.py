@@ -1,0 +1,80 @@
+"""Training on one GPU: the tree in bfloat16 and float32, ZeRO-3 with offload, all through the masks that GPUs run."""
+
+import copy
+
+import pytest
+import torch
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.training.forward import StudentLoss
+from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
+from tailor_ray.training.tree import TreeAttention
+from tests.training.students import KINDS, make_examples, make_model, make_student
+from tests.training.test_exactness import random_examples
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def losses_and_gradients(kind: str, dtype: torch.dtype, device: str):
+    """Of the tree on `device` in `dtype`, and of separate passes on the CPU in float32."""
+    examples = random_examples(seed=1)
+    settings = PackSettings(0.1, "last", 192)
+    targets, pairs = sum(target_count(e) for e in examples), sum(e.has_pair for e in examples)
+    reference = make_model(kind).eval()
+    model = copy.deepcopy(reference).to(device, dtype)
+    attention = TreeAttention()
+    attention.install(model)
+    found = []
+    for net, layout, pack in (
+        (model, attention, pack_tree(examples, settings).to(device, dtype)),
+        (reference, None, pack_separate(examples, settings, pad=0)),
+    ):
+        sums = StudentLoss(net, layout, 1.0)(pack)
+        loss = sums.mle / targets + 0.5 * sums.triplet.loss / pairs
+        loss.backward()
+        found.append((loss.item(), [p.grad.float().cpu() for p in net.parameters()]))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "of_loss", "of_gradient"), [("float32", 1e-4, 1e-2), ("bfloat16", 3e-2, 0.3)])
+def test_the_tree_gives_the_loss_and_gradients_of_separate_passes(kind, dtype, of_loss, of_gradient):
+    """float32 with TF32 off differs by the order of sums; bfloat16 keeps 8 bits of each activation."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    (loss, gradients), (expected, theirs) = losses_and_gradients(kind, getattr(torch, dtype), "cuda")
+    assert abs(loss - expected) < of_loss * expected
+    for mine, reference in zip(gradients, theirs, strict=True):
+        assert (mine - reference).norm() <= of_gradient * reference.norm() + 1e-6
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_zero_3_on_one_gpu_learns(tmp_path, offload):
+    import os
+
+    import torch.distributed as dist
+
+    from tailor_ray.training.engine import Engine
+    from tailor_ray.training.model import load_student
+    from tailor_ray.training.steps import Plan, Stepper
+    from tailor_ray.training.tokens import tokenize_examples
+
+    os.environ |= {"LOCAL_RANK": "0", "TORCH_EXTENSIONS_DIR": str(tmp_path / "build")}
+    config = TrainingConfig(
+        epochs=9,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        zero_stage=3,
+        offload_optimizer=offload,
+        offload_parameters=offload,
+    )
+    student = load_student(make_student(tmp_path / "student"), config, torch.bfloat16, seed=0)
+    data = tokenize_examples(make_examples(40), student.tokenizer, 256, 192)
+    plan = Plan.of(data.examples, config, 5, 1)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        engine = Engine(student.loss_module(1.0), config, 1, torch.bfloat16)
+        stepper = Stepper(plan, engine, student, config, 1, 0, torch.device("cuda"), torch.bfloat16)
+        losses = [stepper.step(step)["loss"] for step in range(20)]
+    finally:
+        dist.destroy_process_group()
+    assert losses[-1] < 0.8 * losses[0]

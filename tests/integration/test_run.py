@@ -1,0 +1,203 @@
+"""The whole loop through the command line, killed in the middle, on generated problems and on real GSM8K text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tailor_ray.records import Question, Verdict, from_table
+from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
+
+TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "school_steps": 40, "school_questions": 400}
+SETTINGS = {
+    "task": {"name": "arithmetic", "limit_train": 96, "limit_test": 40, "max_validation": 16},
+    "student": {"tiny": TINY, "engines": 1, "max_model_len": 256, "max_num_seqs": 64},
+    "exam": {"samples": 2, "max_new_tokens": 48, "shard_questions": 32},
+    "evaluation": {"max_new_tokens": 48},
+    "training": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16, "warmup_steps": 2, "max_length": 256},
+    "rounds": {"max_rounds": 2},
+    "cluster": {"dashboard": False, "object_store_gib": 0.3, "num_cpus": 2},
+}
+
+
+class Command:
+    """One `tailor-ray run` from a folder of its own, which all that it starts has as its working folder."""
+
+    def __init__(self, folder, settings):
+        self.config = folder / "run.yaml"
+        self.config.write_text(json.dumps(settings))
+        self.store = Store.open(settings["storage"]).child(settings["name"])
+        self.folder = folder / "from-here"
+        self.folder.mkdir()
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "tailor_ray", "run", str(self.config), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+
+    def finish(self, *arguments):
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err[-3000:]
+        return out
+
+    def processes(self):
+        """Ids of the live processes that this command started: Ray's rename themselves, but stay in its folder."""
+        return [
+            entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _lives_in(entry, self.folder)
+        ]
+
+    def wait_until_gone(self, seconds=30):
+        deadline = time.monotonic() + seconds
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert self.processes() == []
+
+
+def _lives_in(entry, folder):
+    try:
+        zombie = "\nState:\tZ" in (entry / "status").read_text()
+        return not zombie and (entry / "cwd").resolve() == folder
+    except OSError:
+        return False
+
+
+def wait_for(happened, process, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_in_the_middle_goes_on_and_its_report_is_true(tmp_path):
+    log = tmp_path / "access.jsonl"
+    teacher = {"base_url": "sandbox", "sandbox": {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1}}
+    command = Command(tmp_path, {"name": "try", "storage": str(tmp_path / "runs"), "teacher": teacher, **SETTINGS})
+    exam, train = (command.store.child("rounds", "01", name) for name in ("exam", "train"))
+
+    process = command.start()
+    wait_for(lambda: committed_parts(exam, "attempts", verify=False), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    command.wait_until_gone()
+    committed = {part.index: part.entry.sha256 for part in committed_parts(exam, "attempts")}
+    student = command.store.child("rounds", "00", "student")
+    made = read_manifest(student).digest()
+
+    process = command.start()
+    wait_for(lambda: train.exists("examples-00000.json"), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err[-3000:]
+    assert "the same command goes on" in err
+    assert out == ""
+    command.wait_until_gone()
+
+    table = command.finish()
+    command.wait_until_gone()
+    assert len(table.splitlines()) == 5  # a head, rounds 0 to 2, the report's path
+    assert read_manifest(student).digest() == made
+    kept = {part.index: part.entry.sha256 for part in committed_parts(exam, "attempts")}
+    assert committed.items() <= kept.items()
+    assert len(kept) == 3
+    _each_request_was_answered_once(log)
+    _report_is_what_transformers_says(command.store)
+    assert command.finish() == table  # a finished run says so again and starts nothing
+    refused = subprocess.run(
+        [sys.executable, "-m", "tailor_ray", "run", str(command.config), "--set", "exam.samples=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "exam.samples: 2 → 3" in refused.stderr
+
+
+def _each_request_was_answered_once(log):
+    """Answered means paid for; a request in flight at the kill may be answered twice."""
+    answered = Counter()
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        if row["status"] == 200 and row["outcome"] in ("ok", "wrong"):
+            answered[row["request"]] += 1
+    assert len(answered) >= 96
+    assert sum(count > 1 for count in answered.values()) <= 64  # teacher.max_in_flight
+
+
+def _report_is_what_transformers_says(store):
+    """Decode the test questions greedily with plain transformers: the report's count, within 1 %."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tailor_ray.answers import Grader
+    from tailor_ray.prompts.student import StudentPrompt
+    from tailor_ray.records import AnswerKind
+
+    report = store.read_json("report/report.json")
+    folder = store.local_folder("rounds/02/train/student")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    questions = store.child("rounds", "00", "questions")
+    grader, prompt = Grader(AnswerKind.NUMBER), StudentPrompt("plain", AnswerKind.NUMBER)
+    correct = total = 0
+    for part in committed_parts(questions, "test"):
+        for question in from_table(read_part(questions, part), Question):
+            ids = tokenizer(prompt.render(question), return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48)
+            new = out[0, ids.shape[1] :]
+            reason = "stop" if int(new[-1]) == tokenizer.eos_token_id else "length"
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            correct += grader.grade(question, text, reason).verdict == Verdict.CORRECT
+            total += 1
+    score = report["rounds"][-1]["evaluation"]
+    assert score["total"] == total == 40
+    assert abs(score["correct"] - correct) <= 0.01 * total
+
+
+@pytest.mark.timeout(600)
+def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
+    """A student that never saw such text: the accuracy may be 0, and the report says so plainly."""
+    job = Path(__file__).parents[2] / "jobs" / "gsm8k.yaml"
+    settings = [
+        *(f"storage={tmp_path}/runs", "name=gsm8k", f"task.path={data_folder}/gsm8k", "task.limit_train=64"),
+        *("task.limit_test=16", "task.max_validation=8", "student.model=tiny", "student.few_shot=false"),
+        *("student.max_model_len=512", "student.max_num_seqs=64", "student.engines=1", "student.tiny.school_steps=20"),
+        *("student.tiny.hidden_size=64", "student.tiny.layers=2", "student.tiny.heads=2"),
+        *("exam.samples=2", "exam.max_new_tokens=48", "evaluation.max_new_tokens=48"),
+        *("teacher.base_url=sandbox", f"teacher.sandbox.answers={data_folder}/gsm8k/train.jsonl"),
+        *("training.epochs=1", "training.zero_stage=1", "training.offload_optimizer=false", "training.workers=1"),
+        *("training.offload_parameters=false", "training.max_length=512", "training.precision=float32"),
+        *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tailor_ray", "run", str(job), *(f"--set={setting}" for setting in settings)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "runs" / "gsm8k" / "report" / "report.json").read_text())
+    assert [entry["round"] for entry in report["rounds"]] == [0, 1, 2]
+    first, second = (entry["teacher"] for entry in report["rounds"][1:])
+    assert first["accepted"] >= 60  # of 64: a few gold rationales do not end in the answer
+    assert second["requests"] + second["from_ledger"] > 0
+    last = report["rounds"][-1]["evaluation"]
+    assert last["total"] == 16
+    page = (tmp_path / "runs" / "gsm8k" / "report" / "index.html").read_text()
+    assert f"{last['correct']} of 16" in page

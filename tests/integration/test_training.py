@@ -1,0 +1,137 @@
+"""A round's training on real Ray Train workers: figures, export, resuming after SIGKILL, refusing to diverge."""
+
+import os
+import signal
+import threading
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.errors import StageError, Stopped
+from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, to_table
+from tailor_ray.storage import Store, commit_part, verify_files
+from tailor_ray.storage.manifest import Manifest
+from tailor_ray.training.launch import TrainJob, train
+from tests.training.students import make_examples, make_student
+
+CONFIG = TrainingConfig(epochs=6, learning_rate=1e-3, batch_size=16, warmup_steps=5, checkpoint_every_steps=7)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("training")
+    make_student(folder / "student")
+    examples = Store.open(str(folder / "examples"))
+    commit_part(examples, "examples", 0, to_table(make_examples(60, questions=40), TRAIN_EXAMPLE_SCHEMA))
+    commit_part(examples, "examples", 1, to_table(make_examples(40, seed=1, questions=40), TRAIN_EXAMPLE_SCHEMA))
+    return folder, examples
+
+
+def job(made, name: str, config: TrainingConfig = CONFIG) -> TrainJob:
+    folder, examples = made
+    card = {"task": "sums", "round": "1"}
+    return TrainJob(config, str(folder / "student"), examples, Store.open(str(folder / name)), 7, 1, card=card)
+
+
+def student_hash(made, name: str) -> str:
+    return Store.open(str(made[0] / name)).hash_file("student/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made):
+    done = []
+    result = train(job(made, "undisturbed"), lambda step, steps, figures: done.append((step, steps, figures["loss"])))
+    return result, done
+
+
+def test_figures_and_files(made, undisturbed):
+    result, _ = undisturbed
+    out = Store.open(str(made[0] / "undisturbed"))
+    assert result.steps == 6 * 7
+    assert result.loss_last < 0.8 * result.loss_first
+    assert result.truncated == result.skipped == []
+    rows = pq.read_table(out.path("steps.parquet")).to_pylist()
+    assert [row["step"] for row in rows] == list(range(42))
+    assert rows[-1]["loss"] == result.loss_last
+    assert sum(row["tokens"] for row in rows) == result.tokens
+    assert rows[0]["loss"] == pytest.approx(rows[0]["mle"] + 0.5 * rows[0]["triplet"])
+    paths = {entry.path for entry in result.files}
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert paths >= {f"student/{name}" for name in wanted} | {"steps.parquet"}
+    verify_files(out, Manifest("train", 1, "", {}, tuple(result.files), 0.0))
+    assert "sums" in out.read_bytes("student/README.md").decode()
+
+
+def test_the_exported_student_learnt_and_loads_without_us(made, undisturbed):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = made[0] / "undisturbed" / "student"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == tokenizer.eos_token_id
+
+    def loss(where) -> float:
+        model = AutoModelForCausalLM.from_pretrained(where)
+        total = 0.0
+        for example in make_examples(20):
+            ids = tokenizer(example.prompt + example.rationale, return_tensors="pt").input_ids
+            with torch.no_grad():
+                total += model(input_ids=ids, labels=ids).loss.item()
+        return total
+
+    assert loss(folder) < 0.8 * loss(made[0] / "student")
+
+
+def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturbed):
+    """Its last checkpoint is torn as well, so it goes on from the one before."""
+    task = job(made, "killed")
+    killed = threading.Event()
+
+    def kill() -> None:
+        checkpoints = task.out.child("checkpoints")
+        while "step-00000014.json" not in checkpoints.files():
+            time.sleep(0.01)
+        os.kill(checkpoints.read_json("progress.json")["pid"], signal.SIGKILL)
+        last = sorted(name for name in checkpoints.files() if name.startswith("step-"))[-1].removesuffix(".json")
+        torn = next((made[0] / "killed/checkpoints" / last).rglob("*.pt"))
+        torn.write_bytes(torn.read_bytes()[:-100])
+        killed.set()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    result = train(task)
+    thread.join(5)
+    assert killed.is_set()
+    assert result.steps == 42
+    assert student_hash(made, "killed") == student_hash(made, "undisturbed")
+    before, after = (pq.read_table(made[0] / run / "steps.parquet") for run in ("undisturbed", "killed"))
+    assert before.column("loss").to_pylist() == after.column("loss").to_pylist()
+
+
+def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made):
+    # long enough that the interrupt, noticed within three seconds, comes before the end
+    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 150.0, "checkpoint_every_steps": 100_000}))
+
+    def interrupt(step: int, steps: int, figures: dict) -> None:
+        raise Stopped("enough for today")
+
+    with pytest.raises(Stopped, match="enough"):
+        train(task, interrupt)
+    (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
+    done = int(kept.removeprefix("step-").removesuffix(".json"))
+    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
+    assert 0 < done < 1050
+    assert train(task).steps == 1050
+    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
+    assert [row["step"] for row in rows] == list(range(1050))
+    assert rows[:done] == history  # with their seconds: they were not done again
+
+
+def test_divergence_ends_the_stage_and_exports_nothing(made):
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
+    task = job(made, "diverged", config)
+    with pytest.raises(StageError, match=r"training step \d+ gave .*(nan|inf).*q\d+.*learning_rate"):
+        train(task)
+    assert not task.out.exists("student")

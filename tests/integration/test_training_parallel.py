@@ -1,0 +1,65 @@
+"""However a step is spread, the parameters after 20 steps are the same: workers, ZeRO stages, accumulation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.training.students import make_student
+
+STEPS = 20
+SPREADS = [(workers, stage, passes) for workers in (1, 2) for stage in (0, 1, 2, 3) for passes in (1, 4)]
+
+
+def _start(folder, workers, rank):
+    environment = {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "TORCH_EXTENSIONS_DIR": str(folder / "build")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.training_rank", str(folder), str(workers), str(rank)],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Weights by spread; all of one number of workers run in the same processes, for starting costs most."""
+    folder = tmp_path_factory.mktemp("parallel")
+    make_student(folder / "student")
+    for workers in (1, 2):
+        started = [_start(folder, workers, rank) for rank in range(workers)]
+        codes = [process.wait(timeout=280) for process in started]
+        assert codes == [0] * workers
+    return folder
+
+
+def weights(folder, spread):
+    return load_file(folder / "-".join(map(str, spread)))
+
+
+@pytest.mark.parametrize("spread", SPREADS[1:], ids=lambda spread: "{}-workers-zero-{}-passes-{}".format(*spread))
+def test_the_same_parameters_however_the_step_is_spread(trained, spread):
+    expected = weights(trained, SPREADS[0])
+    found = weights(trained, spread)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # AdamW moved each by up to 20 · 1e-3; what differs is the order in which float32 sums were made
+        assert abs(found[name] - value).max() < 2e-5, name
+
+
+def test_training_moved_the_parameters(trained):
+    """Or the test above would compare students that never learnt."""
+    before = load_file(trained / "student" / "model.safetensors")
+    after = weights(trained, SPREADS[0])
+    assert abs(after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).max() > 5e-3
+
+
+@pytest.mark.parametrize("spread", SPREADS[1:], ids=lambda spread: "{}-workers-zero-{}-passes-{}".format(*spread))
+def test_the_same_losses(trained, spread):
+    def losses(which):
+        return json.loads((trained / ("-".join(map(str, which)) + ".json")).read_text())
+
+    assert losses(spread) == pytest.approx(losses(SPREADS[0]), abs=2e-5)

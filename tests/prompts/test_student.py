@@ -1,0 +1,128 @@
+"""The student's prompt: one prefix for all questions, completions that end with one conclusion, both styles."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from tailor_ray.answers import Grader
+from tailor_ray.errors import ConfigError, ModelError
+from tailor_ray.prompts.chat import ChatTemplate
+from tailor_ray.prompts.student import StudentPrompt, without_conclusion
+from tailor_ray.records import AnswerKind, Question, Verdict
+
+DEMOS = (
+    Question("d1", "2 and 2?", "4", rationale="2 + 2 = 4."),
+    Question("d2", "3 and 3?", "6", rationale="3 + 3 = 6."),
+)
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    def save(template):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_word_tokenizer(), unk_token="[UNK]")
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return save
+
+
+def _word_tokenizer():
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
+
+
+def test_plain_prompts_and_completions_make_blocks():
+    prompt = StudentPrompt("plain", AnswerKind.NUMBER, DEMOS)
+    row = prompt.render(Question("q", "5 and 5?", "10")) + prompt.completion("5 + 5 = 10.", "10")
+    assert row == (
+        "Question: 2 and 2?\nReasoning: 2 + 2 = 4.\nAnswer: 4\n\n"
+        "Question: 3 and 3?\nReasoning: 3 + 3 = 6.\nAnswer: 6\n\n"
+        "Question: 5 and 5?\nReasoning: 5 + 5 = 10.\nAnswer: 10"
+    )
+    assert prompt.stop == ("\nQuestion:",)
+
+
+def test_without_demos_the_prefix_is_empty():
+    prompt = StudentPrompt("plain", AnswerKind.NUMBER)
+    assert prompt.prefix == ""
+    assert prompt.render(Question("q", "5 and 5?", "10")) == "Question: 5 and 5?\nReasoning:"
+
+
+def test_choices_are_listed_and_concluded_by_letter():
+    question = Question("q", "Where?", "b", json.dumps({"a": "here", "b": "there"}))
+    prompt = StudentPrompt("plain", AnswerKind.CHOICE)
+    assert "Choices: (a) here (b) there" in prompt.render(question)
+    assert prompt.completion("It is not here.", "b") == " It is not here.\nAnswer: (b)"
+
+
+@given(st.text(), st.text())
+def test_the_prefix_is_the_same_for_all_questions(text, other):
+    prompt = StudentPrompt("plain", AnswerKind.NUMBER, DEMOS)
+    for asked in (text, other):
+        rendered = prompt.render(Question("q", asked, "1"))
+        assert rendered.startswith(prompt.prefix)
+        assert rendered.removeprefix(prompt.prefix) == f"Question: {asked}\nReasoning:"
+
+
+@pytest.mark.parametrize(
+    ("rationale", "kept"),
+    [
+        ("9 * 2 = 18.\nThe answer is 18.", "9 * 2 = 18."),
+        ("9 * 2 = 18. The answer is 18.", "9 * 2 = 18."),
+        ("9 * 2 = 18.\n#### 18", "9 * 2 = 18."),
+        ("9 * 2 = 18.\n**Answer:** 18", "9 * 2 = 18."),
+        ("9 * 2 = 18.\nAnswer: 18\nAnswer: 18", "9 * 2 = 18."),
+        ("9 * 2 = 18. Therefore, the final answer is $18.00", "9 * 2 = 18."),
+        ("The answer is 9 * 2 = 18.", "The answer is 9 * 2 = 18."),
+        ("She must answer 35 questions.", "She must answer 35 questions."),
+        ("Answer: 18", ""),
+    ],
+)
+def test_a_conclusion_is_written_once(rationale, kept):
+    assert without_conclusion(rationale) == kept
+    completion = StudentPrompt("plain", AnswerKind.NUMBER).completion(rationale, "18")
+    assert completion.endswith("Answer: 18")
+    assert completion.count("Answer: ") == 1
+    assert completion.startswith(" ")
+    grade = Grader(AnswerKind.NUMBER).grade(Question("q", "?", "18"), completion)
+    assert grade.verdict is Verdict.CORRECT
+
+
+def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(tokenizer_folder(CHATML)))
+    prompt = pickle.loads(pickle.dumps(prompt))
+    rendered = prompt.render(Question("q", "5 and 5?", "10"))
+    assert rendered.startswith(prompt.prefix)
+    assert prompt.prefix.count("<|assistant|>") == 2
+    assert "<|assistant|>2 + 2 = 4.\nAnswer: 4<|end|>" in prompt.prefix
+    assert rendered.endswith('end with the line "Answer: <number>".<|end|><|assistant|>')
+    assert prompt.completion("5 + 5 = 10.", "10") == "5 + 5 = 10.\nAnswer: 10"
+    assert prompt.stop == ()
+
+
+def test_a_template_that_rewrites_earlier_turns_shares_nothing(tokenizer_folder):
+    counting = "{{ messages|length }}:" + CHATML
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(tokenizer_folder(counting)))
+    assert prompt.prefix == ""
+    assert prompt.render(Question("q", "5 and 5?", "10")).startswith("5:")
+
+
+def test_a_tokenizer_without_a_template_says_what_to_set(tokenizer_folder):
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, (), ChatTemplate(tokenizer_folder(None)))
+    with pytest.raises(ModelError, match=r"student\.prompt_style"):
+        prompt.render(Question("q", "5 and 5?", "10"))
+    with pytest.raises(ConfigError, match=r"student\.prompt_style"):
+        StudentPrompt("chat", AnswerKind.NUMBER)

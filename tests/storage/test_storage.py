@@ -1,0 +1,178 @@
+"""Commits are whole or absent, damage is found, and one driver at a time may write. Real files throughout."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pytest
+
+from tailor_ray.errors import CorruptionError, LeaseLost, RunFolderError
+from tailor_ray.storage import (
+    FileEntry,
+    Lease,
+    Manifest,
+    Store,
+    commit_manifest,
+    commit_part,
+    committed_parts,
+    read_manifest,
+    read_part,
+    verify_files,
+)
+from tailor_ray.storage.lease import Fence
+
+TABLE = pa.table({"x": [1, 2, 3]})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path / "run"))
+
+
+def test_write_replaces_whole_and_leaves_no_temporary_file(store):
+    store.write_bytes("a/b.txt", b"one")
+    entry = store.write_bytes("a/b.txt", b"two")
+    assert store.read_bytes("a/b.txt") == b"two"
+    assert entry == FileEntry("a/b.txt", store.hash_file("a/b.txt"), 3)
+    assert store.files("a") == ["b.txt"]
+    assert store.files("nowhere") == []
+
+
+def test_create_refuses_a_taken_name_and_keeps_the_old_content(store):
+    assert store.create("claim", b"first")
+    assert not store.create("claim", b"second")
+    assert store.read_bytes("claim") == b"first"
+    assert store.files() == ["claim"]
+
+
+def test_full_disk_leaves_the_last_commit_readable(store):
+    """A file size limit stands in for a full disk: the write fails half-way, as ENOSPC would."""
+    store.write_bytes("data", b"old")
+    code = (
+        "import resource, signal, sys; from tailor_ray.storage import Store\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "Store.open(sys.argv[1]).write_bytes('data', b'x' * 5000)"
+    )
+    failed = subprocess.run([sys.executable, "-c", code, store.uri], capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert "OSError" in failed.stderr
+    assert store.read_bytes("data") == b"old"
+    assert store.files() == ["data"]
+
+
+def test_store_survives_pickling_with_its_guard(store):
+    with Lease.acquire(store) as lease:
+        copy = pickle.loads(pickle.dumps(store.guarded(lease.fence).child("sub")))
+        copy.write_bytes("x", b"1")
+        assert store.read_bytes("sub/x") == b"1"
+
+
+def test_parts_commit_in_any_order_and_come_back_sorted(store):
+    for index in (2, 0, 1):
+        commit_part(store, "rows", index, TABLE, {"index": index})
+    commit_part(store, "rows-more", 0, TABLE)  # another prefix that starts the same
+    parts = committed_parts(store, "rows")
+    assert [part.index for part in parts] == [0, 1, 2]
+    assert [part.info["index"] for part in parts] == [0, 1, 2]
+    assert read_part(store, parts[1]).equals(TABLE)
+    assert parts[1].entry.rows == 3
+
+
+def test_a_part_without_its_record_does_not_exist(store):
+    part = commit_part(store, "rows", 0, TABLE)
+    store.delete("rows-00000.json")
+    assert store.exists(part.entry.path)
+    assert committed_parts(store, "rows") == []
+
+
+@pytest.mark.parametrize("name", ["rows-00000.parquet", "rows-00000.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_part_is_left_out_and_said(store, name, damage, caplog):
+    commit_part(store, "rows", 0, TABLE)
+    commit_part(store, "rows", 1, TABLE)
+    _damage(store, name, damage)
+    assert [part.index for part in committed_parts(store, "rows")] == [1]
+    assert "rows-00000" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_manifest_is_found(store, damage):
+    commit_manifest(store, Manifest("exam", 1, "spec", {"a": "b"}, (), 1.5, {"questions": 3}))
+    _damage(store, "manifest.json", damage)
+    with pytest.raises(CorruptionError, match=r"manifest\.json"):
+        read_manifest(store)
+
+
+def test_a_manifest_names_the_damaged_file(store):
+    part = commit_part(store, "rows", 0, TABLE)
+    manifest = Manifest("exam", 1, "spec", {}, (part.entry,), 1.5, {"nested": {"n": 1}})
+    commit_manifest(store, manifest)
+    assert read_manifest(store) == manifest
+    verify_files(store, manifest)
+    _damage(store, part.entry.path, "flip")
+    with pytest.raises(CorruptionError, match=r"rows-00000\.parquet"):
+        verify_files(store, manifest)
+    store.delete(part.entry.path)
+    with pytest.raises(CorruptionError, match="missing"):
+        verify_files(store, manifest)
+
+
+def test_the_digest_depends_on_content_and_not_on_time(store):
+    entry = FileEntry("f", "abc", 3)
+    first = Manifest("exam", 1, "spec", {}, (entry,), 1.0, {"a": 1})
+    assert first.digest() == Manifest("exam", 1, "spec", {}, (entry,), 9.0, {"a": 2}).digest()
+    assert first.digest() != Manifest("exam", 1, "spec", {}, (FileEntry("f", "abd", 3),), 1.0).digest()
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(store):
+    with Lease.acquire(store), pytest.raises(RunFolderError, match=f"process {os.getpid()}"):
+        Lease.acquire(store)
+    Lease.acquire(store).release()
+
+
+def test_a_killed_driver_is_succeeded_at_once_and_its_late_writes_are_refused(store):
+    code = (
+        "import sys, time; from tailor_ray.storage import *\n"
+        "lease = Lease.acquire(Store.open(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, store.uri], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        loser = store.guarded(Fence(store.uri, store.read_json("lease.json")["number"]))
+        loser.write_bytes("early", b"")
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    started = time.monotonic()
+    with Lease.acquire(store) as lease:
+        assert time.monotonic() - started < 2
+        store.guarded(lease.fence).write_bytes("mine", b"")
+        for write in (lambda: loser.write_bytes("late", b""), lambda: commit_part(loser, "rows", 0, TABLE)):
+            with pytest.raises(LeaseLost, match="taken over"):
+                write()
+    assert not store.exists("late")
+
+
+def test_a_lease_of_another_machine_is_taken_over_only_when_its_beat_stops(store):
+    with Lease.acquire(store, ttl_s=1.0):
+        state = store.read_json("lease.json")
+        state["owner"] = {"host": "elsewhere", "machine": "another boot", "pid": 1, "started": "1"}
+    store.write_json("lease.json", {**state, "released": False})
+    with Lease.acquire(store, ttl_s=1.0) as lease:
+        assert lease.fence.number == 2
+        assert [name for name in store.files() if name.startswith("lease-")] == ["lease-000002"]
+
+
+def _damage(store, name, how):
+    data = bytearray(store.read_bytes(name))
+    if how == "flip":
+        data[len(data) // 2] ^= 1
+    store.write_bytes(name, bytes(data if how == "flip" else data[: len(data) * 2 // 3]))
+
+
+def test_run_files_are_plain_json(store):
+    commit_part(store, "rows", 0, TABLE, {"note": "ä"})
+    assert json.loads(store.read_bytes("rows-00000.json"))["info"] == {"note": "ä"}

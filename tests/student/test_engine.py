@@ -1,0 +1,83 @@
+"""What of an engine needs no vLLM: its environment, the model's shape, and the end of its children."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tailor_ray.student.engine import architecture, context_length, engine_environment
+
+PARENT = """
+import multiprocessing, os, time
+from tailor_ray.student.engine import die_with_parent
+
+def child():
+    die_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    time.sleep(600)
+"""
+
+
+def test_an_engines_child_ends_when_its_actor_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TAILOR_RAY_ENGINE": "1"}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+def test_a_users_own_vllm_is_left_alone(monkeypatch):
+    monkeypatch.delenv("TAILOR_RAY_ENGINE", raising=False)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(death_signal) == 0
+
+
+def death_signal():
+    """The signal that this process gets when its parent dies, after the plugin was called."""
+    import ctypes
+
+    from tailor_ray.student.engine import die_with_parent
+
+    die_with_parent()
+    found = ctypes.c_int(-1)
+    ctypes.CDLL(None).prctl(2, ctypes.byref(found))  # PR_GET_PDEATHSIG
+    return found.value
+
+
+def write_config(folder, **values):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "transformers_version": "5", **values}))
+    return folder
+
+
+def test_only_what_changes_the_models_shape_needs_a_new_engine(tmp_path):
+    first = write_config(tmp_path / "a", dtype="float32")
+    same = write_config(tmp_path / "b", dtype="bfloat16", transformers_version="6")
+    wider = write_config(tmp_path / "c", hidden_size=128)
+    assert architecture(first) == architecture(same) != architecture(wider)
+
+
+@pytest.mark.parametrize(("positions", "length"), [(256, 256), (4096, 1024), (None, 1024)])
+def test_the_context_is_no_longer_than_the_models(tmp_path, positions, length):
+    folder = write_config(tmp_path / "m", **({"max_position_embeddings": positions} if positions else {}))
+    assert context_length(folder, 1024) == length
+
+
+def test_engines_on_cpu_stay_in_their_actors_process():
+    cpu, gpu = engine_environment(on_gpu=False, threads=3), engine_environment(on_gpu=True, threads=3)
+    assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert cpu["OMP_NUM_THREADS"] == "3"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in gpu

@@ -1,0 +1,185 @@
+"""The sender against a real server on a real socket: each fault of the wire, wall-clock bounds, keys, Retry-After."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from tailor_ray.config.teacher import EndpointConfig, SandboxConfig
+from tailor_ray.errors import TeacherAccessError
+from tailor_ray.teacher.client import Sender, read_key, retry_after
+from tailor_ray.teacher.outcomes import Fate
+from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
+from tests.teacher.helpers import request
+
+CANARY = "sk-canary-7f3a91c2"
+
+
+async def send(options, count=1, **endpoint):
+    """Attempts at `count` distinct requests, made at once."""
+    runner, url = await start_sandbox(options)
+    sender = Sender(EndpointConfig(base_url=url, **endpoint), connections=count)
+    try:
+        wanted = [request(number=n) for n in range(count)]
+        return await asyncio.gather(*(sender.attempt(r.key, r.body) for r in wanted))
+    finally:
+        await sender.close()
+        await runner.cleanup()
+
+
+async def test_a_reply_comes_with_its_usage_and_times():
+    (outcome,) = await send(SandboxOptions(SandboxConfig(latency_s=0.1)))
+    assert outcome.code == "answered"
+    assert "<rationale>" in outcome.text
+    assert outcome.usage.input > 0
+    assert outcome.usage.output > 0
+    assert outcome.seconds >= 0.1
+    assert abs(outcome.sent - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("500", "http_5xx"),
+        ("503", "http_5xx"),
+        ("429", "http_429"),
+        ("quota", "insufficient_quota"),
+        ("400", "http_400"),
+        ("401", "http_401"),
+        ("403", "http_403"),
+        ("404", "http_404"),
+        ("truncated", "malformed_json"),
+        ("short", "lost_connection"),
+        ("reset", "lost_connection"),
+        ("html", "malformed_json"),
+        ("html_as_json", "malformed_json"),
+        ("empty", "no_choices"),
+        ("null_choices", "no_choices"),
+        ("no_finish", "no_finish_reason"),
+        ("no_content", "no_content"),
+        ("content_filter", "content_filter"),
+        ("refusal", "refusal"),
+        ("length", "length"),
+    ],
+)
+async def test_each_fault_of_the_wire_has_its_code(fault, code):
+    (outcome,) = await send(SandboxOptions(faults=((fault, 1.0),)))
+    assert outcome.code == code
+    assert outcome.rule.fate is not Fate.ANSWERED
+
+
+@pytest.mark.parametrize("fault", ["drip", "hang"])
+async def test_a_slow_server_is_left_after_the_bound_and_others_go_on(fault):
+    start = time.monotonic()
+    outcomes = await send(SandboxOptions(faults=((fault, 0.5),)), count=12, timeout_s=1.5)
+    assert time.monotonic() - start < 10
+    codes = [outcome.code for outcome in outcomes]
+    assert set(codes) == {"answered", "timeout"}
+    assert all(outcome.seconds < 1.0 for outcome in outcomes if outcome.code == "answered")
+
+
+async def test_nobody_listens():
+    sender = Sender(EndpointConfig(base_url="http://127.0.0.1:9/v1"), connections=1)
+    outcome = await sender.attempt("k", request().body)
+    await sender.close()
+    assert outcome.code == "refused_connection"
+
+
+async def test_retry_after_comes_through():
+    (outcome,) = await send(SandboxOptions(faults=(("503", 1.0),)))
+    assert outcome.retry_after == 1.0
+
+
+def test_retry_after_forms():
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}, now=1445412480.0) == 30.0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+    assert retry_after({"retry-after": "-5"}) == 0.0
+    assert retry_after({"retry-after": "1e9"}) == 3600.0
+
+
+async def test_the_key_is_sent_and_never_told(monkeypatch):
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    (good,) = await send(SandboxOptions(key=CANARY), api_key_env="CANARY_KEY")
+    assert good.code == "answered"
+    monkeypatch.setenv("CANARY_KEY", CANARY + "x")
+    (wrong,) = await send(SandboxOptions(key=CANARY), api_key_env="CANARY_KEY")
+    assert wrong.code == "http_401"
+    assert CANARY not in repr(wrong)
+
+
+async def test_a_server_that_echoes_the_key_does_not_put_it_into_the_outcome(monkeypatch):
+    from aiohttp import web
+
+    async def echo(call):
+        return web.json_response({"error": {"message": f"bad key {call.headers['Authorization']}"}}, status=401)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", echo)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    sender = Sender(EndpointConfig(base_url=url, api_key_env="CANARY_KEY"), connections=1)
+    outcome = await sender.attempt("k", request().body)
+    await sender.close()
+    await runner.cleanup()
+    assert outcome.code == "http_401"
+    assert "bad key" in outcome.detail
+    assert CANARY not in repr(outcome)
+    assert CANARY not in repr(sender)
+    assert CANARY not in repr(sender._client)
+
+
+def test_keys_come_from_the_environment_or_a_file(monkeypatch, tmp_path):
+    remote = {"base_url": "https://api.example.com/v1", "api_key_env": "NO_SUCH_KEY"}
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(TeacherAccessError, match=r"NO_SUCH_KEY.*teacher\.api_key_env"):
+        read_key(EndpointConfig(**remote))
+    monkeypatch.setenv("NO_SUCH_KEY", " k1 \n")
+    assert read_key(EndpointConfig(**remote)) == "k1"
+    (tmp_path / "key").write_text("k2\n")
+    assert read_key(EndpointConfig(**remote, api_key_file=str(tmp_path / "key"))) == "k2"
+    with pytest.raises(TeacherAccessError, match="api_key_file"):
+        read_key(EndpointConfig(**remote, api_key_file=str(tmp_path / "none")))
+    assert read_key(EndpointConfig(base_url="http://localhost:1/v1", api_key_env="UNSET_HERE"))
+
+
+async def test_what_is_sent_is_the_body_and_its_key():
+    from aiohttp import web
+
+    seen = {}
+
+    async def record(call):
+        seen["body"] = await call.json()
+        seen["key"] = call.headers["Idempotency-Key"]
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", record)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    endpoint = EndpointConfig(
+        base_url=f"http://127.0.0.1:{runner.addresses[0][1]}/v1",
+        model="thinker",
+        temperature=None,
+        cap_parameter="max_completion_tokens",
+        reasoning_effort="low",
+        max_tokens=77,
+    )
+    wanted = request(endpoint)
+    sender = Sender(endpoint, connections=1)
+    await sender.attempt(wanted.key, wanted.body)
+    await sender.close()
+    await runner.cleanup()
+    assert seen["key"] == wanted.key
+    assert seen["body"] == json.loads(wanted.body)
+    assert seen["body"]["max_completion_tokens"] == 77
+    assert seen["body"]["reasoning_effort"] == "low"
+    assert "temperature" not in seen["body"]
+    assert "max_tokens" not in seen["body"]

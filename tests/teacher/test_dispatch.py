@@ -1,0 +1,250 @@
+"""The dispatcher by a clock of our own: order, retries, deaths, and a bill that never exceeds the budget by a cent."""
+
+import random
+
+import pytest
+
+from tailor_ray.config.teacher import PriceConfig
+from tailor_ray.errors import Stopped, TeacherAccessError
+from tailor_ray.storage import Store
+from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.teacher.dispatch import Dispatcher
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.pricing import cost_usd
+from tests.teacher.helpers import config, request
+
+MODEL = "sandbox-teacher"
+FREE = {"requests_per_minute": 1e9}
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    ledger = Ledger(Store.open(str(tmp_path / "teacher")))
+    yield ledger
+    ledger.close()
+
+
+def make(ledger, **settings):
+    chosen = config(**{**FREE, **settings})
+    return Dispatcher(chosen, ledger, Budget(chosen, ledger.spent(), ledger.spent(1)), 0.0)
+
+
+def answer(key, code="answered", usage=None, **more):
+    usage = usage or (Usage(10, 0, 5) if code == "answered" else None)
+    return Outcome(key, code, text="text" if code == "answered" else None, usage=usage, sent=1.0, seconds=0.1, **more)
+
+
+def test_the_most_valuable_questions_go_first(ledger):
+    subject = make(ledger)
+    order = [(-0.5, 0, "b"), (-1.0, 1, "c"), (-1.0, 0, "d"), (0.0, 0, "a")]
+    subject.submit([request(number=n, priority=p) for n, p in enumerate(order)])
+    leases = subject.lease("a", MODEL, 10, 0.0)
+    sent = [order[int(row.question_id[1:])] for lease in leases for row in [ledger.get([lease.key])[lease.key]]]
+    assert sent == sorted(order)
+
+
+def test_a_lease_is_pending_in_the_ledger_before_it_goes_out(ledger):
+    subject = make(ledger, price=PriceConfig(input=1.0, output=2.0))
+    wanted = request()
+    subject.submit([wanted])
+    (lease,) = subject.lease("a", MODEL, 1, 0.0)
+    ledger.commit()
+    (row,) = ledger.rows()
+    assert (row.key, row.outcome, row.attempts, row.pending_tokens) == (lease.key, "pending", 1, wanted.worst_tokens)
+    assert row.pending_usd == pytest.approx((wanted.prompt_tokens + 2 * wanted.max_tokens) / 1e6)
+    assert subject.lease("b", MODEL, 1, 0.0) == []
+    (settled,) = subject.settle([answer(lease.key)], 1.0)
+    ledger.commit()
+    assert ledger.rows() == [settled.row.sealed()]
+    assert settled.row.cost_usd == pytest.approx((10 + 2 * 5) / 1e6)
+    assert subject.budget.reserved.tokens == 0
+
+
+def test_the_ledger_answers_what_it_knows(ledger):
+    subject = make(ledger)
+    subject.submit([request()])
+    (lease,) = subject.lease("a", MODEL, 1, 0.0)
+    subject.settle([answer(lease.key)], 1.0)
+    ledger.commit()
+    (known,) = make(ledger).submit([request()])
+    assert known.from_ledger
+    assert known.row.reply == "text"
+
+
+def test_retries_are_bounded_by_count_and_end_in_a_row(ledger):
+    subject = make(ledger, max_attempts=3)
+    subject.submit([request()])
+    now, attempts = 0.0, 0
+    while subject.open_count:
+        for lease in subject.lease("a", MODEL, 1, now):
+            attempts += 1
+            settled = subject.settle([answer(lease.key, "http_5xx", detail="HTTP 500")], now)
+        now += 1.0
+    assert attempts == 3
+    assert settled[0].row.outcome == "http_5xx"
+    assert settled[0].row.attempts == 3
+    assert not settled[0].row.is_final
+    ledger.commit()
+    assert make(ledger).submit([request()]) == []  # asked again by the next run
+
+
+def test_retries_are_bounded_by_time(ledger):
+    subject = make(ledger, max_attempts=100, retry_for_s=10.0)
+    subject.submit([request()])
+    now = 0.0
+    while subject.open_count:
+        for lease in subject.lease("a", MODEL, 1, now):
+            subject.settle([answer(lease.key, "timeout")], now)
+        now += 0.5
+    assert 10.0 <= now <= 50.0
+
+
+def test_a_filtered_reply_is_terminal_and_kept(ledger):
+    subject = make(ledger)
+    subject.submit([request()])
+    (lease,) = subject.lease("a", MODEL, 1, 0.0)
+    (settled,) = subject.settle([answer(lease.key, "content_filter", usage=Usage(10, 0, 0))], 0.1)
+    assert settled.row.is_final
+    ledger.commit()
+    (known,) = make(ledger).submit([request()])
+    assert known.row.outcome == "content_filter"
+
+
+def test_a_dead_actors_leases_go_to_another_and_are_counted_at_their_worst(ledger):
+    subject = make(ledger, price=PriceConfig(input=1.0, output=1.0))
+    wanted = [request(number=n) for n in range(4)]
+    subject.submit(wanted)
+    first = subject.lease("a", MODEL, 4, 0.0)
+    assert subject.actor_died("a", 1.0) == []
+    again = subject.lease("b", MODEL, 4, 5.0)
+    assert {lease.key for lease in again} == {lease.key for lease in first}
+    settled = subject.settle([answer(lease.key) for lease in again], 6.0)
+    assert len(settled) == 4
+    assert all(one.row.attempts == 2 for one in settled)
+    assert all(one.row.lost_tokens == one.request.worst_tokens for one in settled)
+    assert subject.settle([answer(first[0].key)], 7.0) == []  # a late reply of the dead counts nothing twice
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "names"),
+    [
+        ("http_401", TeacherAccessError, ["teacher.base_url", "teacher.api_key_env", "teacher.model"]),
+        ("http_404", TeacherAccessError, ["teacher.model"]),
+        ("insufficient_quota", Stopped, ["quota"]),
+    ],
+)
+def test_what_ends_the_run(ledger, code, error, names):
+    subject = make(ledger)
+    subject.submit([request(number=n) for n in range(3)])
+    leases = subject.lease("a", MODEL, 1, 0.0)
+    subject.settle([answer(leases[0].key, code)], 0.1)
+    assert isinstance(subject.stop, error)
+    assert all(name in str(subject.stop) for name in names)
+    assert subject.lease("a", MODEL, 2, 1.0) == []
+
+
+class Bank:
+    """What the server bills: the usage of each attempt that it served, whether or not the reply arrived."""
+
+    def __init__(self, seed, price):
+        self.draw, self.price = random.Random(seed), price
+        self.usd, self.tokens, self.most = 0.0, 0, 0.0
+
+    def serve(self, lease, wanted):
+        """One attempt; returns its outcome, or None when the driver dies before it arrives."""
+        fate = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
+        if fate == "refused":
+            return answer(lease.key, "http_429")
+        cached = self.draw.randint(0, 40)
+        usage = Usage(self.draw.randint(cached, wanted.prompt_tokens), cached, self.draw.randint(1, wanted.max_tokens))
+        self.usd += cost_usd(self.price, usage)
+        self.tokens += usage.input + usage.output
+        if fate == "lost":
+            return answer(lease.key, "timeout")
+        if fate == "garbled":
+            return answer(lease.key, "malformed_json")
+        if fate == "killed":
+            return None
+        return answer(lease.key, "length" if fate == "length" else "answered", usage=usage)
+
+
+def spend_all(ledger, wanted, bank, seed, **settings):
+    """Run until all is settled or the budget stops; drivers die now and then. Returns the last dispatcher."""
+    draw = random.Random(seed)
+    subject, now, by_key = make(ledger, max_attempts=50, **settings), 0.0, {one.key: one for one in wanted}
+    subject.submit(wanted)
+    while subject.open_count and subject.stop is None:
+        leases = subject.lease("a", MODEL, draw.randint(1, 6), now)
+        ledger.commit()
+        outcomes = [bank.serve(lease, by_key[lease.key]) for lease in leases]
+        if None in outcomes:  # SIGKILL: nothing of this batch arrives; a new driver finds pending rows
+            ledger._recover(keep_batches=False)
+            subject = make(ledger, max_attempts=50, **settings)
+            subject.submit(wanted)
+        else:
+            subject.settle(outcomes, now)
+            ledger.commit()
+        now += 40.0
+    return subject
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_the_bill_never_exceeds_the_budget_by_a_cent_and_a_raise_goes_on(tmp_path, monkeypatch, block):
+    """200 seeds of random prices, usages, losses and kills."""
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    stopped = 0
+    for seed in range(block * 50, block * 50 + 50):
+        draw = random.Random(seed)
+        price = PriceConfig(
+            input=draw.uniform(0.1, 20), output=draw.uniform(0.1, 80), cached_input=draw.uniform(0, 0.1)
+        )
+        wanted = [request(config(max_tokens=60), number=n) for n in range(12)]
+        worst = max(cost_usd(price, Usage(one.prompt_tokens, 0, one.max_tokens)) for one in wanted)
+        bank, budget = Bank(seed, price), worst * draw.uniform(1, 12)
+        ledger = Ledger(Store.open(str(tmp_path / f"ledger-{seed}")))
+        settings = {"price": price, "max_tokens": 60}
+        subject = spend_all(ledger, wanted, bank, seed, budget_usd=budget, **settings)
+        assert bank.usd <= budget + 1e-9, seed
+        assert ledger.spent().usd <= budget + 1e-9
+        assert bank.usd <= ledger.spent().usd + 1e-9  # what we count is never less than what is billed
+        if subject.stop is not None:
+            stopped += 1
+            assert isinstance(subject.stop, Stopped)
+            assert "teacher.budget_usd" in str(subject.stop)
+        subject = spend_all(ledger, wanted, bank, seed + 1000, budget_usd=budget + 1000 * worst, **settings)
+        assert subject.stop is None
+        assert sum(row.is_final for row in ledger.rows()) == len(wanted)
+        assert bank.usd <= budget + 1000 * worst
+        ledger.close()
+    assert 10 <= stopped <= 50  # both ends of the property are seen
+
+
+@pytest.mark.parametrize("setting", ["budget_tokens", "round_budget_tokens", "round_budget_usd", "budget_usd"])
+def test_each_budget_stops_cleanly_and_names_its_setting(ledger, setting):
+    wanted = [request(number=n) for n in range(10)]
+    worst = wanted[0].worst_tokens
+    limit = worst * 2.5 if "tokens" in setting else worst * 2.5 / 1e6
+    subject = make(
+        ledger, price=PriceConfig(input=1, output=1), **{setting: int(limit) if "tokens" in setting else limit}
+    )
+    subject.submit(wanted)
+    leases = subject.lease("a", MODEL, 10, 0.0)
+    assert len(leases) == 2
+    assert subject.stop is None  # waits for what is in flight, which may give some back
+    subject.settle([answer(lease.key, usage=Usage(worst, 0, 0)) for lease in leases], 1.0)
+    assert subject.lease("a", MODEL, 10, 2.0) == []
+    assert f"teacher.{setting}" in str(subject.stop)
+
+
+def test_reservations_given_back_are_spent_again(ledger):
+    wanted = [request(number=n) for n in range(30)]
+    subject = make(ledger, budget_tokens=wanted[0].worst_tokens * 2)
+    subject.submit(wanted)
+    now = 0.0
+    while subject.open_count and subject.stop is None:
+        subject.settle([answer(lease.key) for lease in subject.lease("a", MODEL, 10, now)], now)
+        now += 1.0
+    assert subject.budget.run_spent == Spend(0.0, 30 * 15)
+    assert subject.stop is None

@@ -1,0 +1,98 @@
+"""Forecasts from data and from a ledger, prices, and the book that shares a ledger."""
+
+from dataclasses import replace
+
+import pytest
+
+from tailor_ray.config.teacher import EndpointConfig, PriceConfig
+from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.records import AnswerKind
+from tailor_ray.storage import Store
+from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
+from tailor_ray.teacher.forecast import Basis, forecast
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Usage
+from tailor_ray.teacher.pricing import PRICES, check_prices, cost_usd, price_of, worst_usd
+from tests.teacher.helpers import QUESTION, config
+from tests.teacher.test_ledger import row
+
+BASIS = Basis(questions=1000, sample=(QUESTION,), kind=AnswerKind.NUMBER, rounds=3, attempts=4)
+PRICE = PriceConfig(input=1.0, output=10.0, cached_input=0.5)
+
+
+def test_from_data_alone_the_assumptions_are_said():
+    seen = forecast(config(price=PRICE), BASIS)
+    assert [amount.requests for amount in seen.rounds] == [1000, 2000, 2000]
+    assert seen.rounds[1].input_tokens > 2 * seen.rounds[0].input_tokens > 0
+    total = seen.total
+    assert total.cost_usd == pytest.approx((total.input_tokens + 10 * total.output_tokens) / 1e6, rel=0.01)
+    assert any("50%" in said for said in seen.assumptions)
+    assert any("estimated" in said for said in seen.assumptions)
+    assert seen.to_json()["total"]["requests"] == 5000
+
+
+def test_a_ledger_takes_the_place_of_guesses():
+    rows = [
+        row(1, model="sandbox-teacher", input_tokens=200, output_tokens=80, cached_tokens=100, seconds=2.0),
+        row(2, model="sandbox-teacher", input_tokens=400, output_tokens=40, cached_tokens=100, seconds=4.0),
+        row(3, model="sandbox-teacher", round=2, input_tokens=900, output_tokens=90, seconds=2.0),
+        row(4, model="sandbox-teacher", outcome="timeout"),
+    ]
+    basis = replace(BASIS, mistake_share=0.25)
+    seen = forecast(config(price=PRICE, max_in_flight=10), basis, rows)
+    first, later = seen.rounds[:2]
+    assert (first.input_tokens, first.output_tokens) == (300_000, 60_000)
+    assert first.cost_usd == pytest.approx(1000 * (200 * 1.0 + 100 * 0.5 + 60 * 10) / 1e6)
+    assert first.seconds == pytest.approx(1000 / (10 / 3.0))
+    assert (later.requests, later.input_tokens) == (1000, 900_000)
+    assert not any("estimated" in said for said in seen.assumptions)
+
+
+def test_limits_committees_and_batches():
+    limited = forecast(config(requests_per_minute=60), BASIS)
+    assert limited.rounds[0].seconds == pytest.approx(1000)
+    by_tokens = forecast(config(tokens_per_minute=600), BASIS).rounds[0]
+    assert by_tokens.seconds == pytest.approx((by_tokens.input_tokens + by_tokens.output_tokens) / 10, rel=0.01)
+    two = forecast(config(price=PRICE, also=({"model": "b"},), arrangement="committee"), BASIS)
+    assert two.rounds[0].requests == 2000
+    assert any("b: its price is not known" in said for said in two.assumptions)
+    online, batch = forecast(config(price=PRICE), BASIS), forecast(config(price=PRICE, mode="batch"), BASIS)
+    assert batch.total.cost_usd == pytest.approx(online.total.cost_usd / 2)
+
+
+def test_prices():
+    assert cost_usd(PRICE, Usage(1000, 400, 100)) == pytest.approx((600 * 1 + 400 * 0.5 + 100 * 10) / 1e6)
+    assert cost_usd(PRICE, Usage(1000, 0, 0), batch=True) == pytest.approx(500 / 1e6)
+    assert cost_usd(PriceConfig(input=2, output=1), Usage(10, 10, 0)) == pytest.approx(20 / 1e6)
+    assert cost_usd(None, Usage(1000, 0, 1000)) == 0.0
+    assert worst_usd(PRICE, 1000, 100) == pytest.approx(2000 / 1e6)
+    assert price_of(EndpointConfig(model="gpt-4o-mini")) == PRICES["gpt-4o-mini"]
+    assert price_of(EndpointConfig(model="gpt-4o-mini", price=PRICE)) == PRICE
+
+
+def test_a_dollar_budget_needs_a_price():
+    check_prices(config(model="nobody"))
+    for setting in ("budget_usd", "round_budget_usd"):
+        with pytest.raises(ConfigError, match=r"'nobody'.*teacher\.price\.input"):
+            check_prices(config(model="nobody", **{setting: 1.0}))
+        check_prices(config(model="nobody", price=PRICE, **{setting: 1.0}))
+
+
+def test_a_ledger_is_totalled_exported_and_imported(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    ours, theirs = Store.open(str(tmp_path / "ours")), Store.open(str(tmp_path / "theirs"))
+    ledger = Ledger(ours)
+    ledger.stage([row(1, cost_usd=0.5, input_tokens=3), row(2, cost_usd=0.25), row(3, outcome="timeout", lost_usd=1.0)])
+    ledger.commit()
+    ledger.close()
+    first, second = totals(stored_rows(ours))
+    assert (first["outcome"], first["requests"], first["cost_usd"], first["input_tokens"]) == ("answered", 2, 0.75, 3)
+    assert (second["outcome"], second["lost_usd"]) == ("timeout", 1.0)
+    file = tmp_path / "shared" / "rows.parquet"
+    assert export_rows(ours, file) == 3
+    assert import_rows(theirs, file) == 2  # what timed out is no reply
+    assert import_rows(theirs, file) == 0
+    assert [one.key for one in stored_rows(theirs)] == [row(1).key, row(2).key]
+    (tmp_path / "no.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="cannot be read"):
+        import_rows(theirs, tmp_path / "no.parquet")

@@ -1,0 +1,315 @@
+"""The ledger survives: SIGKILL, damage in SQLite and parquet, a full disk, a lost node; and it is read as parquet."""
+
+import logging
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+
+from tailor_ray.errors import LeaseLost, StageError
+from tailor_ray.storage import Store
+from tailor_ray.storage.store import node_cache
+from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.ledger_files import LedgerFiles, decode, encode
+from tailor_ray.teacher.ledger_row import LedgerRow
+
+ROW = LedgerRow("", "answered", "m", "q", 1, '{"a":1}', "reply é\u0000 <b>", "stop", sent=1.0, settled=2.0, attempts=1)
+
+
+def row(number, **changes):
+    return replace(ROW, key=f"{number:064x}", sent=float(number), **changes)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    return Store.open(str(tmp_path / "run" / "teacher"))
+
+
+def lose_node():
+    for path in (node_cache() / "ledgers").iterdir():
+        path.unlink()
+
+
+def write(store, rows, close=True):
+    ledger = Ledger(store)
+    ledger.stage(rows)
+    ledger.commit()
+    if close:
+        ledger.close()
+    return ledger
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read(store):
+    ledger = Ledger(store)
+    rows = ledger.rows()
+    ledger.close()
+    return rows
+
+
+def test_rows_come_back_as_they_were_from_the_node_and_from_storage(store):
+    rows = [row(n, cost_usd=0.1 * n, input_tokens=n) for n in range(5)]
+    ledger = write(store, rows, close=False)
+    assert [r.key for r in ledger.rows()] == [r.key for r in rows]
+    assert ledger.get([rows[3].key, "nobody"]) == {rows[3].key: rows[3].sealed()}
+    ledger.close()
+    assert read(store) == [r.sealed() for r in rows]
+
+
+def test_a_row_is_in_storage_within_a_second_and_readable_by_duckdb_and_pandas(store):
+    ledger = write(store, [row(1, cost_usd=0.25)], close=False)
+    wait_for(lambda: any(name.endswith(".parquet") for name in store.files()), seconds=3.0)  # 0.5 s, and a busy machine
+    pattern = f"{store.root}/*.parquet"
+    assert duckdb.sql(f"select key, cost_usd from '{pattern}'").fetchall() == [(row(1).key, 0.25)]
+    (name,) = [name for name in store.files() if name.endswith(".parquet")]
+    assert pd.read_parquet(f"{store.root}/{name}").reply[0] == ROW.reply
+    ledger.close()
+
+
+def test_a_request_is_one_row_after_closing_whatever_happened_to_it(store):
+    ledger = Ledger(store)
+    for attempt in range(3):
+        ledger.stage([row(1, outcome="http_5xx" if attempt < 2 else "answered", attempts=attempt + 1, settled=attempt)])
+        ledger.commit()
+        ledger.flush()
+    ledger.close()
+    assert duckdb.sql(f"select attempts, outcome from '{store.root}/*.parquet'").fetchall() == [(3, "answered")]
+
+
+def test_a_killed_driver_loses_no_commit_and_what_was_in_flight_is_counted(store, tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import os, signal
+        from tests.teacher.test_ledger import row
+        from tailor_ray.storage import Store
+        from tailor_ray.teacher.ledger import Ledger
+        ledger = Ledger(Store.open({store.root!r}))
+        ledger.stage([row(1, cost_usd=0.5, output_tokens=7)])
+        ledger.stage([row(2, outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0)])
+        ledger.commit()
+        ledger.stage([row(3)])
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
+    assert ended.returncode == -signal.SIGKILL
+    ledger = Ledger(store)
+    first, second = ledger.rows()
+    assert first == row(1, cost_usd=0.5, output_tokens=7).sealed()
+    assert (second.outcome, second.lost_usd, second.lost_tokens, second.pending_usd) == ("lost", 0.25, 100, 0.0)
+    assert not second.is_final
+    assert ledger.spent() == Spend(0.75, 107)
+    assert ledger.spent(round_=2) == Spend(0.0, 0)
+    ledger.close()
+    lose_node() if (node_cache() / "ledgers").exists() else None
+    assert len(read(store)) == 2
+
+
+def test_losing_the_node_loses_nothing_that_was_flushed(store):
+    ledger = write(store, [row(1), row(2)], close=False)
+    ledger.flush()
+    ledger._stop.set()
+    lose_node()
+    assert [r.key for r in read(store)] == [row(1).key, row(2).key]
+
+
+def test_a_changed_row_in_sqlite_is_found_and_taken_from_storage(store, caplog):
+    ledger = write(store, [row(1), row(2)], close=False)
+    ledger.flush()
+    ledger._db.execute("UPDATE ledger SET reply = 'forged' WHERE key = ?", [row(1).key])
+    ledger._db.commit()
+    with caplog.at_level(logging.WARNING):
+        assert ledger.get([row(1).key]) == {}
+    assert row(1).key in caplog.text
+    ledger._stop.set()
+    ledger._db.close()
+    assert {r.reply for r in read(store)} == {ROW.reply}
+
+
+def test_a_damaged_database_is_set_aside_and_made_again_from_storage(store, caplog):
+    ledger = write(store, [row(n) for n in range(200)], close=False)
+    ledger.flush()
+    ledger._stop.set()
+    ledger._flusher.join()
+    path = ledger._path
+    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger._db.close()
+    data = bytearray(path.read_bytes())
+    data[4096:12288] = os.urandom(8192)
+    path.write_bytes(data)
+    assert len(read(store)) == 200
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty"])
+def test_a_damaged_file_in_storage_loses_little_and_says_so(store, caplog, harm):
+    write(store, [row(n, reply=f"reply {n} " * 30) for n in range(1000)])
+    (name,) = [name for name in store.files() if name.endswith(".parquet")]
+    data = bytearray(store.read_bytes(name))
+    if harm == "flip":
+        for position in range(len(data) // 4, len(data) // 4 + 64):
+            data[position] ^= 0xFF
+    store.write_bytes(name, {"flip": bytes(data), "cut": bytes(data[: len(data) // 2]), "empty": b""}[harm])
+    rows = read(store)
+    assert name in caplog.text
+    assert "lost" in caplog.text
+    assert len(rows) >= (700 if harm == "flip" else 0)
+    assert all(r.is_whole() for r in rows)
+    assert store.files("damaged") == [name]
+
+
+def test_a_forged_row_in_parquet_is_left_out(store, caplog):
+    good, forged = row(1).sealed(), replace(row(2).sealed(), reply="forged")
+    store.write_bytes("segment-1-1.parquet", encode([good, forged]))
+    assert LedgerFiles(store).read() == {good.key: good}
+    assert "1 rows" in caplog.text
+
+
+def test_parquet_round_trip_keeps_the_hash():
+    import io
+
+    import pyarrow.parquet as pq
+
+    sealed = row(1, cost_usd=1e-7 / 3, seconds=0.1 + 0.2).sealed()
+    (back,) = decode(pq.read_table(io.BytesIO(encode([sealed]))))
+    assert back == sealed
+    assert back.is_whole()
+
+
+def test_segments_are_merged_and_files_stay_small(store):
+    files = LedgerFiles(store)
+    for start in range(0, 9000, 1500):
+        files.write_segment([row(n).sealed() for n in range(start, start + 1500)])
+    files.compact()
+    names = [name for name in store.files() if name.endswith(".parquet")]
+    assert all(name.startswith("ledger-") for name in names)
+    assert len(names) == 3
+    assert len(files.read()) == 9000
+
+
+def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
+    ledger = write(store, [row(1), row(2, outcome="http_5xx")], close=False)
+    theirs = [
+        row(1, reply="other").sealed(),
+        row(2, reply="now").sealed(),
+        row(3).sealed(),
+        row(4, outcome="timeout").sealed(),
+        replace(row(5).sealed(), reply="forged"),
+    ]
+    assert ledger.add(theirs) == 2
+    found = {r.key: r.reply for r in ledger.rows()}
+    assert found == {row(1).key: ROW.reply, row(2).key: "now", row(3).key: ROW.reply}
+    ledger.close()
+
+
+def test_a_run_folder_made_again_does_not_find_the_old_ledger(store):
+    ledger = write(store, [row(1)], close=False)
+    ledger._stop.set()
+    ledger._flusher.join()
+    for name in store.files():
+        store.delete(name)
+    assert read(store) == []
+
+
+def test_a_full_disk_fails_loudly_keeps_the_last_commit_and_goes_on_with_space(tmp_path):
+    """RLIMIT_FSIZE makes writes fail as a full disk does."""
+    cache, root = tmp_path / "cache", tmp_path / "run"
+    script = textwrap.dedent(
+        f"""
+        import resource, sys
+        from tests.teacher.test_ledger import row
+        from tailor_ray.errors import LeaseLost, StageError
+        from tailor_ray.storage import Store
+        from tailor_ray.teacher.ledger import Ledger
+        ledger = Ledger(Store.open({str(root)!r}))
+        ledger.stage([row(1)])
+        ledger.commit()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try:
+            for n in range(2, 1000):
+                ledger.stage([row(n, reply="x" * 5000)])
+                ledger.commit()
+        except StageError as error:
+            print(n, error, flush=True)
+            import os
+            os._exit(3)
+        """
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TAILOR_RAY_CACHE": str(cache)}
+    ended = subprocess.run([sys.executable, "-c", script], check=False, env=env, capture_output=True, text=True)
+    assert ended.returncode == 3, ended.stderr
+    number, message = ended.stdout.split(" ", 1)
+    assert "TAILOR_RAY_CACHE" in message
+    assert str(cache) in message
+    os.environ["TAILOR_RAY_CACHE"], before = str(cache), os.environ["TAILOR_RAY_CACHE"]
+    try:
+        assert len(read(Store.open(str(root)))) == int(number) - 1
+    finally:
+        os.environ["TAILOR_RAY_CACHE"] = before
+
+
+def test_storage_that_cannot_be_written_stops_the_run_with_the_rows_safe(store):
+    ledger = write(store, [row(1)], close=False)
+    wait_for(lambda: LedgerFiles(store).read())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises((OSError, StageError)):
+            ledger._files.write_segment([row(2).sealed()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    ledger.close()
+    ledger = write(store, [row(3)], close=False)
+    ledger._failure = OSError(28, "No space left on device")
+    ledger.stage([row(4)])
+    with pytest.raises(StageError, match=r"safe in .*sqlite"):
+        ledger.commit()
+    ledger._stop.set()
+
+
+def test_a_lost_lease_stops_the_ledger_as_such(store):
+    lost = []
+
+    def guard():
+        if lost:
+            raise LeaseLost("another driver took the run over")
+
+    ledger = write(store.guarded(guard), [row(1)], close=False)
+    wait_for(lambda: LedgerFiles(store).read())
+    lost.append(True)
+    ledger.stage([row(2)])
+    ledger.commit()
+    wait_for(lambda: ledger._failure)
+    with pytest.raises(LeaseLost):
+        ledger.commit()
+    with pytest.raises(LeaseLost):
+        ledger.close()
+    assert LedgerFiles(store).read().keys() == {row(1).key}
+
+
+def test_the_database_is_one_that_fsyncs(store):
+    ledger = Ledger(store)
+    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert isinstance(ledger._db, sqlite3.Connection)
+    ledger.close()

@@ -1,0 +1,108 @@
+"""Which replies are lessons: each rule with a reply that breaks it, and the real replies of three teachers."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tailor_ray.answers import Grader
+from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
+from tailor_ray.teacher.lessons import gives_away, is_near_duplicate, is_repetition, judge
+from tests.teacher.helpers import QUESTION, reply
+
+NUMBER = Grader(AnswerKind.NUMBER)
+WAY = "Tom has 3 apples and buys 4, so he has 3 + 4 = 7."
+
+
+def judged(text, kind=LessonKind.RATIONALE, question=QUESTION, grader=NUMBER):
+    return judge(question, kind, text, grader)
+
+
+def test_a_good_reply_is_a_lesson_without_its_conclusion_line():
+    lesson = judged(reply(f"{WAY}\nAnswer: 7"))
+    assert (lesson.reason, lesson.rationale, lesson.answer) == (None, WAY, "7")
+
+
+def test_feedback_keeps_what_went_wrong():
+    lesson = judged(reply(WAY, feedback="3 + 4 is not 8."), LessonKind.FEEDBACK)
+    assert (lesson.reason, lesson.feedback) == (None, "3 + 4 is not 8.")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        (reply(""), "empty"),
+        (reply("7"), "empty"),
+        (reply("Seven apples then"), "empty"),
+        (reply("Answer: 7"), "empty"),
+        (reply("He has 3 + 4 = 8 apples now.", "8"), "wrong_answer"),
+        (reply("He has 3 + 4 = 8 apples now.", "7"), "unsupported"),
+        (reply(f"As the hint says, {WAY}"), "giveaway"),
+        (reply(f"{WAY} This matches the given answer."), "giveaway"),
+        (reply(f"{WAY} The student added wrongly."), "giveaway"),
+        (reply(f"{WAY}\n" * 5), "repetition"),
+        (reply("so we add three and four " * 20 + WAY), "repetition"),
+        ("<rationale>cut off in the mid", "wrong_answer"),
+        ("I am sorry, I cannot help with that.", "wrong_answer"),
+    ],
+)
+def test_each_rule_has_its_reason_and_tells_the_teacher(text, reason):
+    lesson = judged(text)
+    assert lesson.reason == reason
+    assert lesson.problem.endswith(".")
+
+
+def test_feedback_without_what_went_wrong_is_none():
+    assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
+
+
+def test_words_of_the_question_are_no_giveaway():
+    assert gives_away("The student has 3 books.", "How many apples are left?")
+    assert not gives_away("The student has 3 books.", "A student has 3 books. How many are left?")
+    assert not gives_away("According to the given information, x = 5 + 2 = 7.", "x")
+
+
+def test_choices_and_yes_no():
+    choice = Question("c", "What flows?", "b", json.dumps({"a": "stone", "b": "river"}))
+    grader = Grader(AnswerKind.CHOICE)
+    assert judged(reply("Water that moves flows, as in a river.", "b"), question=choice, grader=grader).reason is None
+    assert judged(reply("Water that moves flows, as in a river.", "a"), question=choice, grader=grader).reason
+    yes = Question("y", "Is water wet?", "yes")
+    assert (
+        judged(reply("Water wets all that it touches.", "yes"), question=yes, grader=Grader(AnswerKind.YES_NO)).reason
+        is None
+    )
+
+
+def test_near_duplicates():
+    assert is_near_duplicate(WAY, [WAY.lower()])
+    assert is_near_duplicate("7", ["7"])
+    assert not is_near_duplicate("First 3, then 4 more: that makes 3 + 4 = 7 apples.", [WAY])
+    assert not is_near_duplicate(WAY, [])
+
+
+def test_repetition_leaves_working_alone():
+    steps = "\n".join(f"Step {n}: {n} + {n} = {2 * n}, which we carry on to the next line." for n in range(12))
+    assert not is_repetition(steps)
+
+
+def test_real_replies_of_three_teachers(data_folder):
+    """FAIR's SVAMP rationales: plain prose without our tags. Nothing breaks, and right ones are accepted."""
+    questions = {}
+    for split in ("train", "test"):
+        for line in (data_folder / "svamp" / f"{split}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            questions[row["id"]] = Question(row["id"], row["question"], str(row["answer"]))
+    reasons = Counter()
+    for line in (data_folder / "recorded" / "fair_svamp_rationales.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        lesson = judge(questions[row["id"]], LessonKind.RATIONALE, row["output"], NUMBER)
+        if lesson.reason is None:
+            assert (
+                NUMBER.grade(questions[row["id"]], f"{lesson.rationale}\nAnswer: {lesson.answer}").verdict
+                is Verdict.CORRECT
+            )
+        reasons[lesson.reason] += 1
+    assert reasons[None] >= 600  # of 1,161; the others are mostly wrong, or a bare number
+    assert reasons["giveaway"] <= 5

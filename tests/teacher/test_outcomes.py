@@ -1,0 +1,151 @@
+"""The error table and the checks of a reply: what counts as answered, what is retried, what ends the run."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailor_ray.teacher.outcomes import (
+    TABLE,
+    Bill,
+    Fate,
+    Usage,
+    check_completion,
+    check_reply,
+    check_status,
+    read_usage,
+)
+
+
+def completion(finish="stop", content="fine", **message):
+    return {
+        "choices": [{"finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5},
+    }
+
+
+def test_a_good_reply_is_answered():
+    checked = check_reply(json.dumps(completion()).encode())
+    assert (checked.code, checked.text, checked.usage) == ("answered", "fine", Usage(10, 0, 5, 0))
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ({}, "no_choices"),
+        ({"choices": None}, "no_choices"),
+        ({"choices": []}, "no_choices"),
+        ({"choices": [None]}, "no_choices"),
+        ({"error": {"message": "overloaded"}}, "no_choices"),
+        ([], "not_an_object"),
+        ("text", "not_an_object"),
+        (None, "not_an_object"),
+        (completion(finish=None), "no_finish_reason"),
+        (completion(content=None), "no_content"),
+        (completion(content="  "), "no_content"),
+        (completion(content=["part"]), "no_content"),
+        (completion(finish="length"), "length"),
+        (completion(finish="content_filter"), "content_filter"),
+        (completion(finish="tool_calls"), "unexpected_finish"),
+        (completion(refusal="I cannot", content=None), "refusal"),
+        ({"choices": [{"finish_reason": "stop"}]}, "no_content"),
+        ({"choices": [{"finish_reason": "stop", "message": "text"}]}, "no_content"),
+    ],
+)
+def test_replies_that_are_none(value, code):
+    checked = check_completion(value)
+    assert checked.code == code
+    assert checked.rule.fate is not Fate.ANSWERED
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", b"", b'{"choices": [', b"\xff\xfe", b"[" * 100_000])
+def test_bodies_that_are_no_json(body):
+    assert check_reply(body).code == "malformed_json"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda c: (
+            st.lists(c)
+            | st.dictionaries(
+                st.sampled_from(["choices", "message", "content", "finish_reason", "usage", "prompt_tokens"]), c
+            )
+        ),
+    )
+)
+def test_no_json_at_all_breaks_the_check(value):
+    checked = check_completion(value)
+    assert checked.code in TABLE
+
+
+@pytest.mark.parametrize(
+    ("status", "fate"),
+    [
+        (408, Fate.RETRY),
+        (409, Fate.RETRY),
+        (425, Fate.RETRY),
+        (429, Fate.RETRY),
+        (500, Fate.RETRY),
+        (502, Fate.RETRY),
+        (503, Fate.RETRY),
+        (529, Fate.RETRY),
+        (400, Fate.REQUEST),
+        (413, Fate.REQUEST),
+        (422, Fate.REQUEST),
+        (418, Fate.REQUEST),
+        (401, Fate.ACCESS),
+        (403, Fate.ACCESS),
+        (404, Fate.ACCESS),
+        (402, Fate.QUOTA),
+    ],
+)
+def test_statuses(status, fate):
+    assert check_status(status, b'{"error": {"message": "no"}}').rule.fate is fate
+
+
+def test_quota_and_filter_are_told_from_their_status():
+    quota = json.dumps({"error": {"code": "insufficient_quota", "message": "pay"}}).encode()
+    assert check_status(429, quota).rule.fate is Fate.QUOTA
+    filtered = json.dumps({"error": {"code": "content_filter", "message": "no"}}).encode()
+    assert check_status(400, filtered).code == "content_filter"
+
+
+def test_an_error_body_of_any_kind_is_read():
+    for body in (b"", b"null", b"[1]", b'"x"', b'{"error": "text"}', b"<html>", b"\xff"):
+        assert check_status(500, body).code == "http_5xx"
+
+
+def test_usage():
+    assert read_usage(
+        {
+            "prompt_tokens": 7,
+            "completion_tokens": 3,
+            "prompt_tokens_details": {"cached_tokens": 5},
+            "completion_tokens_details": {"reasoning_tokens": 2},
+        }
+    ) == Usage(7, 5, 3, 2)
+    assert (
+        read_usage({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 9}}).cached
+        == 7
+    )
+    for wrong in (
+        None,
+        3,
+        {},
+        {"prompt_tokens": "7", "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": 1},
+    ):
+        assert read_usage(wrong) is None
+
+
+def test_lone_surrogates_are_replaced():
+    checked = check_reply(rb'{"choices":[{"finish_reason":"stop","message":{"content":"a\ud800b"}}]}')
+    checked.text.encode()
+    assert checked.text == "a?b"
+
+
+def test_what_was_sent_and_not_answered_may_have_been_billed():
+    assert TABLE["timeout"].bill is TABLE["lost_connection"].bill is Bill.UNKNOWN
+    assert TABLE["refused_connection"].bill is TABLE["http_429"].bill is Bill.NONE

@@ -1,0 +1,201 @@
+"""The sandbox teacher itself: it reads prompts, solves, corrects, draws accidents by hash, dies with its parent."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from itertools import islice
+
+import openai
+import psutil
+import pytest
+
+from tailor_ray.config.task import TaskConfig
+from tailor_ray.config.teacher import EndpointConfig, SandboxConfig, TeacherConfig
+from tailor_ray.errors import DataError, Stopped, TeacherAccessError, UserError
+from tailor_ray.prompts.teacher import TeacherPrompt
+from tailor_ray.records import AnswerKind, LessonKind, Question
+from tailor_ray.tasks import grader_for, load_task
+from tailor_ray.teacher.access import check_access
+from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.lessons import judge
+from tailor_ray.teacher.sandbox import Limiter, SandboxOptions, start_sandbox
+from tailor_ray.teacher.sandbox_main import decode_options, encode_options
+from tailor_ray.teacher.sandbox_process import SandboxProcess, open_teacher
+from tailor_ray.teacher.sandbox_replies import Answers, compose
+from tests.teacher.helpers import request
+
+ARITHMETIC = TaskConfig(name="arithmetic")
+
+
+def ask(messages, answers=None, wrong=False, draw=0, schema=None):
+    return compose({"messages": messages, "response_format": schema}, answers, wrong, draw)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_it_solves_what_it_reads_and_corrects_attempts(structured):
+    grader, prompt = grader_for(ARITHMETIC), TeacherPrompt(AnswerKind.NUMBER, structured)
+    for number, question in enumerate(islice(load_task(ARITHMETIC, 3).train, 60)):
+        for kind in LessonKind:
+            feedback = kind is LessonKind.FEEDBACK
+            messages = prompt.feedback(question, "1 + 1 = 3. Answer: 3") if feedback else prompt.rationale(question)
+            schema = prompt.response_format(kind)
+            good = judge(question, kind, ask(messages, draw=number, schema=schema), grader)
+            assert good.reason is None, (question, good)
+            assert bool(good.feedback) == feedback
+            bad = judge(question, kind, ask(messages, wrong=True, draw=number, schema=schema), grader)
+            assert bad.reason == "wrong_answer"
+
+
+def test_answers_mode(tmp_path, data_folder):
+    grader, prompt = grader_for(TaskConfig(name="gsm8k")), TeacherPrompt(AnswerKind.NUMBER)
+    path = data_folder / "gsm8k" / "train.jsonl"
+    answers = Answers.read(str(path))
+    reasons = Counter()
+    for line in path.read_text().splitlines()[:300]:
+        row = json.loads(line)
+        question = Question(row["id"], row["question"], row["answer"])
+        reply = ask(prompt.feedback(question, "so it is 3."), answers)
+        reasons[judge(question, LessonKind.FEEDBACK, reply, grader).reason] += 1
+    assert reasons[None] >= 290
+
+
+def test_answers_with_choices_and_without_rationale(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(
+        json.dumps({"question": "What flows?", "answer": "b", "rationale": None, "choices": {"a": "x", "b": "y"}})
+    )
+    question = Question("c", "What  flows?", "b", json.dumps({"a": "x", "b": "y"}))
+    reply = ask(TeacherPrompt(AnswerKind.CHOICE).rationale(question), Answers.read(str(path)))
+    assert "<answer>b</answer>" in reply
+    assert "unknown" in ask(
+        TeacherPrompt(AnswerKind.CHOICE).rationale(Question("d", "Else?", "a")), Answers.read(str(path))
+    )
+    path.write_text('{"question": "x"}\n')
+    with pytest.raises(DataError, match="line 1"):
+        Answers.read(str(path))
+    with pytest.raises(DataError, match="cannot be read"):
+        Answers.read(str(tmp_path / "none"))
+
+
+async def test_draws_are_a_function_of_the_request(tmp_path):
+    shares = []
+    for run in range(2):
+        config = SandboxConfig(wrong_share=0.3, malformed_share=0.2, access_log=str(tmp_path / f"{run}.jsonl"))
+        runner, url = await start_sandbox(SandboxOptions(config))
+        sender = Sender(EndpointConfig(base_url=url), 50)
+        wanted = [request(number=n) for n in range(200)]
+        first = await asyncio.gather(*(sender.attempt(r.key, r.body) for r in wanted))
+        second = await asyncio.gather(*(sender.attempt(r.key, r.body) for r in wanted))
+        await sender.close()
+        await runner.cleanup()
+        shares.append({outcome.key: (outcome.code, outcome.text) for outcome in first})
+        assert 20 <= sum(outcome.code == "malformed_json" for outcome in first) <= 60
+        assert {outcome.code for outcome in second} == {"answered"}  # a retry succeeds
+        log = [json.loads(line) for line in (tmp_path / f"{run}.jsonl").read_text().splitlines()]
+        assert len(log) == 400
+        assert {line["request"] for line in log} == {r.key for r in wanted}
+        assert 60 <= sum(line["outcome"] == "wrong" for line in log) <= 160
+    assert shares[0] == shares[1]
+
+
+async def test_limits_are_kept_with_a_time_to_come_back():
+    config = SandboxConfig(requests_per_minute=600)
+    runner, url = await start_sandbox(SandboxOptions(config, limit_window_s=1.0))
+    sender = Sender(EndpointConfig(base_url=url), 50)
+    outcomes = [await sender.attempt(str(n), request(number=n).body) for n in range(12)]
+    assert [outcome.code for outcome in outcomes] == ["answered"] * 10 + ["http_429"] * 2
+    assert 0 < outcomes[-1].retry_after <= 1.0
+    await asyncio.sleep(outcomes[-1].retry_after + 0.1)
+    assert (await sender.attempt("x", request().body)).code == "answered"
+    await sender.close()
+    await runner.cleanup()
+
+
+def test_tokens_are_limited_and_settled():
+    limiter = Limiter(None, 1000, 60.0)
+    entry = limiter.admit(0.0, 900)
+    assert limiter.admit(1.0, 200) is None
+    limiter.settle(entry, 300)
+    assert limiter.admit(2.0, 200) is not None
+    assert limiter.wait(10.0) == 50.0
+    assert limiter.admit(61.0, 700) is not None
+
+
+def test_the_openai_package_talks_to_it():
+    with (
+        SandboxProcess(SandboxOptions(key="k", models=("m",))) as sandbox,
+        openai.OpenAI(base_url=sandbox.base_url, api_key="k", max_retries=0) as client,
+    ):
+        assert [model.id for model in client.models.list()] == ["m"]
+        question = "Tom has 3 apples. He buys 4 more. How many apples does Tom have?"
+        reply = client.chat.completions.create(model="m", messages=[{"role": "user", "content": question}])
+        assert reply.choices[0].message.content.startswith("<rationale>")
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="other", messages=[{"role": "user", "content": question}])
+        with pytest.raises(openai.BadRequestError):
+            client.post("/chat/completions", body={"no": "messages"}, cast_to=object)
+
+
+def test_its_process_dies_with_its_parent():
+    script = textwrap.dedent(
+        """
+        import os, signal
+        from tailor_ray.teacher.sandbox import SandboxOptions
+        from tailor_ray.teacher.sandbox_process import SandboxProcess
+        sandbox = SandboxProcess(SandboxOptions()).start()
+        print(sandbox.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(int(said)) and psutil.Process(int(said)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_bad_options_are_said():
+    with pytest.raises(UserError, match="no such fault: nonsense; known: 500"):
+        SandboxProcess(SandboxOptions(faults=(("nonsense", 1.0),))).start()
+    with SandboxProcess(SandboxOptions()) as first, pytest.raises(UserError, match="cannot listen"):
+        SandboxProcess(SandboxOptions(port=int(first.base_url.split(":")[2].split("/")[0]))).start()
+
+
+def test_options_survive_the_way_to_the_process(monkeypatch):
+    monkeypatch.delenv("TAILOR_RAY_SANDBOX_KEY", raising=False)
+    options = SandboxOptions(SandboxConfig(latency_s=0.5), faults=(("500", 0.1),), models=("a",))
+    assert decode_options(encode_options(options)) == options
+    assert "secret" not in encode_options(SandboxOptions(key="secret"))
+
+
+def test_open_teacher_puts_an_address_in_place_of_sandbox():
+    config = TeacherConfig(base_url="sandbox", also=({"base_url": "sandbox", "model": "b"}, {"model": "c"}))
+    with open_teacher(config) as opened:
+        assert opened.base_url.startswith("http://127.0.0.1:")
+        assert [endpoint.base_url for endpoint in opened.also] == [opened.base_url, "http://127.0.0.1:8765/v1"]
+        check_access(opened.model_copy(update={"also": ()}))
+    with open_teacher(TeacherConfig()) as same:
+        assert same == TeacherConfig()
+
+
+def test_access_is_checked_before_anything_is_spent(tmp_path, monkeypatch):
+    log = tmp_path / "log.jsonl"
+    options = SandboxOptions(SandboxConfig(access_log=str(log)), key="right", models=("known",))
+    with SandboxProcess(options) as sandbox:
+        monkeypatch.setenv("OPENAI_API_KEY", "right")
+        check_access(TeacherConfig(base_url=sandbox.base_url, model="known"))
+        with pytest.raises(TeacherAccessError, match=r"teacher\.model='other'"):
+            check_access(TeacherConfig(base_url=sandbox.base_url, model="other"))
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+        with pytest.raises(TeacherAccessError, match=r"401.*teacher\.api_key_env"):
+            check_access(TeacherConfig(base_url=sandbox.base_url, model="known"))
+    assert log.read_text() == ""  # no request was paid for
+    with pytest.raises(TeacherAccessError, match=r"no answer after 3 tries.*teacher\.base_url"):
+        check_access(TeacherConfig(base_url="http://127.0.0.1:9/v1"))
+    assert issubclass(Stopped, Exception)
+    assert os.environ["OPENAI_API_KEY"] == "wrong"

@@ -1,0 +1,78 @@
+"""The ablation: every variant's settings are valid, differ as they should, and the figures are right."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tailor_ray.config import load_config
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("ablation", ROOT / "jobs/benchmarks/ablation.py")
+assert spec is not None
+assert spec.loader is not None
+ablation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ablation)
+
+
+def resolved(variant: str, seed: int = 2):
+    return load_config(ROOT / "jobs/ablation.yaml", ablation.overrides(variant, seed, "/store", ["task.limit_test=9"]))
+
+
+@pytest.mark.parametrize("variant", ablation.VARIANTS)
+def test_each_variant_is_a_run_of_its_own_with_equal_steps(variant: str):
+    config = resolved(variant)
+    assert (config.name, config.seed, config.storage, config.task.limit_test) == (f"{variant}-2", 2, "/store", 9)
+    assert config.training.steps is not None, "variants have different numbers of lessons, so passes would differ"
+
+
+def test_variants_differ_from_the_full_method_by_what_their_names_say():
+    full = resolved("full").training
+    assert full.feedback
+    assert full.triplet_weight > 0
+    without = {"feedback": False, "triplet_weight": 0.0}
+    expected = {
+        "without_feedback": {"feedback": False},
+        "without_reflection": {"triplet_weight": 0.0},
+        "plain": without,
+    }
+    for variant, changed in expected.items():
+        assert resolved(variant).training == full.model_copy(update=changed)
+
+
+def test_runs_of_one_seed_share_the_student_that_the_first_one_schools():
+    first, *others = ablation.VARIANTS
+    assert resolved(first).student.model == "tiny"
+    assert {resolved(name).student.model for name in others} == {f"/store/{first}-2/rounds/00/student/student"}
+
+
+def answers(pattern: str) -> dict[str, bool]:
+    return {f"test-{i}": mark == "1" for i, mark in enumerate(pattern)}
+
+
+def test_summary_by_hand():
+    right = {
+        "full": [answers("1111111110"), answers("1111111111")],  # 9 and 10 of 10
+        "without_feedback": [answers("1111111110"), answers("1111111111")],
+        "without_reflection": [answers("0111111110"), answers("1111111111")],
+        "plain": [answers("0000000010"), answers("1111111111")],  # loses 8 questions that full has, wins none
+    }
+    result = ablation.summary(right)
+    assert result["full"]["accuracy_mean"] == 0.95
+    assert result["full"]["seeds"] == [0.9, 1.0]
+    low, high = result["full"]["ci95"]
+    assert 0.7 < low < 0.95 < high < 1
+    assert result["p_value_full_vs_without_feedback"] == 1.0, "no difference at all"
+    assert result["p_value_full_vs_without_reflection"] == 1.0, "one question is no evidence: 2 * 1/2"
+    assert result["p_value_full_vs_plain"] == pytest.approx(2 / 2**8)  # 0 of 8 changes against
+    json.dumps(result)
+    rows = ablation.table(result).splitlines()
+    assert len(rows) == 2 + 4
+    assert "95.0%" in rows[2]
+
+
+def test_pairs_are_formed_within_a_seed_only():
+    one, other = [answers("1111"), answers("0000")], [answers("0000"), answers("1111")]
+    assert ablation.paired(one, other) == 1.0
+    assert ablation.paired(one, one) == 1.0

@@ -1,0 +1,89 @@
+"""A configuration is refused with the value, the rule and the setting to change; what changes results is hashed."""
+
+import pytest
+import yaml
+
+from tailor_ray.config import RunConfig, load_config
+from tailor_ray.config.base import Section
+from tailor_ray.config.reference import reference
+from tailor_ray.errors import ConfigError, UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {epocs: 3}", r"training\.epocs: unknown setting; did you mean 'epochs'"),
+        ("examm: {samples: 3}", r"examm: unknown setting; did you mean 'exam'"),
+        ("exam: {samples: 0}", r"exam\.samples: .*greater than or equal to 1 \(given: 0\)"),
+        ("exam: {samples: many}", r"exam\.samples: .*integer.*many"),
+        ("teacher: {base_url: 'ftp://x'}", r"teacher\.base_url must be an http"),
+        ("- a\n- b", "must hold a mapping of settings, not a list"),
+        ("a: [", "not valid YAML"),
+        ("storage: 's3://key:secret@bucket/x'", "must not carry user info"),
+        ("exam: {max_new_tokens: 512}\nevaluation: {max_new_tokens: 16}", r"evaluation\.max_new_tokens=16"),
+    ],
+)
+def test_refusals_name_setting_rule_and_value(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, text))
+
+
+def test_a_key_in_a_url_is_not_echoed(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "teacher: {base_url: 'https://me:canary-key@api.example.com/v1'}"))
+    assert "canary" not in str(caught.value)
+    assert "user info" in str(caught.value)
+
+
+def test_a_missing_file_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="cannot read the configuration"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_overrides_apply_in_order_and_take_yaml_values(tmp_path):
+    path = write(tmp_path, "exam: {samples: 2}")
+    config = load_config(path, ["exam.samples=3", "exam.samples=5", "task.path=/data/x", "student.few_shot=true"])
+    assert (config.exam.samples, config.task.path, config.student.few_shot) == (5, "/data/x", True)
+
+
+@pytest.mark.parametrize("override", ["exam.samples", "=3", "exam.samples.deep=1"])
+def test_a_malformed_override_says_its_form(tmp_path, override):
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(write(tmp_path, "exam: {samples: 2}"), [override])
+
+
+def test_yaml_round_trip_gives_the_same_run():
+    config = load_config(None, ["seed=7", "training.epochs=2"])
+    again = RunConfig.model_validate(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.results_hash() == config.results_hash()
+
+
+def test_only_settings_that_change_results_are_hashed():
+    base = load_config(None).results_hash()
+    for same in ("name=other", "storage=/elsewhere", "teacher.actors=4", "rounds.max_rounds=9", "training.workers=2"):
+        assert load_config(None, [same]).results_hash() == base, same
+    for other in ("seed=1", "exam.samples=8", "teacher.model=gpt", "training.triplet_weight=0", "task.name=jsonl"):
+        assert load_config(None, [other]).results_hash() != base, other
+
+
+def sections(section, path=""):
+    yield path, section
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from sections(kind, f"{path}{name}.")
+
+
+def test_every_setting_is_documented_and_in_the_reference():
+    text = reference()
+    for path, section in sections(RunConfig):
+        for name, field in section.model_fields.items():
+            assert field.description, f"{path}{name} has no text below it"
+            assert f"`{path}{name}`" in text

@@ -1,0 +1,155 @@
+"""The house rules that a machine can check: who may import whom, sizes, and a README tree that is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tailor_ray"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LIGHT = {"records", "answers", "prompts", "statistics", "storage", "config", "errors"}
+# Rooms (first folder or module below tailor_ray) and the rooms that they may import; cli may import all.
+MAY_IMPORT = {
+    "errors": set(),
+    "records": {"errors"},
+    "config": {"errors", "records"},
+    "answers": {"errors", "records"},
+    "prompts": {"errors", "records", "answers", "config"},
+    "statistics": {"records"},
+    "storage": {"errors"},
+    "tasks": {"errors", "records", "answers", "config", "storage"},
+    "student": LIGHT | {"tasks", "observe"},
+    "teacher": LIGHT | {"tasks", "observe"},
+    "training": LIGHT | {"observe"},
+    "observe": {"errors", "records", "storage", "statistics", "config"},
+    "rounds": LIGHT | {"tasks", "student", "teacher", "training", "observe"},
+    "ops": LIGHT | {"tasks", "student", "teacher", "observe", "rounds"},
+    "cli": LIGHT | {"tasks", "student", "teacher", "training", "observe", "rounds", "ops"},
+}
+# Third-party packages that only these places may import, at any depth.
+HEAVY = {
+    "vllm": ("student/engine.py",),
+    "torch": ("training/", "student/tiny.py"),
+    "deepspeed": ("training/",),
+}
+RAY_FREE = {"records", "answers", "prompts", "statistics", "storage", "config", "errors", "tasks"}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Every imported module name, at any depth, with whether it is at the top level of the file."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, id(node) in top
+            for alias in node.names:  # `from tailor_ray.tasks import arithmetic`
+                yield f"{node.module}.{alias.name}", id(node) in top
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_what_they_may(path):
+    room = room_of(path)
+    inside = path.relative_to(PACKAGE).as_posix()
+    if room in ("__init__", "__main__"):
+        return
+    assert room in MAY_IMPORT, f"{inside}: add the room to MAY_IMPORT and to the README"
+    for name, _ in imports_of(path):
+        package, _, rest = name.partition(".")
+        if package == "tailor_ray" and rest:
+            other = rest.split(".")[0]
+            assert other in {room, *MAY_IMPORT[room]} or other == "__version__", f"{inside} imports {name}"
+        if package == "ray":
+            assert room not in RAY_FREE, f"{inside} imports {name}"
+            assert inside != "rounds/spec.py", f"{inside} imports {name}"
+        for heavy, places in HEAVY.items():
+            assert package != heavy or inside.startswith(places), f"{inside} imports {name}"
+
+
+def test_modules_have_no_import_cycles():
+    edges = {}
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        edges[module] = {name for name, top in imports_of(path) if top and name.startswith("tailor_ray.")} - {module}
+    seen, done = [], set()
+
+    def visit(module):
+        assert module not in seen, f"import cycle: {' → '.join([*seen[seen.index(module) :], module])}"
+        if module in done or module not in edges:
+            return
+        seen.append(module)
+        for other in sorted(edges[module]):
+            # importing a.b also runs a/__init__, but a package's own modules are imported by its __init__ on purpose
+            visit(other)
+        seen.pop()
+        done.add(module)
+
+    for module in edges:
+        visit(module)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short_and_typed(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400, "over 400 lines: split the file"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 100, f"{node.name} has {length} lines"
+
+
+def test_help_answers_fast_because_heavy_imports_wait():
+    code = (
+        "import sys; import tailor_ray.cli; "
+        "print([name for name in ('ray', 'torch', 'vllm', 'transformers', 'deepspeed', 'openai', 'pandas') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_tree_has_a_line_for_each_file():
+    readme = (ROOT / "README.md").read_text()
+    tracked = subprocess.run(
+        ["git", "ls-files", "tailor_ray", "jobs", "cluster"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    missing = [
+        name
+        for name in tracked
+        if not name.endswith(("__init__.py", "py.typed"))
+        and (ROOT / name).exists()
+        and not re.search(rf"(?<![\w-]){re.escape(Path(name).name)}\b", readme)
+    ]
+    assert not missing, f"README.md's tree lacks {missing}"
+
+
+def test_nothing_names_this_machine_or_a_registry():
+    done = subprocess.run(
+        [
+            "git",
+            "grep",
+            "-nIE",
+            r"/(home|root|work)/|pypi\.org|files\.pythonhosted",
+            "--",
+            ".",
+            ":!tests/test_house.py",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    allowed = [line for line in done.stdout.splitlines() if not line.startswith("cluster/")]
+    assert not allowed, "\n".join(allowed)

@@ -1,0 +1,64 @@
+"""Hand-computed and published values."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailor_ray.statistics import accuracy, binomial_p_value, paired_p_value, sign_flip_p_value, wilson_interval
+
+
+def test_wilson_matches_published_values():
+    # Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29.
+    for correct, total, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_mirrors(pair):
+    correct, total = pair
+    low, high = wilson_interval(correct, total)
+    assert 0.0 <= low <= correct / total <= high <= 1.0
+    mirrored = wilson_interval(total - correct, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_nothing_asked_says_nothing():
+    assert accuracy(0, 0) == {"correct": 0, "total": 0, "accuracy": 0.0, "ci95": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(("correct", "total"), [(-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(correct, total):
+    with pytest.raises(ValueError, match="must lie between"):
+        wilson_interval(correct, total)
+
+
+def test_paired_test_by_hand():
+    # 1 lost, 5 gained: 2 * (C(6,0) + C(6,1)) / 2**6 = 14/64.
+    first = [True] + [False] * 5 + [True] * 10
+    second = [False] + [True] * 5 + [True] * 10
+    assert paired_p_value(first, second) == pytest.approx(14 / 64)
+    assert paired_p_value(first, first) == 1.0
+    with pytest.raises(ValueError, match="equally long"):
+        paired_p_value([True], [])
+
+
+def test_binomial_test_of_many_trials_stays_finite():
+    assert binomial_p_value(50_000, 100_000) == 1.0
+    assert 0 < binomial_p_value(49_500, 100_000) < 0.01
+    assert not math.isnan(binomial_p_value(0, 5_000))
+
+
+def test_sign_flips_by_hand():
+    assert sign_flip_p_value([0.04, 0.02, 0.03]) == 2 / 8  # all of one sign: only +++ and --- are as far out
+    assert sign_flip_p_value([0.04, -0.02, 0.03]) == 4 / 8  # sum 0.05: +++ 0.09, +-+ 0.05 and their mirrors
+    assert sign_flip_p_value([0.01, -0.01]) == 1.0
+    assert sign_flip_p_value([]) == 1.0
+    with pytest.raises(ValueError, match="at most 20"):
+        sign_flip_p_value([0.1] * 21)

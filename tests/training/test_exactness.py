@@ -1,0 +1,171 @@
+"""Ours against the independent naive implementation: loss within 1e-5, every gradient within 1e-4 relative."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from tailor_ray.training.forward import StudentLoss
+from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
+from tailor_ray.training.tokens import TokenExample
+from tailor_ray.training.tree import Tree, TreeAttention
+from tests.training.naive import naive_loss
+from tests.training.students import KINDS, make_model
+
+
+def random_examples(seed: int, count: int = 5, demos: int = 24, pairs: str = "some") -> list[TokenExample]:
+    """Ragged lengths; one-token rationales are among them."""
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(2, 96) for _ in range(rng.randint(low, high)))
+
+    start = ids(demos, demos) if demos else ()
+    examples = []
+    for index in range(count):
+        paired = pairs == "all" or (pairs == "some" and index % 2 == 0)
+        sides = (ids(1, 14), ids(1, 14)) if paired else ((), ())
+        examples.append(TokenExample(f"q{index}", start + ids(1, 12), ids(1, 1) if index == 0 else ids(1, 14), *sides))
+    return examples
+
+
+def our_loss(model, attention, examples, settings, *, separate=False, share_root=True, margin=1.0):
+    pack = pack_separate(examples, settings, pad=0) if separate else pack_tree(examples, settings, share_root)
+    sums = StudentLoss(model, attention, margin)(pack)
+    targets = sum(target_count(e) for e in examples)
+    return sums.mle / targets + 0.5 * sums.triplet.loss / max(1, sum(e.has_pair for e in examples))
+
+
+def assert_same(model, ours, reference, expected):
+    assert abs(ours.item() - expected.item()) < 1e-5
+    ours.backward()
+    expected.backward()
+    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        scale = max(theirs.grad.abs().max().item(), 1e-6)  # a key's bias has no gradient but rounding
+        assert (mine.grad - theirs.grad).abs().max().item() <= 1e-4 * scale, name
+
+
+def twins(kind: str):
+    model = make_model(kind).eval()  # GPT-2 has dropout
+    reference = copy.deepcopy(model)
+    attention = TreeAttention()
+    attention.install(model)
+    return model, attention, reference
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("demos", [0, 24])
+def test_the_tree_gives_the_naive_loss_and_gradients(kind, demos):
+    model, attention, reference = twins(kind)
+    examples = random_examples(seed=len(kind) + demos, demos=demos)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192))
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
+@pytest.mark.parametrize("pairs", ["all", "some", "none"])
+@pytest.mark.parametrize("representation", ["last", "mean"])
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("cap", [192, 5])
+def test_every_setting_of_the_triplet_term(pairs, representation, detached, cap):
+    model, attention, reference = twins("llama")
+    whole = random_examples(seed=3, pairs=pairs)
+    examples = [TokenExample(e.question_id, e.prompt, e.rationale, e.positive[:cap], e.negative[:cap]) for e in whole]
+    ours = our_loss(model, attention, examples, PackSettings(0.1, representation, cap, detached))
+    expected = naive_loss(reference, whole, representation=representation, cap=cap, detached=detached)
+    assert_same(model, ours, reference, expected)
+
+
+def test_detaching_changes_the_gradient():
+    """Or the test above would pass with both the same."""
+    examples = random_examples(seed=3, pairs="all")
+    gradients = []
+    for detached in (False, True):
+        reference = make_model("llama")
+        naive_loss(reference, examples, detached=detached).backward()
+        gradients.append(reference.model.layers[0].self_attn.v_proj.weight.grad)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-3 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.1, 1.0])
+def test_prompt_weights(prompt_weight):
+    model, attention, reference = twins("llama")
+    examples = random_examples(seed=5)
+    ours = our_loss(model, attention, examples, PackSettings(prompt_weight, "last", 192))
+    assert_same(model, ours, reference, naive_loss(reference, examples, prompt_weight=prompt_weight))
+
+
+@pytest.mark.parametrize("share_root", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_batch_sizes_with_and_without_a_shared_root(share_root, count):
+    model, attention, reference = twins("qwen3")
+    examples = random_examples(seed=count, count=count)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192), share_root=share_root)
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
+def test_a_shared_root_is_computed_once():
+    examples = random_examples(seed=1, count=8, demos=24)
+    settings = PackSettings(0.1, "last", 192)
+    apart, shared = pack_tree(examples, settings, share_root=False), pack_tree(examples, settings)
+    assert apart.tokens == sum(e.tokens for e in examples)
+    assert shared.tokens == apart.tokens - 7 * 24
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_separate_passes_give_the_naive_loss_and_gradients(kind):
+    model = make_model(kind).eval()
+    reference = copy.deepcopy(model)
+    examples = random_examples(seed=7)
+    ours = our_loss(model, None, examples, PackSettings(0.1, "mean", 4), separate=True)
+    assert_same(model, ours, reference, naive_loss(reference, examples, representation="mean", cap=4))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, attention, reference = twins("llama")
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    examples = random_examples(seed=11)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192))
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
+def test_logits_made_in_slices_change_nothing(monkeypatch):
+    model, attention, reference = twins("llama")
+    monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", 96 * 7)
+    examples = random_examples(seed=13)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192))
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
+def test_tied_embeddings():
+    model = make_model("llama", tie_word_embeddings=True)
+    reference = copy.deepcopy(model)
+    attention = TreeAttention()
+    attention.install(model)
+    examples = random_examples(seed=17)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192))
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
+def test_bfloat16_stays_near_float32():
+    """Its tolerance: 8 bits of mantissa, two layers."""
+    model, attention, reference = twins("llama")
+    model.to(torch.bfloat16)
+    examples = random_examples(seed=19)
+    pack = pack_tree(examples, PackSettings(0.1, "last", 192)).to("cpu", torch.bfloat16)
+    sums = StudentLoss(model, attention, 1.0)(pack)
+    mle = sums.mle / sum(target_count(e) for e in examples)
+    expected = naive_loss(reference, examples, triplet_weight=0.0)
+    assert abs(mle.item() - expected.item()) < 2e-2 * expected.item()
+
+
+@pytest.mark.parametrize("share_root", [True, False])
+@pytest.mark.parametrize("detached", [False, True])
+def test_masks_for_other_devices_give_the_same(monkeypatch, share_root, detached):
+    """What GPUs run: the tree as masks over copied keys."""
+    monkeypatch.setattr("tailor_ray.training.tree.Tree.attend", Tree.attend_masked)
+    model, attention, reference = twins("qwen3")
+    examples = random_examples(seed=23)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192, detached), share_root=share_root)
+    assert_same(model, ours, reference, naive_loss(reference, examples, detached=detached))

@@ -1,0 +1,92 @@
+"""The exported folder loads without us and answers as the trained student does."""
+
+import json
+
+import pytest
+import torch
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.errors import StageError
+from tailor_ray.storage import Store
+from tailor_ray.training.export import export_student, model_card
+from tailor_ray.training.model import load_student
+from tests.training.students import KINDS, make_student, make_tokenizer
+
+CARD = {"task": "sums", "accuracy of round 1 on test": "0.412 (0.37–0.45)"}
+
+
+def export(folder, tmp_path, change=None, max_shard_size="4GB", **settings):
+    student = load_student(folder, TrainingConfig(**settings), torch.float32, seed=0)
+    if change is not None:
+        with torch.no_grad():
+            change(student)
+    weights = {f"student.{name}": value for name, value in student.model.state_dict().items()}
+    store = Store.open(str(tmp_path / "stage"))
+    return student, export_student(student, weights, store, tmp_path / "scratch", max_shard_size, CARD)
+
+
+def logits(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.arange(2, 40)[None]).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_loads_again_with_the_same_logits(tmp_path, kind):
+    make_student(tmp_path / "given", kind)
+    export(tmp_path / "given", tmp_path)
+    assert torch.allclose(logits(tmp_path / "stage/student"), logits(tmp_path / "given"), atol=1e-6)
+    config = json.loads((tmp_path / "stage/student/config.json").read_text())
+    assert "tailor" not in json.dumps(config)  # the tree's attention is ours alone
+
+
+def test_adapters_are_merged(tmp_path):
+    make_student(tmp_path / "given")
+
+    def train(student):
+        for name, p in student.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+
+    export(tmp_path / "given", tmp_path, train, lora={"rank": 4})
+    assert not torch.allclose(logits(tmp_path / "stage/student"), logits(tmp_path / "given"), atol=1e-3)
+    names = [path.name for path in (tmp_path / "stage/student").iterdir()]
+    assert "adapter_config.json" not in names
+
+
+def test_weights_are_split_above_a_size(tmp_path):
+    make_student(tmp_path / "given")
+    _, files = export(tmp_path / "given", tmp_path, max_shard_size="20KB")
+    assert sum(entry.path.endswith(".safetensors") for entry in files) > 1
+    assert torch.allclose(logits(tmp_path / "stage/student"), logits(tmp_path / "given"), atol=1e-6)
+
+
+def test_nan_is_never_exported(tmp_path):
+    make_student(tmp_path / "given")
+
+    def spoil(student):
+        next(student.model.parameters())[3, 3] = float("nan")
+
+    with pytest.raises(StageError, match="embed_tokens"):
+        export(tmp_path / "given", tmp_path, spoil)
+    assert not (tmp_path / "stage/student").exists()
+
+
+def test_generation_config_and_chat_template_go_along(tmp_path):
+    make_student(tmp_path / "given")
+    tokenizer = make_tokenizer(tmp_path / "given")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "given")
+    _, files = export(tmp_path / "given", tmp_path)
+    assert {entry.path for entry in files} >= {"student/chat_template.jinja", "student/generation_config.json"}
+    settings = json.loads((tmp_path / "stage/student/generation_config.json").read_text())
+    assert settings["eos_token_id"] == tokenizer.eos_token_id
+
+
+def test_the_card_names_what_was_measured_and_cannot_break_its_table():
+    card = model_card({"task": "a|b\nc", **CARD}, "the tree")
+    assert "| accuracy of round 1 on test | 0.412 (0.37–0.45) |" in card
+    assert "| task | sums |" in card
+    assert "a/b c" in model_card({"task": "a|b\nc"}, "the tree")

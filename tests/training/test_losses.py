@@ -1,0 +1,45 @@
+"""Both terms against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tailor_ray.training.losses import mle_sum, triplet_sums
+
+
+def test_mle_of_two_tokens():
+    # uniform over 4: ln 4 = 1.386294, weight 0.1; softmax of (ln 3, 0, -inf, -inf) gives 3/4: ln 4/3 = 0.287682
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [math.log(3), 0.0, -1e9, -1e9]])
+    loss = mle_sum(logits, torch.tensor([2, 0]), torch.tensor([0.1, 1.0]))
+    assert loss.item() == pytest.approx(0.1386294 + 0.2876821, abs=1e-6)
+
+
+def test_mle_of_no_target_is_zero():
+    assert mle_sum(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0)).item() == 0.0
+
+
+def test_triplet_by_hand():
+    h = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    positive = torch.tensor([[0.6, 0.8], [3.0, 0.0], [0.0, 1.0]])  # cosines 0.6, 1, 0
+    negative = torch.tensor([[0.0, 5.0], [-1.0, 0.0], [1.0, 0.0]])  # cosines 0, -1, 1
+    sums = triplet_sums(h, positive, negative, margin=1.0)
+    # 1 - 0.6 + 0 = 0.4;  1 - 1 - 1 = -1 → 0;  1 - 0 + 1 = 2
+    assert sums.loss.item() == pytest.approx(2.4, abs=1e-6)
+    assert sums.active.item() == 2
+    assert sums.cos_positive.item() == pytest.approx(1.6, abs=1e-6)
+    assert sums.cos_negative.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_triplet_of_no_pair_is_zero_and_has_a_gradient():
+    nothing = torch.zeros(0, 8, requires_grad=True)
+    loss = triplet_sums(nothing, nothing, nothing, margin=1.0).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert nothing.grad is not None
+
+
+def test_a_kept_margin_sends_no_gradient():
+    h = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    triplet_sums(h, torch.tensor([[1.0, 0.01]]), torch.tensor([[-1.0, 0.1]]), margin=1.0).loss.backward()
+    assert h.grad.abs().max().item() == 0.0
