@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.errors import ConfigError
+from tailor_ray.rounds import guard
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +33,35 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
-    _init(config)
+    local = _init(config)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
+    with _guarded_agents() if local else nullcontext():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _guarded_agents() -> Iterator[None]:
+    """While this lasts, Ray's agents on this node end with this process even when it is killed; see `guard`."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    agents = [str(child.pid) for child in children if "agent" in " ".join(child.cmdline()).lower()]
+    process = subprocess.Popen(
+        [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents], start_new_session=True
+    )
     try:
         yield
     finally:
-        ray.shutdown()
+        process.kill()
+        process.wait()
 
 
-def _init(config: ClusterConfig) -> None:
+def _init(config: ClusterConfig) -> bool:
+    """Connect; True when a local cluster was started for it."""
     import ray
 
     # Ray's own handlers would write to the terminal; without them its records reach ours (observe.logs).
@@ -53,14 +75,14 @@ def _init(config: ClusterConfig) -> None:
                 f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, "
                 "or unset cluster.address and RAY_ADDRESS to have a local one started"
             ) from None
-        return
+        return False
     if address is None:
         try:
             ray.init(address="auto", **common)
         except ConnectionError:
             log.info("no running Ray cluster found: starting a local one")
         else:
-            return
+            return False
     ray.init(
         address="local",
         num_cpus=config.num_cpus,
@@ -69,3 +91,4 @@ def _init(config: ClusterConfig) -> None:
         dashboard_host="127.0.0.1",
         **common,
     )
+    return True

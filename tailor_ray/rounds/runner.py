@@ -104,8 +104,6 @@ class Runner:
         if stage.name == "train":
             folder.delete("checkpoints")
         log.info("%s done in %.1f s", stage, seconds)
-        live.committed(manifest)
-        self._trackers.sync()
 
     def _inputs(self, spec: StageSpec) -> dict[str, str]:
         return {str(stage): self._done[stage].digest() for stage in spec.after}

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Shard = tuple[list[Question], list[Attempt]]
 LESSONS, REQUESTS = "lessons", "requests"
+OPEN_SHARDS = 16  # taken in and not wholly answered: among these the mistakes worth most go first, the exam waits
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ def teach(job: TeachJob, shards: Iterable[Shard], store: Store, ledger: Store) -
     events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     means = book.means(before_round=job.round)
     pool = _open_pool(job, book, ledger, events)
-    threading.Thread(target=_feed, args=(shards, events), name="teach-feed", daemon=True).start()
+    gate = Gate(None if job.config.mode == "batch" else OPEN_SHARDS)  # a batch is sent when all shards are in
+    threading.Thread(target=_feed, args=(shards, events, gate), name="teach-feed", daemon=True).start()
     try:
-        state = _Stage(job, store, pool, means).run(events)
+        state = _Stage(job, store, pool, means, gate).run(events)
     finally:
+        gate.close()
         pool.close()
         book.close()
     metrics = total_metrics([part.info["metrics"] for part in state.parts])
@@ -109,13 +112,46 @@ def _open_pool(
     return TeacherPool(job.config, book, job.round, on_settled, on_error)
 
 
+class Gate:
+    """Lets at most `room` shards in at a time; None is no bound."""
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    def enter(self) -> bool:
+        """Wait for room; False when the gate was closed and nobody takes shards any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._room is None or self._inside < self._room)
+            self._inside += 1
+            return not self._closed
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
 class _Stage:
     """Takes events in the caller's thread, until the last shard's parts are committed."""
 
     def __init__(
-        self, job: TeachJob, store: Store, pool: TeacherPool | BatchPool, means: dict[tuple[str, bool], Means]
+        self,
+        job: TeachJob,
+        store: Store,
+        pool: TeacherPool | BatchPool,
+        means: dict[tuple[str, bool], Means],
+        gate: Gate,
     ) -> None:
         self._job = job
+        self._gate = gate
         self._means = means
         self._store = store
         self._pool = pool
@@ -153,7 +189,7 @@ class _Stage:
         done = self._done.get(index)
         if done is not None and done.info["digest"] == work.digest:
             self._state.counts["done"] += len(asks)
-            self._state.parts.append(done)
+            self._finish(done)
             return
         if not asks:
             self._commit(work)
@@ -196,7 +232,11 @@ class _Stage:
         requests = request_rows(asks, self._job.round, duplicates)
         commit_part(self._store, REQUESTS, work.index, _table(requests))
         info = {"digest": work.digest, "metrics": shard_metrics(asks, requests, self._job.round)}
-        self._state.parts.append(commit_part(self._store, LESSONS, work.index, to_table(lessons, LESSON_SCHEMA), info))
+        self._finish(commit_part(self._store, LESSONS, work.index, to_table(lessons, LESSON_SCHEMA), info))
+
+    def _finish(self, part: Part) -> None:
+        self._state.parts.append(part)
+        self._gate.leave()
 
 
 def total_metrics(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -223,10 +263,12 @@ def check_yield(metrics: dict[str, Any], config: TeacherConfig) -> None:
         )
 
 
-def _feed(shards: Iterable[Shard], events: queue.SimpleQueue[tuple[str, Any]]) -> None:
+def _feed(shards: Iterable[Shard], events: queue.SimpleQueue[tuple[str, Any]], gate: Gate) -> None:
     count = 0
     try:
         for shard in shards:
+            if not gate.enter():
+                return
             events.put(("shard", shard))
             count += 1
     except BaseException as error:  # noqa: BLE001  the stage raises it in its own thread

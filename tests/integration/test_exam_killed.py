@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 JOB = exam_job(samples=8, max_new_tokens=96)
 DRIVER = """
 import sys
-import ray
+from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.rounds.cluster import connected
 from tailor_ray.storage import Store
 from tailor_ray.student.exam import run_exam
 from tailor_ray.student.pool import EnginePool
@@ -27,10 +28,11 @@ from tests.integration.test_exam_killed import JOB
 
 if __name__ == "__main__":
     model, questions, out = sys.argv[1:]
-    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
-    pool = EnginePool(StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512), model, seed=7)
-    pool.start()
-    run_exam(pool, JOB, Store.open(questions), Store.open(out), lambda part: print("committed", part.index, flush=True))
+    with connected(ClusterConfig(num_cpus=2, object_store_gib=0.2, dashboard=False)):
+        pool = EnginePool(StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512), model, seed=7)
+        pool.start()
+        parts = Store.open(questions), Store.open(out)
+        run_exam(pool, JOB, *parts, lambda part: print("committed", part.index, flush=True))
 """
 
 
@@ -40,7 +42,7 @@ def test_a_killed_driver_leaves_no_process_and_its_exam_goes_on(engine_pool, stu
     write_questions(questions, asked, size=8)
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
     command = [sys.executable, str(script), str(students[0]), questions.uri, out.uri]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert "committed" in driver.stdout.readline()

@@ -24,7 +24,7 @@ from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
-from tailor_ray.teacher.teach import TeachJob, teach
+from tailor_ray.teacher.teach import OPEN_SHARDS, TeachJob, teach
 
 TASK = TaskConfig(name="arithmetic")
 CANARY = "sk-canary-41b7d2e9"
@@ -143,6 +143,25 @@ def test_teaching_starts_with_the_first_shard_and_a_restart_asks_nothing_again(t
     assert seen[-1]["done"] == 60
 
 
+def test_the_exam_waits_for_a_slower_teacher(tmp_path):
+    taken, done = 0, 0
+
+    def exam():
+        nonlocal taken
+        for shard in shards(count=40, size=1):
+            taken += 1
+            assert taken - done <= OPEN_SHARDS + 4  # one waits at the gate, and `done` is told after a shard's end
+            yield shard
+
+    def progress(counts):
+        nonlocal done
+        done = counts.get("done", 0)
+
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.1))) as sandbox:
+        metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=2), exam=exam(), on_progress=progress)
+    assert metrics["accepted"] == taken == 40
+
+
 def test_a_killed_actor_is_replaced_and_its_leases_are_given_to_another(tmp_path):
     log = tmp_path / "access.jsonl"
 
@@ -199,11 +218,11 @@ def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):
     log = tmp_path / "access.jsonl"
     with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
         price = PriceConfig(input=10.0, output=30.0)
-        config = settings(sandbox.base_url, price=price, budget_usd=0.12, max_tokens=100)
+        config = settings(sandbox.base_url, price=price, budget_usd=0.08, max_tokens=100)  # all 60 cost 0.11
         with pytest.raises(Stopped, match=r"teacher\.budget_usd"):
             run(tmp_path, config)
         spent = ledger(tmp_path, "sum(cost_usd), count(*)")[0]
-        assert 0.05 < spent[0] <= 0.12
+        assert 0.05 < spent[0] <= 0.08
         metrics = run(tmp_path, config.model_copy(update={"budget_usd": 1.0}))
     assert metrics["from_ledger"] >= spent[1] - 20
     assert metrics["forecast"]["requests"] == 60

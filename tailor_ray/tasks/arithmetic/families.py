@@ -10,7 +10,7 @@ from tailor_ray.tasks.arithmetic.language import Family
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="take_away",
-        numbers={"a": (12, 60), "b": (2, 9)},
+        numbers={"a": (11, 30), "b": (2, 9)},
         steps=("x = a - b",),
         questions=(
             "{name} has {a} {item} and gives {b} of them to {friend}. How many {item} does {name} have left?",
@@ -25,7 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="rows",
-        numbers={"a": (3, 10), "b": (3, 10)},
+        numbers={"a": (2, 9), "b": (2, 9)},
         steps=("x = a * b",),
         questions=(
             "{name} puts {item} in {a} rows with {b} {item} in each row. How many {item} are there in all?",
@@ -40,7 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="gain_and_loss",
-        numbers={"a": (10, 40), "b": (2, 9), "c": (2, 9)},
+        numbers={"a": (5, 20), "b": (2, 9), "c": (2, 9)},
         steps=("x = a + b", "y = x - c"),
         questions=(
             "{name} has {a} {item}. {friend} gives {name} {b} more, and then {he} loses {c}. "
@@ -57,7 +57,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="packs_and_more",
-        numbers={"a": (3, 9), "b": (3, 9), "c": (2, 9)},
+        numbers={"a": (2, 6), "b": (2, 9), "c": (2, 9)},
         steps=("x = a * b", "y = x + c"),
         questions=(
             "{name} buys {a} packs of {b} {item}. {He} already had {c} {item} at home. "
@@ -73,7 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="share",
-        numbers={"a": (5, 30), "b": (2, 9), "c": (2, 8)},
+        numbers={"a": (4, 20), "b": (2, 9), "c": (2, 5)},
         steps=("x = a + b", "y = x / c"),
         questions=(
             "{name} has {a} red and {b} blue {item}. {He} shares them equally among {c} friends. "
@@ -90,7 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="change",
-        numbers={"a": (2, 6), "b": (2, 6), "c": (20, 60)},
+        numbers={"a": (2, 6), "b": (2, 6), "c": (14, 30)},
         steps=("x = a + b", "y = c - x"),
         questions=(
             "A book costs {a} dollars and a bag costs {b} dollars. {name} has {c} dollars and buys both. "
@@ -107,7 +107,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="fewer_together",
-        numbers={"a": (8, 15), "b": (2, 9)},
+        numbers={"a": (8, 15), "b": (2, 6)},
         steps=("x = a - b", "y = a + x"),
         questions=(
             "{name} has {a} {item}. {friend} has {b} fewer {item}. How many {item} do they have together?",
@@ -137,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="wages",
-        numbers={"a": (3, 9), "b": (2, 5), "c": (2, 5)},
+        numbers={"a": (2, 9), "b": (2, 5), "c": (2, 5)},
         steps=("x = b + c", "y = a * x"),
         questions=(
             "{name} earns {a} dollars an hour. {He} works {b} hours on Monday and {c} hours on Friday. "
@@ -154,7 +154,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="ages",
-        numbers={"a": (5, 40), "b": (2, 9), "c": (2, 9)},
+        numbers={"a": (5, 20), "b": (2, 9), "c": (2, 9)},
         steps=("x = a + b", "y = x + c"),
         questions=(
             "{name} is {a} years old. {friend} is {b} years older. How old will {friend} be in {c} years?",
@@ -184,7 +184,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="bus",
-        numbers={"a": (10, 40), "b": (2, 9), "c": (2, 9), "d": (2, 9)},
+        numbers={"a": (5, 20), "b": (2, 9), "c": (2, 9), "d": (2, 9)},
         steps=("x = a + b", "y = x - c", "z = y + d"),
         questions=(
             "A bus has {a} people on it. At the first stop {b} get on and {c} get off. At the next stop {d} get on. "
@@ -200,7 +200,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="bakery",
-        numbers={"a": (3, 9), "b": (3, 9), "c": (2, 9), "d": (2, 8)},
+        numbers={"a": (2, 6), "b": (3, 9), "c": (2, 9), "d": (2, 5)},
         steps=("x = a * b", "y = x - c", "z = y / d"),
         questions=(
             "{name} bakes {a} trays of {b} cookies. {He} eats {c} of them and packs the rest in bags of {d}. "
@@ -216,7 +216,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="savings",
-        numbers={"a": (3, 9), "b": (3, 9), "c": (2, 9), "d": (2, 9)},
+        numbers={"a": (2, 6), "b": (3, 9), "c": (2, 9), "d": (2, 9)},
         steps=("x = a * b", "y = x - c", "z = y + d"),
         questions=(
             "{name} saves {a} dollars a week for {b} weeks. Then {he} spends {c} dollars and gets {d} dollars from "
