@@ -103,7 +103,7 @@ class EnginePool:
         return out
 
     def _ask(self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool) -> Completions:
-        lease: Lease = get(self._supervisor.lease.remote())
+        lease: Lease = get(self._supervisor.lease.remote(alone))
         try:
             out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
         except (EngineBroken, ray.exceptions.RayActorError) as error:

@@ -36,6 +36,7 @@ class Slot:
     handle: Any = None  # the engine's actor handle, None while there is none
     epoch: int = 0
     lent: int = 0
+    alone: bool = False  # lent to a caller who must be the only one to ask alone
     starting: bool = False
 
 
@@ -44,6 +45,7 @@ class Lease:
     slot: int
     epoch: int
     handle: Any
+    alone: bool = False
 
 
 class Supervisor:
@@ -63,24 +65,29 @@ class Supervisor:
         with self._changed:
             self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
             for slot in self._slots:
-                slot.lent = 0  # callers of a stage that was broken off gave nothing back
+                slot.lent, slot.alone = 0, False  # callers of a stage that was broken off gave nothing back
         self._fill()
 
     def restarts(self) -> int:
         """Engines replaced since the stage began."""
         return self._restarts
 
-    def lease(self) -> Lease:
-        """The least busy engine; waits while all are being replaced."""
+    def lease(self, alone: bool = False) -> Lease:
+        """The least busy engine; waits while all are being replaced.
+
+        With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine
+        would be blamed for it.
+        """
         with self._changed:
             while True:
                 if self._failure:
                     raise StageError(self._failure)
-                free = [slot for slot in self._slots if slot.handle is not None]
+                free = [slot for slot in self._slots if slot.handle is not None and not (alone and slot.alone)]
                 if free:
                     slot = min(free, key=lambda slot: slot.lent)
                     slot.lent += 1
-                    return Lease(slot.index, slot.epoch, slot.handle)
+                    slot.alone = slot.alone or alone
+                    return Lease(slot.index, slot.epoch, slot.handle, alone)
                 self._changed.wait()
 
     def give_back(self, lease: Lease) -> None:
@@ -88,6 +95,8 @@ class Supervisor:
             slot = self._slots[lease.slot]
             if slot.epoch == lease.epoch:
                 slot.lent = max(0, slot.lent - 1)
+                slot.alone = slot.alone and not lease.alone
+                self._changed.notify_all()
 
     def lost(self, lease: Lease, why: str) -> None:
         """Replace a dead engine and return when the new one is ready. Raises StageError when the bound is passed."""
@@ -171,7 +180,7 @@ class Supervisor:
             self._fail(slot, handle, error)
         else:
             with self._changed:
-                slot.handle, slot.lent, slot.starting = handle, 0, False
+                slot.handle, slot.lent, slot.alone, slot.starting = handle, 0, False, False
                 slot.epoch += 1
                 self._changed.notify_all()
 

@@ -1,12 +1,18 @@
 """One Ray cluster a session; the engines of tests.integration.engines live on it."""
 
+import os
+
 import pytest
+
+COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
+    """Its workers run without coverage: Ray ends them by a signal, before they could write what they saw."""
     import ray
 
+    told = {name: os.environ.pop(name) for name in COVERAGE if name in os.environ}
     ray.init(
         address="local",
         num_cpus=2,
@@ -15,6 +21,7 @@ def ray_cluster():
         namespace="test",
         log_to_driver=False,
     )
+    os.environ.update(told)
     yield
     ray.shutdown()
 

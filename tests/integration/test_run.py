@@ -26,6 +26,18 @@ SETTINGS = {
 }
 
 
+# As `python -m tailor_ray`, but what it starts runs without coverage: Ray ends its workers before they could write it.
+COMMAND = """
+import os
+from tailor_ray.cli import main
+from tests.integration.conftest import COVERAGE
+
+for name in COVERAGE:
+    os.environ.pop(name, None)
+main()
+"""
+
+
 class Command:
     """One `tailor-ray run` from a folder of its own, which all that it starts has as its working folder."""
 
@@ -38,7 +50,7 @@ class Command:
 
     def start(self, *arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "tailor_ray", "run", str(self.config), *arguments],
+            [sys.executable, "-c", COMMAND, "run", str(self.config), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -184,12 +196,12 @@ def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
         *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "tailor_ray", "run", str(job), *(f"--set={setting}" for setting in settings)],
+        [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in settings)],
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
-        env={**os.environ, "RAY_ADDRESS": "local"},
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "runs" / "gsm8k" / "report" / "report.json").read_text())

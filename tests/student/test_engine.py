@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tailor_ray.config.student import StudentConfig
 from tailor_ray.student.engine import architecture, context_length, engine_environment
+from tailor_ray.student.supervisor import Supervisor
 
 PARENT = """
 import multiprocessing, os, time
@@ -81,3 +84,19 @@ def test_engines_on_cpu_stay_in_their_actors_process():
     assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert cpu["OMP_NUM_THREADS"] == "3"
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in gpu
+
+
+def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
+    """Else the engine's death by the other one would count as its own, and two such deaths quarantine it."""
+    supervisor = Supervisor(StudentConfig(), "student", seed=0, engines=1, on_gpu=False, threads=1)
+    supervisor._slots[0].handle = object()
+    first = supervisor.lease(alone=True)
+    assert supervisor.lease().handle is first.handle
+    got = []
+    second = threading.Thread(target=lambda: got.append(supervisor.lease(alone=True)), daemon=True)
+    second.start()
+    second.join(0.2)
+    assert got == []
+    supervisor.give_back(first)
+    second.join(10)
+    assert [lease.alone for lease in got] == [True]
