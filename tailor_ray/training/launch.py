@@ -128,6 +128,8 @@ class _Attempt:
             self.signals.write_bytes("stop", b"")
             thread.join(STOP_WAIT_S)
             raise
+        if on_progress is not None:
+            self._report(on_progress)
         if self.error is not None:
             raise self.error
         assert self.found is not None

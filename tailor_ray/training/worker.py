@@ -142,6 +142,9 @@ class _Worker:
                 saved_at, saved_step = time.monotonic(), step + 1
             if stop:
                 raise Stopped(f"training was stopped after step {step + 1} of {plan.steps}; its checkpoint is kept")
+        if self.history:
+            self.next_signal = 0.0
+            self._signal(plan)  # the last step is told as well
 
     def _agreed(self, flags: tuple[bool, bool]) -> tuple[bool, bool]:
         """Worker 0's two flags on every worker."""
