@@ -1,0 +1,57 @@
+"""What the doctor says of one thing after the other, and that each failing line says what to do."""
+
+import socket
+
+from tailor_ray.config import RunConfig
+from tailor_ray.ops import doctor
+from tailor_ray.teacher.sandbox import SandboxOptions
+from tailor_ray.teacher.sandbox_process import SandboxProcess
+
+
+def config(tmp_path, **settings):
+    given = {"name": "try", "storage": str(tmp_path / "runs"), "teacher": {"base_url": "sandbox"}}
+    return RunConfig(**{**given, **settings})
+
+
+def test_versions_name_every_package_and_the_engine(tmp_path):
+    lines = list(doctor.versions(config(tmp_path)))
+    assert {"python", "ray", "torch", "transformers", "deepspeed"} <= {line.topic for line in lines}
+    assert any(line.topic.startswith("vllm") for line in lines)
+    assert all(str(line).startswith("ok") for line in lines)
+
+
+def test_storage_is_tried_and_left_as_it_was(tmp_path):
+    (line,) = doctor.storage(config(tmp_path))
+    assert line.todo is None
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    (tmp_path / "file").write_text("")
+    (line,) = doctor.storage(config(tmp_path, storage=str(tmp_path / "file" / "below")))
+    assert "storage" in line.todo
+    assert str(line).startswith("FAIL")
+
+
+def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
+    (line,) = doctor.teacher(config(tmp_path))
+    assert line.todo is None
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with SandboxProcess(SandboxOptions(key="sk-test")) as sandbox:
+        settings = {"base_url": sandbox.base_url, "model": "sandbox-teacher"}
+        (line,) = doctor.teacher(config(tmp_path, teacher=settings))
+        assert line.todo is None
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+        (line,) = doctor.teacher(config(tmp_path, teacher=settings))
+        assert "teacher.api_key_env" in line.todo
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        (line,) = doctor.teacher(
+            config(tmp_path, teacher={"base_url": f"http://127.0.0.1:{taken.getsockname()[1]}/v1"})
+        )
+    assert "did not answer" in line.found
+
+
+def test_compiler_and_gpus_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    (compiler,) = doctor.compiler(config(tmp_path))
+    assert "g++" in compiler.todo
+    (gpus,) = doctor.gpus(config(tmp_path))
+    assert gpus.todo is None
