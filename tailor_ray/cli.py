@@ -237,18 +237,23 @@ def config_reference() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code that design and README promise."""
-    signal.signal(signal.SIGTERM, _stop)
+    received: list[str] = []
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        received.append(signal.Signals(number).name)
+        raise KeyboardInterrupt  # the one exception that Ray lets through from a handler
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         app(standalone_mode=True)
     except TailorError as error:
         _fail(str(getattr(error, "cause", None) or error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped by the keyboard; the same command goes on", Stopped.exit_code)
+    except (KeyboardInterrupt, SystemExit):  # typer makes the one into the other
+        if not received:
+            raise
+        _fail(f"stopped by {received[0]}; the same command goes on", Stopped.exit_code)
     sys.exit(0)
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -119,6 +121,20 @@ def test_teacher_that_refuses_the_key(run, tmp_path):
             server.terminate()
     refused(done, "401", "teacher.api_key_env")
     assert "canary" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_with_a_code_of_its_own(run, number):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = [sys.executable, "-m", "tailor_ray", *map(str, run(teacher={"base_url": url, "model": "m"}))]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            silent.accept()  # it asks whether the teacher is there, and waits
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert said.splitlines()[-1] == f"tailor-ray: stopped by {number.name}; the same command goes on"
+    assert "Traceback" not in said
 
 
 def test_no_key_at_all(run):

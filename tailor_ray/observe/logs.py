@@ -142,9 +142,7 @@ class WorkerLines:
     def __call__(self, batch: dict[str, Any]) -> None:
         who = batch.get("actor_name") or batch.get("task_name") or "worker"
         for line in batch["lines"]:
-            if not line.strip() or line.startswith(
-                ("__ray_tqdm_magic_token__", ":job_id:", ":actor_name:", ":task_name:")
-            ):
+            if not line.strip() or line.startswith(RAY_MARKS):
                 continue
             workers_log.log(self._level(line), "(%s pid=%s) %s", who, batch.get("pid"), line.rstrip())
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.errors import ConfigError
+from tailor_ray.observe.logs import adopt_loggers
 from tailor_ray.rounds import guard
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    adopt_loggers()  # Ray's own handlers came with the import
     if ray.is_initialized():  # a caller's session, a test's for one: it is theirs to end
         yield
         return
