@@ -27,6 +27,8 @@ def ray_cluster():
 
 
 def pytest_collection_modifyitems(items):
+    """Of two test workers, one has the session's cluster and engines; the other runs what starts its own."""
     for item in items:
         if "/integration/" in item.nodeid:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.xdist_group("cluster" if "ray_cluster" in item.fixturenames else "commands"))
