@@ -5,10 +5,10 @@ blocks in which all queries see all keys, or are causal: demos among themselves,
 among themselves, sides on their trunk, sides among themselves. Torch's CPU kernel gives each block's output and its
 log-sum-exp; outputs are merged by the latter. In the backward pass, the kernel is handed the merged output and
 log-sum-exp: softmax probabilities are exp(score − log-sum-exp), so each block then yields its share of the exact
-gradient (as in ring attention). Against masks over copied keys this saves 12 to 18 % of the attention's time at
-few-shot lengths and 8 examples a pass.
+gradient (as in ring attention). No block is masked, for a mask makes the kernel's forward pass 16 times slower at 85
+keys; and a causal block is cut in halves, for the kernel computes squares of up to 512 keys whole.
 
-Axes as in tree.py. Blocks are (rows, H, length, E), flat tensors (H, T, E) or, for outputs, (T, H, E).
+Axes as in tree.py. Blocks are (rows, H, length, E), flat tensors (T, H, E).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+LONG = 64  # tokens: spans of this mean length go through the kernel one by one
+WHOLE = 192  # tokens: a longer causal span is cut in halves
 HUGE = 1e30  # log-sum-exp of padding queries: their probabilities become 0
 
 
@@ -42,29 +44,41 @@ def _merge(parts: list[_Part]) -> _Part:
     return _Part(out, lse)
 
 
+def _join(parts: list[_Part]) -> _Part:
+    """Parts of neighbouring queries."""
+    return _Part(torch.cat([part.out for part in parts]), torch.cat([part.lse for part in parts]))
+
+
 class _Blocks:
-    """The tree's index work: spans of the row as padded blocks and back."""
+    """The tree's index work: spans of the row as padded blocks and back, whole tokens at a time."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self.main_end = tree.root + len(tree.main.slots)
 
-    def pick(self, rows: Rows, x_HTE: Tensor, grouped: int = 1) -> Tensor:
-        """(H, T, E) → (count / grouped, H, grouped · width, E)."""
-        picked = x_HTE.index_select(1, rows.index)
-        return picked.view(x_HTE.shape[0], rows.count // grouped, grouped * rows.width, -1).transpose(0, 1)
+    def parts(self, length: int) -> tuple[slice, slice, slice]:
+        """Demos, main rows and sides of a row."""
+        end = self.tree.root + len(self.tree.main.slots)
+        return slice(0, self.tree.root), slice(self.tree.root, end), slice(end, length)
 
-    def pick_out(self, rows: Rows, x_THE: Tensor, grouped: int = 1) -> Tensor:
-        """(T, H, E) → (count / grouped, H, grouped · width, E), 0 at padding."""
+    def one_by_one(self, rows: Rows) -> bool:
+        """Whether the spans are so long that a call of the kernel for each costs less than padding and copies."""
+        return len(rows.slots) >= LONG * rows.count
+
+    def pick(self, rows: Rows, x_THE: Tensor) -> Tensor:
+        """(T, H, E) → (count, H, width, E)."""
+        return x_THE.index_select(0, rows.index).view(rows.count, rows.width, *x_THE.shape[1:]).transpose(1, 2)
+
+    def pick_out(self, rows: Rows, x_THE: Tensor) -> Tensor:
+        """The same, with 0 at padding."""
         block = x_THE.new_zeros((rows.count * rows.width, *x_THE.shape[1:]))
-        block[rows.slots] = x_THE[rows.sources]
-        return block.view(rows.count // grouped, grouped * rows.width, *x_THE.shape[1:]).transpose(1, 2)
+        block.index_copy_(0, rows.slots, x_THE.index_select(0, rows.sources))
+        return block.view(rows.count, rows.width, *x_THE.shape[1:]).transpose(1, 2)
 
-    def pick_lse(self, rows: Rows, lse_TH: Tensor, grouped: int = 1) -> Tensor:
-        """(T, H) → (count / grouped, H, grouped · width), huge at padding."""
+    def pick_lse(self, rows: Rows, lse_TH: Tensor) -> Tensor:
+        """(T, H) → (count, H, width), huge at padding."""
         block = lse_TH.new_full((rows.count * rows.width, lse_TH.shape[1]), HUGE)
-        block[rows.slots] = lse_TH[rows.sources]
-        return block.view(rows.count // grouped, grouped * rows.width, -1).transpose(1, 2)
+        block.index_copy_(0, rows.slots, lse_TH.index_select(0, rows.sources))
+        return block.view(rows.count, rows.width, -1).transpose(1, 2)
 
     def flat(self, rows: Rows, out: Tensor, lse: Tensor) -> _Part:
         """A block's result at its real entries, in the row's order."""
@@ -74,41 +88,63 @@ class _Blocks:
             lse.transpose(1, 2).reshape(-1, heads).index_select(0, rows.slots),
         )
 
-    def add(self, rows: Rows, grad_HTE: Tensor, block: Tensor) -> None:
-        """Add a block's gradient to the row's."""
-        heads, size = block.shape[1], block.shape[3]
-        real = block.transpose(0, 1).reshape(heads, -1, size).index_select(1, rows.slots)
-        grad_HTE.index_add_(1, rows.sources, real)
+    def add(self, rows: Rows, grad_THE: Tensor, block: Tensor) -> None:
+        """Add a block's gradient to the row's, whose spans do not overlap."""
+        real = block.transpose(1, 2).reshape(-1, *grad_THE.shape[1:]).index_select(0, rows.slots)
+        grad_THE.index_add_(0, rows.sources, real)
+
+
+def _halves(span: slice) -> tuple[slice | None, slice]:
+    """A causal span in halves while that saves work: the kernel computes whole squares of up to 512 keys."""
+    middle = (span.start + span.stop) // 2
+    if span.stop - span.start < WHOLE:
+        return None, span
+    return slice(span.start, middle), slice(middle, span.stop)
+
+
+def _heads_first(x_THE: Tensor) -> Tensor:
+    return x_THE.transpose(0, 1)[None]
 
 
 class BlockAttention(torch.autograd.Function):
-    """`apply(q_HTE, k_HTE, v_HTE, tree, scale)` → (T, H, E)."""
+    """`apply(q_HTE, k_HTE, v_HTE, tree, scale)` → (T, H, E).
+
+    Models make queries, keys and values token by token, so their memory is (T, H, E), and so is all work here: whole
+    tokens are copied at a time, and the projections' backward passes find gradients in the order that they want.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tree: Tree, scale: float) -> Tensor:
-        blocks, root = _Blocks(tree), tree.root
-        done: list[_Part] = []
+    def forward(ctx: Any, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, tree: Tree, scale: float) -> Tensor:
+        q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HTE, k_HTE, v_HTE))
+        blocks = _Blocks(tree)
+        demos, main, sides = blocks.parts(len(q))
 
-        def on_root(start: int, end: int) -> list[_Part]:
-            if not root:
-                return []
-            out, lse = _forward(q[None, :, start:end], k[None, :, :root], v[None, :, :root], scale=scale)
-            return [_Part(out[0].transpose(0, 1), lse[0].transpose(0, 1))]
+        def whole(queries: slice, keys: slice, causal: bool = False) -> _Part:
+            spans = (_heads_first(x) for x in (q[queries], k[keys], v[keys]))
+            part, sums = _forward(*spans, 0.0, causal, scale=scale)
+            return _Part(part[0].transpose(0, 1), sums[0].transpose(0, 1))
 
-        if root:
-            out, lse = _forward(q[None, :, :root], k[None, :, :root], v[None, :, :root], 0.0, True, scale=scale)
-            done.append(_Part(out[0].transpose(0, 1), lse[0].transpose(0, 1)))
-        among = _forward(*(blocks.pick(tree.main, x) for x in (q, k, v)), 0.0, True, scale=scale)
-        done.append(_merge([*on_root(root, blocks.main_end), blocks.flat(tree.main, *among)]))
+        def itself(span: slice) -> _Part:
+            first, second = _halves(span)
+            if first is None:
+                return whole(span, span, causal=True)
+            return _join([itself(first), _merge([whole(second, first), itself(second)])])
+
+        def on_demos(span: slice) -> list[_Part]:
+            return [whole(span, demos)] if tree.root else []
+
+        def among(rows: Rows) -> _Part:
+            """Each span on itself."""
+            if blocks.one_by_one(rows):
+                return _join([itself(span) for span in rows.spans])
+            return blocks.flat(rows, *_forward(*(blocks.pick(rows, x) for x in (q, k, v)), 0.0, True, scale=scale))
+
+        done = [itself(demos)] if tree.root else []
+        done.append(_merge([*on_demos(main), among(tree.main)]))
         if tree.sides.count:
-            above = [blocks.pick(tree.trunks, x) for x in (k, v)]
-            grouped = blocks.pick(tree.sides, q, tree.sides_per_trunk)
-            on_trunk = _forward(grouped, *above, attn_mask=tree.trunk_mask, scale=scale)
-            among = _forward(*(blocks.pick(tree.sides, x) for x in (q, k, v)), 0.0, True, scale=scale)
-            parts = [blocks.flat(tree.sides, *on_trunk), blocks.flat(tree.sides, *among)]
-            done.append(_merge([*on_root(blocks.main_end, q.shape[1]), *parts]))
-        out_THE = torch.cat([part.out for part in done])
-        lse_TH = torch.cat([part.lse for part in done])
+            on_trunk = _join([whole(own, trunk) for trunk, own in tree.families])
+            done.append(_merge([*on_demos(sides), on_trunk, among(tree.sides)]))
+        out_THE, lse_TH = _join(done)
         ctx.save_for_backward(q, k, v, out_THE, lse_TH)
         ctx.tree, ctx.scale = tree, scale
         return out_THE
@@ -118,23 +154,33 @@ class BlockAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         tree, scale = ctx.tree, ctx.scale
         blocks = _Blocks(tree)
-        dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        root, main_end, end = tree.root, blocks.main_end, q.shape[1]
+        demos, main, sides = blocks.parts(len(q))
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
 
-        def on_root(start: int, stop: int, causal: bool, keep: bool) -> None:
-            span = slice(start, stop)
-            flat = (x[span].transpose(0, 1)[None] for x in (grad_THE, out))
-            grad, merged = flat
+        def whole(queries: slice, keys: slice, causal: bool = False, keep: bool = True) -> None:
             found = _backward(
-                grad, q[None, :, span], k[None, :, :root], v[None, :, :root], merged,
-                lse[span].transpose(0, 1)[None], 0.0, causal, scale=scale,
+                *(_heads_first(x) for x in (grad_THE[queries], q[queries], k[keys], v[keys], out[queries])),
+                lse[queries].transpose(0, 1)[None], 0.0, causal, scale=scale,
             )  # fmt: skip
-            dq[:, span] += found[0][0]
+            dq[queries] += found[0][0].transpose(0, 1)
             if keep:
-                dk[:, :root] += found[1][0]
-                dv[:, :root] += found[2][0]
+                dk[keys] += found[1][0].transpose(0, 1)
+                dv[keys] += found[2][0].transpose(0, 1)
+
+        def itself(span: slice) -> None:
+            first, second = _halves(span)
+            if first is None:
+                whole(span, span, causal=True)
+            else:
+                itself(first)
+                whole(second, first)
+                itself(second)
 
         def among(rows: Rows) -> None:
+            if blocks.one_by_one(rows):
+                for span in rows.spans:
+                    itself(span)
+                return
             grads = _backward(
                 blocks.pick_out(rows, grad_THE), *(blocks.pick(rows, x) for x in (q, k, v)),
                 blocks.pick_out(rows, out), blocks.pick_lse(rows, lse), 0.0, True, scale=scale,
@@ -142,37 +188,14 @@ class BlockAttention(torch.autograd.Function):
             for total, grad in zip((dq, dk, dv), grads, strict=True):
                 blocks.add(rows, total, grad)
 
-        if root:
-            on_root(0, root, causal=True, keep=True)
-            on_root(root, main_end, causal=False, keep=True)
+        if tree.root:
+            itself(demos)
+            whole(main, demos)
         among(tree.main)
         if tree.sides.count:
-            if root:
-                on_root(main_end, end, causal=False, keep=not tree.detached)
+            if tree.root:
+                whole(sides, demos, keep=not tree.detached)
             among(tree.sides)
-            _on_trunk(blocks, (q, k, v, out, lse), grad_THE, (dq, dk, dv), scale)
-        return dq, dk, dv, None, None
-
-
-def _on_trunk(
-    blocks: _Blocks, saved: tuple[Tensor, ...], grad_THE: Tensor, totals: tuple[Tensor, ...], scale: float
-) -> None:
-    """Sides' gradient through their trunk's keys and values."""
-    tree, per_trunk = blocks.tree, blocks.tree.sides_per_trunk
-    q, k, v, out, lse = saved
-    grads = _backward(
-        blocks.pick_out(tree.sides, grad_THE, per_trunk),
-        blocks.pick(tree.sides, q, per_trunk),
-        blocks.pick(tree.trunks, k),
-        blocks.pick(tree.trunks, v),
-        blocks.pick_out(tree.sides, out, per_trunk),
-        blocks.pick_lse(tree.sides, lse, per_trunk),
-        0.0,
-        False,
-        attn_mask=tree.trunk_mask,
-        scale=scale,
-    )
-    blocks.add(tree.sides, totals[0], grads[0])
-    if not tree.detached:
-        for total, grad in zip(totals[1:], grads[1:], strict=True):
-            blocks.add(tree.trunks, total, grad)
+            for trunk, own in tree.families:
+                whole(own, trunk, keep=not tree.detached)
+        return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None, None

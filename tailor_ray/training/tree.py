@@ -61,6 +61,7 @@ class Rows:
     index: Tensor  # (count · width) where each entry lies in the row; padding points at token 0
     sources: Tensor  # (real entries) positions in the row …
     slots: Tensor  # … and where they went in the block
+    spans: tuple[slice, ...] = ()
 
     @classmethod
     def of(cls, spans: list[tuple[int, int]]) -> Rows:
@@ -72,11 +73,12 @@ class Rows:
         real = column[None, :] < lengths[:, None]
         index = torch.where(real, starts[:, None] + column[None, :], 0).flatten()
         slots = real.flatten().nonzero().flatten()
-        return cls(len(spans), width, index, index[slots], slots)
+        own = tuple(slice(start, start + length) for start, length in spans)
+        return cls(len(spans), width, index, index[slots], slots, own)
 
     def to(self, device: torch.device | str) -> Rows:
-        moved = (part.to(device, non_blocking=True) for part in (self.index, self.sources, self.slots))
-        return Rows(self.count, self.width, *moved)
+        names = ("index", "sources", "slots")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
     def pick(self, x_HTE: Tensor) -> Tensor:
         """(H, T, E) → (count, H, width, E)."""
@@ -101,7 +103,7 @@ class Tree:
     detached: bool  # sides send no gradient into root and trunks
     main_mask: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
     side_mask: Tensor | None  # (N, 1, S, D + Q + S)
-    trunk_mask: Tensor | None  # (N / sides_per_trunk, 1, 1, Q)
+    families: tuple[tuple[slice, slice], ...]  # where each trunk that has sides lies, and all of its sides
 
     @classmethod
     def of(
@@ -119,15 +121,16 @@ class Tree:
         trunk_rows = Rows.of([trunks[index] for index in owners])
         per_trunk = len(sides[owners[0]]) if owners else 0
         main_mask = _causal(main.width, root)[None, None] if root else None
-        side_mask = trunk_mask = None
+        side_mask = None
         if owners:
             lengths = torch.tensor([trunks[index][1] for index in owners])
             trunk_mask = _padding_mask(lengths, trunk_rows.width)
             side_mask = _side_mask(root, trunk_mask.repeat_interleave(per_trunk, dim=0), side_rows.width)
-        return cls(root, main, trunk_rows, side_rows, per_trunk, detached, main_mask, side_mask, trunk_mask)
+        families = tuple((_span(trunks[index : index + 1]), _span(sides[index])) for index in owners)
+        return cls(root, main, trunk_rows, side_rows, per_trunk, detached, main_mask, side_mask, families)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Tree:
-        names = ("main_mask", "side_mask", "trunk_mask")
+        names = ("main_mask", "side_mask")
         moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in ("main", "trunks", "sides")}
         for name in names:
             mask = getattr(self, name)
@@ -178,6 +181,11 @@ class Tree:
         if self.root:
             below.insert(0, above[None, :, : self.root].expand(self.sides.count, -1, -1, -1))
         return torch.cat(below, dim=2)
+
+
+def _span(spans: list[tuple[int, int]]) -> slice:
+    """Neighbouring spans as one slice of the row."""
+    return slice(spans[0][0], sum(spans[-1]))
 
 
 def _causal(width: int, before: int) -> Tensor:
