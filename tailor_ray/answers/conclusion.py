@@ -22,8 +22,10 @@ _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's calculator annotation
 _MARKER = re.compile(
     r"####"
     r"|\\boxed\s*\{"
-    r"|\banswer(?:\s+(?:to|for|of|in)\b[^.:\n=]{0,80}?)?[*_\"')\s]{0,8}(?:\bis\b|\bare\b|\bwas\b|(?:would|will|should|must)\s+be\b|:|=)"
-    r"|(?:^|\n)[*_\s]{0,8}A[*_]{0,3}\s?:",
+    r"|\banswer(?:\s*\([^()\n]{1,40}\))?(?:\s+(?:to|for|of|in)\b[^.:\n=]{0,80}?)?[*_\"')\s]{0,8}"
+    r"(?:(?:\bis\b|\bare\b|\bwas\b|(?:would|will|should|must)\s+be\b)(?!\s+not\b)|:|=)"
+    r"|(?:^|\n)[*_\s]{0,8}A[*_]{0,3}\s?:"
+    r"|(?:^|\n)\s{0,4}[#*]{1,6} ?(?:final )?answer[*]{0,3}\s*\n",  # a heading
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
@@ -40,9 +42,9 @@ class Conclusion:
 
 def visible(text: str) -> str:
     """The part of an attempt that answers the question: annotations and follow-up questions removed, length capped."""
-    text = (
-        text[-MAX_CHARS:].rpartition("</think>")[2].replace("\u2212", "-").replace("\u00a0", " ")
-    )  # a minus sign, a no-break space
+    text = text[-MAX_CHARS:].rpartition("</think>")[2]
+    for written, meant in (("\u2212", "-"), ("\u00a0", " "), ("__", "")):  # a minus sign, a no-break space, bold
+        text = text.replace(written, meant)
     follow_up = _NEXT_QUESTION.search(text, 1) if ":" in text else None
     if follow_up:
         before = text[: follow_up.start()].rstrip()

@@ -1,9 +1,9 @@
 """The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
 
 Always holds: `correct` and `wrong` mean that two verifiers that share no rule agree (kind `python` has one, the
-user's function); where they differ, or one of them finds nothing, the verdict is `disputed`, and nothing is taught
-or learnt from it. A text that was cut off before its conclusion is `truncated`, never wrong. Grading never raises
-for what a model wrote, takes time linear in its capped length, and is safe on any thread.
+user's function); where they differ, one of them finds nothing, or that function raises, the verdict is `disputed`,
+and nothing is taught or learnt from it. A text that was cut off before its conclusion is `truncated`, never wrong.
+Grading never raises for what a model wrote, takes time linear in its capped length, and is safe on any thread.
 """
 
 from __future__ import annotations
@@ -84,7 +84,12 @@ class Grader:
         return conclusion, normalize(conclusion) == normalize(gold), ends_with(text, gold)
 
     def _by_function(self, question: Question, text: str, shown: str) -> Grade:
-        right = self._function()(text, question.answer)
+        judge = self._function()
+        try:
+            right = judge(text, question.answer)
+        except Exception as error:  # noqa: BLE001  the user's code, which one odd text must not stop a run with
+            why = f"task.answer_function {self.function} raised {type(error).__name__}: {error}"
+            return Grade(Verdict.DISPUTED, None, why[:300])
         if right is None:
             return Grade(Verdict.UNPARSED, None)
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, concluded(shown)[0])

@@ -2,7 +2,8 @@
 
 First verifier, the paper's rule: the first letter or yes/no after the conclusion's marker, else the last of the
 text. Second verifier: what the last sentence that decides anything says, choices by their texts before their
-letters, yes/no by the sentence's own polarity ("is true", "Yes, …"). The two share the capped text and nothing else.
+letters, yes/no by the sentence's own polarity ("is true", "Yes, …"). The two share the capped text, and that "true or
+false" repeats the question, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ _CHOICE = re.compile(
     r"\(([A-Za-z])\)|\b([A-Za-z])\)|\b([B-Z])\b(?!['’-])|\b(A)(?=[.:,;*]|\s*$)|\b([a-z])(?=[.:;*]|\s*$)"
 )
 _YES_NO = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
+_BOTH = re.compile(
+    r"\b(yes|true)[\"”']?\s*(?:or|/)\s*[\"“']?(no|false)\b", re.IGNORECASE
+)  # the question, not its answer
 _POLARITY = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _SECOND_LETTER = re.compile(r"(?:^|[\s(*\"'{])([A-Za-z])(?:\)|\}|[.:,;!*\"']|\s*$)")
 _OPENING = re.compile(r"^\W*(yes|no|true|false)\b(?=\s*(?:[.,;:!*)-]|$))", re.IGNORECASE)
 _SAID = re.compile(
-    r"\b(?:answer|statement|claim|conclusion|it|this|that|result)\b[^.!?\n]{0,60}?"
+    r"(?:\b(?:answer|statement|claim|conclusion|it|this|that|result)\b[^.!?\n]{0,60}?"
     r"(?:\bis\b|\bwould be\b|\bmust be\b|\bto be\b|:)"
-    r"[\s*\"'(:]*(?:likely |most likely |probably |definitely )?(not )?(yes|no|true|false)\b",
+    r"|[\"”]\s+is\b"  # the answer to the question "Does it …?" is "false"
+    r"|\b(?:would|will|must|can|I)\s+(?:answer|say|conclude)(?:\s+that\s+it\s+is)?\b)"
+    r"[\s*\"“'(:]*(?:likely |most likely |probably |definitely )?(not )?(yes|no|true|false)\b",
     re.IGNORECASE,
 )
 
@@ -47,17 +53,20 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str]:
     deciding = [part for part in parts if "answer" in part.lower()] + parts[-1:]
     for sentence in sorted(deciding, key=parts.index, reverse=True):
         named = _named(sentence, choices)
-        if len({choices[letter].strip().lower() for letter in named}) == 1:
+        if len(named) == 1:
             return named
         letters = [letter.lower() for letter in _SECOND_LETTER.findall(sentence) if letter.lower() in choices]
         letters = [letter for letter in letters if not named or letter in named]
         if letters:
             return frozenset(letters[-1:])
+        if len({choices[letter].strip().lower() for letter in named}) == 1:
+            return named  # one text, listed twice: either letter
     return frozenset()
 
 
 def first_yes_no(text: str) -> tuple[str | None, bool]:
     """ "yes" or "no" by the paper's rule, and whether a marker announced it; true and false count as yes and no."""
+    text = _BOTH.sub("", text)
     for conclusion in conclusions(text):
         found = _YES_NO.search(conclusion.text)
         if found:
@@ -68,7 +77,7 @@ def first_yes_no(text: str) -> tuple[str | None, bool]:
 
 def second_yes_no(text: str) -> str | None:
     """ "yes" or "no" by the last sentence that states one; "no evidence" states none."""
-    for sentence in reversed(sentences(text)):
+    for sentence in reversed(sentences(_BOTH.sub("", text))):
         said = list(_SAID.finditer(sentence))
         if said:
             polarity = _POLARITY[said[-1][2].lower()]

@@ -25,7 +25,9 @@ from typing import Any
 MAX_ENDING = 300  # characters; sympy never sees more
 MAX_ANNOUNCED = 16  # announcements looked at, from the end
 _ANNOUNCED = re.compile(
-    r"####|answers?\W{0,3}(?:is|are|was|would be|will be)\b|answer\W{0,3}[:=]|^\W{0,8}a\W{0,3}:", re.I | re.M
+    r"####|answers?(?:\s?\([^()\n]{1,40}\))?\W{0,3}(?:is|are|was|would be|will be)\b(?! not\b)|answer\W{0,3}[:=]"
+    r"|^\W{0,8}a\W{0,3}:",
+    re.I | re.M,
 )
 _TRAILER = re.compile(r"(?<=\d)[.]?\s+\(|(?<=[\d\w%])[.!?](?:\s|$)")  # " (25 x 3 = 75)" or the next sentence
 _HUGE = re.compile(r"\^|\d\s?\*\*\s?\d|!|\d{25}|[eE][+-]?\d{3}")  # powers and factorials that sympy would compute
@@ -38,33 +40,57 @@ _KNOWN_LATEX = {
     *("boxed", "frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "approx", "left", "right"),
     *("text", "textbf", "textit", "mathrm", "mathbf", "quad", "qquad", "displaystyle", "bf", "rm"),
 }
-_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_WORD = re.compile(rf"^(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+]
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_WORD = re.compile(rf"^({'|'.join(_TENS)})?(?:(?<=y)[- ])?({'|'.join(reversed(_ONES))})?\b(?<=\w)", re.IGNORECASE)
+_EDGE = " *\"'`“”~≈≃"
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SCALED = re.compile(rf"[$€£]?(-?[\d,]*\.?\d+) ({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _PLAIN = re.compile(
     r"\$?(-?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.\d{1,9})?)(?: (?![Pp])[A-Za-z][A-Za-z ]*)?"
 )  # 18, or 18 dollars, or …
+_RETRACTS = re.compile(  # "We can't determine the answer.", "If she buys more, it is different."
+    r"n['’]t (?:know|have|determine|make)|\b(?:cannot|but|however|if|unless|assuming|depends|different|without|"
+    r"impossible|error|mistakes?|incorrect|incomplete|inconsistent|undefined|not (?:possible|true|enough|clear))\b",
+    re.IGNORECASE,
+)
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z])(?:\^\{?\d\}?|[²³])")  # cm^2
+_NAMED_CURRENCY = re.compile(r"\b(?:USD|US|AUD|CAD|Rs\.?)\s?(?=\$?\d)")
+_HALVES = re.compile(r"(\d) and (?:a|one) half\b", re.IGNORECASE)
+_MARKS = re.compile(r'[$"“”`]|\*\*')  # a pair of currency signs would read as LaTeX, a quoted number as none
+_NEGATIVE = re.compile(r"^(?:negative|minus) (?=\$?\d)", re.IGNORECASE)
+_TEXT = re.compile(r"\\(?:text(?:bf|it)?|mathrm|mathbf)\{([^{}]*)\}")
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?[eE][+-]?\d{1,2})\b")
 _MIXED = re.compile(r"\b(\d+) (\d+/\d+)\b")
 
 
 def says(text: str, gold: str) -> bool | None:
     """Whether a `visible` text's ending equals the gold number; None where it cannot be told."""
-    announced, rest = ending(text)
-    sentence, is_last = _last_numbered(rest)
+    announced, rest = ending(_UNIT_POWER.sub("", _HALVES.sub(r"\1.5", text)))
+    sentence, concludes = _last_numbered(rest)
     if announced is None:
         right = True if _holds(sentence, gold) else math_verify_says(sentence, gold)
         # "We get 6 = 21. This cannot be." does not conclude; that it holds the gold value proves nothing.
-        return right if is_last or not right else None
+        return right if concludes or not right else None
+    announced = _NEGATIVE.sub("-", _NAMED_CURRENCY.sub("", announced))
     plain, plain_gold = _PLAIN.fullmatch(announced), _PLAIN.fullmatch(gold)
-    if plain and plain_gold:
+    scaled = _SCALED.match(announced)
+    if scaled and plain_gold:  # "3 million", "2 dozen": the gold answer decides what was counted
+        value = _decimal(scaled[1])
+        right = _decimal(plain_gold[1]) in (value, value * _SCALES[scaled[2].lower()])
+    elif plain and plain_gold:
         right = _decimal(plain[1]) == _decimal(plain_gold[1])
     else:
         right = math_verify_says(_ANNOUNCE + announced, gold)
-    return True if is_last and _holds(sentence, gold) else right
+    return True if concludes and _holds(sentence, gold) else right
 
 
 def math_verify_says(tail: str, gold: str) -> bool | None:
     """What math-verify says of an ending; None where it finds no number."""
+    tail = _TEXT.sub(lambda match: re.sub(r"[^\d.,/%-]", "", match[1]), tail.replace("\\$", ""))
     if not tail or _HUGE.search(tail) or set(_LATEX_COMMAND.findall(tail)) - _KNOWN_LATEX:
         return None
     found = _parse(tail)
@@ -78,25 +104,32 @@ def ending(text: str) -> tuple[str | None, str]:
         if announcement.start() < boxed:
             break
         said = text[announcement.end() :].lstrip(" \n*:=")
-        line = _WORD.sub(lambda match: str(_WORDS.index(match[0].lower())), said[:MAX_ENDING].partition("\n")[0])
+        line = _WORD.sub(_digits_for, said[:MAX_ENDING].partition("\n")[0])
         opens_solution = not (text[: announcement.start()].strip() or line[:3].strip("$-. ")[:1].isdigit())
         if opens_solution and _SENTENCE_START.search(said.strip()):
             continue  # "A: First she sells 3. Then …" announces a solution, not its conclusion
         if any(character.isnumeric() for character in line):
             trailer = _TRAILER.search(line)
             end = trailer.start() if trailer else len(line)
-            return line[:end].strip(" *"), said[end:]  # a spelled-out number shifts the rest by a few letters
+            return line[:end].strip(_EDGE), said[end:]  # a spelled-out number shifts the rest by a few letters
     if boxed >= 0:
         return text[boxed : boxed + MAX_ENDING].partition("\n")[0], ""
     return None, text
 
 
+def _digits_for(word: re.Match[str]) -> str:
+    """Twenty-five as 25."""
+    tens, ones = ((group or "").lower() for group in word.groups())
+    return str(_TENS.get(tens, 0) + (_ONES.index(ones) if ones else 0))
+
+
 def _last_numbered(text: str) -> tuple[str, bool]:
-    """The last sentence that holds a digit, and whether it is the last of all."""
+    """The last sentence that holds a digit, and whether nothing after it takes it back."""
     sentences = [part for part in _SENTENCE_START.split(text.strip()[-3 * MAX_ENDING :]) if part.strip()]
     for position, sentence in enumerate(reversed(sentences)):
         if any(character.isnumeric() for character in sentence):
-            return sentence[-MAX_ENDING:], position == 0
+            after = sentences[len(sentences) - position :]
+            return sentence[-MAX_ENDING:], not any(_RETRACTS.search(one) for one in after)
     return "", False
 
 
@@ -118,7 +151,8 @@ def _parse(text: str) -> list[Any]:
 
 def _spelled_out(text: str) -> str:
     """Forms that math-verify does not know, as forms that it does."""
-    text = text.replace("$", "").replace("**", "")  # a pair of currency signs would read as LaTeX
+    text = _MARKS.sub("", text)
+    text = text.replace("=", " = ")  # "9*2=18" would be read as 9
     text = _SCIENTIFIC.sub(lambda match: f"{Decimal(match[1]):f}", text)
     return _MIXED.sub(r"(\1+\2)", text)
 

@@ -74,6 +74,20 @@ def verdict(text, gold="18", finish="stop", kind=AnswerKind.NUMBER, question="Ho
         ("She must answer 35 questions to get to the 7th grade.", "35"),
         ("He comes at 2:00 pm.", "2"),
         ("We get 6 * 3 = 18 eggs in 5 days.", "18"),
+        ("The answer is 9*2=18", "18"),
+        ("Therefore, the answer (arabic numerals) is 18 dollars for 9 eggs.", "18"),
+        ("The answer is not 17, it is 18.", "18"),
+        ("She makes $18 in 1 day.", "18"),
+        ("The answer is 1.2 million dollars.", "1200000"),
+        ("The answer is 2 dozen eggs.", "24"),
+        ("The answer is 2 dozen eggs.", "2"),
+        ("It takes 6 and a half hours.", "6.5"),
+        ("The answer is 6 and a half hours.", "6.5"),
+        ("The answer is \\$18.", "18"),
+        ("\\boxed{\\text{18 dollars}}", "18"),
+        ("The answer is negative 3.", "-3"),
+        ("So he makes 18 groups of eggs. The marbles do not matter.", "18"),
+        ("The answer is twenty minus 2, so 20 minus 2 = 18.", "18"),
     ],
 )
 def test_right_numbers_are_correct_in_every_form(text, gold):
@@ -115,6 +129,8 @@ def test_numbers_of_the_question_are_not_taken_for_the_answer():
     [
         "The answer is 66. Together they have 40 + 36 + 46 = 122 crabs.",  # says one thing, then shows another
         "It takes 60 minutes or 122 minutes.\nWithout more information, we cannot know.",
+        "We get 100 = 122. This is not true.",
+        "She has 122 crabs. If she caught fewer, it would be different.",
     ],
 )
 def test_a_text_that_contradicts_itself_is_disputed(text):
@@ -206,6 +222,10 @@ def test_a_choice_text_listed_twice_leaves_the_letter_to_decide():
         ("Thus, it would not float. So the answer is no.", Verdict.WRONG),
         ("Therefore the statement is false.", Verdict.WRONG),
         ("The statement is not true.", Verdict.DISPUTED),
+        ('Therefore, the answer to the question "Does it sink? Often?" is "false".', Verdict.WRONG),
+        ("So I would answer **true** to the question.", Verdict.CORRECT),
+        ("True or False: it floats.", Verdict.UNPARSED),  # the question again
+        ('Please answer "yes" or "no" and explain.', Verdict.UNPARSED),
         ("There is no evidence either way.", Verdict.DISPUTED),  # "no" is not said of the question
         ("Hard to say.", Verdict.UNPARSED),
     ],
@@ -244,6 +264,18 @@ def test_a_regular_expression(text, expected):
 
 def same_length(text, gold):
     return None if not text.strip() else len(text) == len(gold)
+
+
+def stumbles(text, gold):
+    return int(text) == int(gold)
+
+
+def test_a_function_that_raises_disputes_the_attempt_and_says_why():
+    grader = Grader(AnswerKind.PYTHON, f"{__name__}:stumbles")
+    assert grader.grade(Question("q", "?", "18"), "18").verdict is Verdict.CORRECT
+    grade = grader.grade(Question("q", "?", "18"), "eighteen")
+    assert grade.verdict is Verdict.DISPUTED
+    assert grade.detail.startswith(f"task.answer_function {__name__}:stumbles raised ValueError: invalid literal")
 
 
 def test_a_function_of_the_user_judges_alone():
