@@ -47,7 +47,14 @@ class HubRows:
 
     def __iter__(self) -> Iterator[Numbered]:
         for index, row in enumerate(self._load()):
-            yield index + 1, self.convert(row, f"{self.split}-{index}")
+            converted: Row | str
+            try:
+                converted = self.convert(row, f"{self.split}-{index}")
+            except KeyError as error:
+                converted = f"there is no column {error}, but {', '.join(row)}"
+            except AttributeError:
+                converted = f"a column is empty or not text: {str(row)[:120]}"
+            yield index + 1, converted
 
     def _load(self) -> Iterable[Row]:
         import datasets  # takes 1 s
@@ -106,7 +113,7 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
             except UnicodeDecodeError as error:
                 yield number, f"the line is not UTF-8: {error.reason} at byte {error.start}"
                 continue
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also an integer of more than 4,300 digits
                 yield number, f"the line is not valid JSON: {error}"
                 continue
             yield number, row if isinstance(row, dict) else f"the line holds a {type(row).__name__}, not an object"
@@ -130,13 +137,22 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a parquet file: {error}") from error
     number = 0
-    with file:
-        for batch in file.iter_batches(batch_size=BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                for row in _rows(batch):
+                    number += 1
+                    yield number, row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}, row {number + 1}: not readable as parquet: {error}") from error
+
+
+def _rows(batch: Any) -> list[Row | str]:
+    """A batch's rows; text that is not UTF-8 spoils its own row and no other."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [f"the row is not UTF-8: {error.reason} at byte {error.start}"]
+        return [row for index in range(batch.num_rows) for row in _rows(batch.slice(index, 1))]

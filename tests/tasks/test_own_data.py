@@ -95,6 +95,7 @@ def test_csv_and_parquet_with_mapped_columns(tmp_path):
         ('{"id": "x", "question": "half \\ud800 a pair", "answer": 1}', "surrogate"),
         ('{"id": "x", "question": ', "not valid JSON"),
         ("[1, 2]", "holds a list, not an object"),
+        ('{"id": "x", "question": "How many?", "answer": ' + "1" * 5000 + "}", "not valid JSON"),
         ({"id": ["x"], "question": "How many?", "answer": 1}, "'id' is a list, not text"),
         ({"question": "How many?", "answer": 1, "rationale": 5}, "'rationale' is a int, not text"),
     ],
@@ -163,8 +164,32 @@ def test_broken_csv_and_parquet_are_named(folder):
     with pytest.raises(DataError, match="line 2: the row has more fields"):
         load(folder, train_file="other.csv")
     (folder / "other.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match="is not a parquet file"):
+    with pytest.raises(DataError, match="not readable as parquet"):
         load(folder, train_file="other.parquet")
+
+
+def test_parquet_text_that_is_not_utf8_spoils_its_row_alone(folder):
+    ids = [f"p{i}" for i in range(30)]
+    texts = pa.array([f"Which number is {i}?".encode() for i in range(30)]).to_pylist()
+    texts[11] = b"half \xff a letter"
+    binary = pa.array(texts, pa.binary())
+    spoiled = pa.StringArray.from_buffers(30, *binary.buffers()[1:])
+    pq.write_table(pa.table({"id": ids, "question": spoiled, "answer": list(range(30))}), folder / "other.parquet")
+    with pytest.raises(DataError, match=r"other\.parquet, line 12: the row is not UTF-8"):
+        load(folder, train_file="other.parquet")
+    task = load(folder, train_file="other.parquet", max_bad_share=0.05)
+    assert {q.id for q in [*task.train, *task.validation]} == set(ids) - {"p11"}
+
+
+def test_a_parquet_file_cut_or_flipped_is_named(folder):
+    path = folder / "other.parquet"
+    items = rows("train", 5000)
+    pq.write_table(pa.table({name: [row[name] for row in items] for name in items[0]}), path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4000] + bytes(2000) + whole[6000:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"other\.parquet, row \d+: not readable as parquet"):
+            load(folder, train_file="other.parquet")
 
 
 def test_contaminated_rows_are_dropped_and_listed_or_refused(folder):

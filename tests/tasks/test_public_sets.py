@@ -129,6 +129,19 @@ def test_hub_rows_become_questions_through_datasets(name, tmp_path_factory, monk
     assert [q.text.endswith("Held out and unlike the others?") for q in task.test] == [True]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hub_set_with_other_columns_is_named_by_row(name, tmp_path_factory, monkeypatch):
+    cache, folder = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("hub")
+    module = MODULES[name]
+    for split in ("train", module.HUB.test):
+        (folder / f"{split}.jsonl").write_text('{"prompt": "Two and two?", "solution": "4"}\n')
+    monkeypatch.delenv("TAILOR_RAY_DATA", raising=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(module, "HUB", HubSet(str(folder), module.from_hub, test=module.HUB.test))
+    with pytest.raises(DataError, match=r"line 1: there is no column '\w+', but prompt, solution"):
+        load_task(TaskConfig(name=name), 1)
+
+
 def test_an_unreachable_hub_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.delenv("TAILOR_RAY_DATA", raising=False)
     monkeypatch.setattr(gsm8k, "HUB", HubSet(str(tmp_path / "nowhere"), gsm8k.from_hub))
