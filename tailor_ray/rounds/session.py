@@ -52,8 +52,9 @@ class Session:
         """Find what is wrong with student and teacher before anything is started or spent."""
         if self.config.student.model != "tiny":
             self._check_given_student()
-        self.teacher = self._opened.enter_context(open_teacher(self.config.teacher))
-        check_access(self.teacher)
+        if self.config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
+            self.teacher = self._opened.enter_context(open_teacher(self.config.teacher))
+            check_access(self.teacher)
         return self
 
     def __exit__(self, *_: object) -> None:
