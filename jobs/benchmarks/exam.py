@@ -82,6 +82,7 @@ def cluster() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the rivals' processes have; on a shared machine it counts
     ray.init(
         address="local",
         num_cpus=os.cpu_count(),

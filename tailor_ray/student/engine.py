@@ -35,6 +35,7 @@ from tailor_ray.student.sampling import Completions, EngineBroken, Sampling, una
 
 log = logging.getLogger(__name__)
 PROBE_TOKENS = 16
+MEMORY_CPU, MEMORY_GPU = "student.kv_cache_gib", "student.gpu_memory_utilization"
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
@@ -113,7 +114,10 @@ class StudentEngine:
             self._probe(engine)  # a shape that no kernel computes fails here and not in the exam
             self._checksum = folder_sha256(self._model)
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            self._started.set_exception(ModelError(f"vLLM cannot serve the student {self._model}: {error}"))
+            hint = ""
+            if "memory" in str(error) or "KV cache" in str(error):
+                hint = f"; change {MEMORY_GPU if self._on_gpu else MEMORY_CPU}, or lower student.max_model_len"
+            self._started.set_exception(ModelError(f"vLLM cannot serve the student {self._model}: {error}{hint}"))
             return
         except BaseException as error:  # noqa: BLE001  raised again by `ready`
             self._started.set_exception(error)

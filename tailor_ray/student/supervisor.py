@@ -112,7 +112,8 @@ class Supervisor:
             if self._restarts > self._max_restarts:
                 self._failure = (
                     f"{self._restarts} engines died in this stage, more than exam.max_engine_restarts="
-                    f"{self._max_restarts}; the last: {why}"
+                    f"{self._max_restarts}; the last: {why}. If memory ran out, lower student.max_num_seqs, "
+                    "student.engines, or student.kv_cache_gib (student.gpu_memory_utilization on GPUs)"
                 )
                 self._changed.notify_all()
                 raise StageError(self._failure)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tailor_ray.storage import Store, committed_parts
 from tailor_ray.student.exam import run_exam
 from tailor_ray.student.model import folder_sha256
 from tailor_ray.student.pool import EnginePool
-from tailor_ray.student.sampling import Sampling, sample_seed
+from tailor_ray.student.sampling import EngineBroken, Sampling, sample_seed
 from tests.integration.engines import attempts, engine_pool, exam_job, make_student, students, write_questions
 
 __all__ = ["engine_pool", "students"]  # fixtures
@@ -90,6 +91,9 @@ def test_every_question_is_one_row_a_sample_whatever_is_asked(engine_pool, stude
     assert metrics["error"] == 3 * len(HOSTILE)
     assert (metrics["questions"], metrics["attempts"]) == (14, 42)
     assert metrics["output_tokens"] == sum(row.output_tokens for row in rows)
+    torn = engine_pool.answer(["torn"], ["half \ud800 a pair"], [[1, 2]], GREEDY)  # parquet would not even hold it
+    assert torn.finish_reasons == ["error", "error"]
+    assert "lone surrogate at character 5" in torn.errors[0]
 
 
 def test_same_seed_gives_the_same_attempts_whatever_the_shards(engine_pool, students, tmp_path):
@@ -149,6 +153,26 @@ def test_a_killed_engine_is_replaced_and_its_work_asked_again(engine_pool, stude
     assert engine_pool.load(str(students[1])) == folder_sha256(students[1])
 
 
+class Hung:
+    """An engine that took its work and makes no step any more."""
+
+    def generate(self):
+        threading.Event().wait()
+
+    def progress(self):
+        return 7
+
+
+def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster):
+    import ray
+
+    hung = ray.remote(Hung).options(num_cpus=0, max_concurrency=2).remote()
+    pool = EnginePool(StudentConfig(engine_timeout_s=1.0), "student", seed=7)
+    with pytest.raises(EngineBroken, match=r"no step within student\.engine_timeout_s=1\.0"):
+        pool._wait(hung, hung.generate.remote())
+    ray.kill(hung)
+
+
 def test_a_prompt_that_kills_its_engine_is_quarantined_and_restarts_are_bounded(ray_cluster, tmp_path):
     folder = make_student(tmp_path / "student", unknown_token="<boom>")
     config = StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512, max_num_seqs=4)  # batches of one question
@@ -161,6 +185,8 @@ def test_a_prompt_that_kills_its_engine_is_quarantined_and_restarts_are_bounded(
         metrics = run_exam(pool, exam_job(), questions, out, ignore)
         with pytest.raises(StageError, match=r"exam\.max_engine_restarts=0"):
             run_exam(pool, exam_job(prefix="again", max_engine_restarts=0), questions, out, ignore)
+        with pytest.raises(StageError, match=r"student\.max_num_seqs"):  # what to lower if it was memory
+            pool.answer(["q"], ["How many?"], [[1]], GREEDY)
     finally:
         pool.stop()
     rows = attempts(out)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tailor_ray.records import Question
-from tailor_ray.storage import Store, committed_parts
+from tailor_ray.records import Attempt, Question, from_table
+from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.student.exam import run_exam
 from tests.integration.engines import attempts, engine_pool, exam_job, students, write_questions
 
@@ -57,6 +57,13 @@ def test_a_killed_driver_leaves_no_process_and_its_exam_goes_on(engine_pool, stu
     assert 0 < len(before) < 30
     stamps = {part.index: Path(out.path(part.entry.path)).stat().st_mtime_ns for part in before.values()}
     engine_pool.load(str(students[0]))
+    index, part = next(iter(before.items()))
+    kept = from_table(read_part(out, part), Attempt)  # by one engine; now two are asked the same
+    again = asked[8 * index : 8 * index + 8]
+    prompts = [JOB.prompt.render(question) for question in again]
+    seeds = [[row.seed for row in kept[start : start + 8]] for start in range(0, 64, 8)]
+    said = engine_pool.answer([question.id for question in again], prompts, seeds, JOB.sampling())
+    assert said.texts == [row.text for row in kept]
     seen = []
     metrics = run_exam(engine_pool, JOB, questions, out, lambda part: seen.append(part.index))
     assert sorted(seen) == list(range(30))

@@ -20,7 +20,7 @@ from tailor_ray.records import (
     to_table,
 )
 from tailor_ray.storage import Store, commit_part
-from tailor_ray.student.exam import Examiner, ExamJob, Totals, _complete, _info, _slices
+from tailor_ray.student.exam import Examiner, ExamJob, Totals, _complete, _info, _slices, _tasks
 from tailor_ray.student.sampling import Completions, sample_seed
 
 
@@ -70,6 +70,15 @@ def test_slices_cover_each_question_once_and_leave_work_for_every_engine(questio
     assert all(piece["rows"] * 3 <= Sums.max_num_seqs // 2 for piece in slices)
     assert len(slices) >= 2 * Sums.engines
     assert len(_slices(parts[:1], Sums(), samples=1)) == 3  # 5 questions, 2 engines: 2 + 2 + 1
+
+
+@pytest.mark.parametrize(("slices", "engines"), [(1, 1), (1, 8), (2, 1), (4, 2), (5, 2), (7, 3), (1000, 2), (1000, 16)])
+def test_every_engine_is_asked_from_the_start_and_no_task_holds_more_than_it_asks_at_once(slices, engines):
+    tasks, blocks = _tasks(slices, engines)
+    held = -(-slices // blocks)  # by the largest block; a task asks all of it at once
+    assert tasks <= blocks <= slices
+    assert min(slices, 2 * engines) <= tasks * held
+    assert held <= 2 * engines / max(1, engines // 2) + 1
 
 
 def examined(questions, job):
