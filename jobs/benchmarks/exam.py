@@ -157,7 +157,7 @@ class InstantEngines:
         return Completions(texts, ["stop"] * n, [100] * n, [40] * n, [None] * n)
 
 
-def driver(folder: str) -> None:
+def driver(questions: str, attempts: str) -> None:
     """One exam over the stand-in, in a process of its own: prints its memory with every part."""
     with cluster():
         me = psutil.Process()
@@ -169,15 +169,16 @@ def driver(folder: str) -> None:
         run_exam(
             InstantEngines(),
             exam_job(False, 1),
-            Store.open(f"{folder}/questions"),
-            Store.open(f"{folder}/attempts"),
+            Store.open(questions),
+            Store.open(attempts),
             report,
         )
 
 
-def drive(folder: Path, stop_after: int | None = None) -> list[tuple[int, int, float, int]]:
-    """Run `driver`; SIGKILL it and what it started once `stop_after` rows are committed. Its reports."""
-    process = subprocess.Popen([sys.executable, __file__, "--driver", str(folder)], stdout=subprocess.PIPE, text=True)
+def drive(questions: Path, attempts: Path, stop_after: int | None = None) -> list[tuple[int, int, float, int]]:
+    """Run `driver`; SIGKILL it once `stop_after` rows are committed. Its reports."""
+    command = [sys.executable, __file__, "--driver", str(questions), str(attempts)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     reports, rows = [], 0
     for line in process.stdout:
@@ -193,10 +194,9 @@ def drive(folder: Path, stop_after: int | None = None) -> list[tuple[int, int, f
     return reports
 
 
-def measure_million(folder: Path, rows: int) -> dict[str, Any]:
+def measure_million(questions: Path, rows: int, attempts: Path) -> dict[str, Any]:
     """Rows a second, start of the workers aside, and the driver's growth from the first to the last tenth."""
-    write_questions(Store.open(str(folder / "questions")), rows)
-    reports = drive(folder)
+    reports = drive(questions, attempts)
     tenth = len(reports) // 10
     memory = [report[3] / 2**20 for report in reports]
     first, last = reports[0], reports[-1]
@@ -209,18 +209,17 @@ def measure_million(folder: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def measure_kill(folder: Path, rows: int) -> dict[str, Any]:
+def measure_kill(questions: Path, rows: int, attempts: Path) -> dict[str, Any]:
     """Killed half-way and run again: each row once, committed parts kept as they are."""
-    write_questions(Store.open(str(folder / "questions")), rows)
-    drive(folder, stop_after=rows // 2)
+    drive(questions, attempts, stop_after=rows // 2)
     time.sleep(3)  # what Ray started ends with its driver
-    out = Store.open(str(folder / "attempts"))
+    out = Store.open(str(attempts))
 
     def written(part: Part) -> int:
         return Path(out.path(part.entry.path)).stat().st_mtime_ns
 
     before = {part.index: written(part) for part in committed_parts(out, "attempts")}
-    drive(folder)
+    drive(questions, attempts)
     parts = committed_parts(out, "attempts")
     names = [name for part in parts for name in read_part(out, part)["question_id"].to_pylist()]
     kept = sum(written(part) == before.get(part.index) for part in parts)
@@ -300,14 +299,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--driver", help=argparse.SUPPRESS)
+    parser.add_argument("--driver", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse()
     if options.driver:
-        driver(options.driver)
+        driver(*options.driver)
     else:
         with tempfile.TemporaryDirectory(prefix="bench-exam-") as folder:
             figures = measure(Path(folder), options)
@@ -318,10 +317,12 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    if {"million"} & set(options.only):
-        figures |= measure_million(folder / "million", options.rows)
-    if {"kill"} & set(options.only):
-        figures |= measure_kill(folder / "kill", min(options.rows, 200_000))
+    if {"million", "kill"} & set(options.only):
+        write_questions(Store.open(str(folder / "questions")), options.rows)
+    if "million" in options.only:
+        figures |= measure_million(folder / "questions", options.rows, folder / "attempts")
+    if "kill" in options.only:
+        figures |= measure_kill(folder / "questions", options.rows, folder / "attempts-killed")
     if {"speed", "swap", "overlap"} & set(options.only):
         students = [make_student(folder / f"student-{seed}", seed, 256, 4, 8) for seed in (0, 1)]
         with cluster():

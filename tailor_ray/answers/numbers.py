@@ -4,8 +4,8 @@ The paper's rule is the first number after the conclusion's marker, else the las
 compares by value, not as strings ("18.00" is 18, "1,200" is 1200). Without a marker it prefers what the last "=" says
 and numbers that the question does not hold ("255 dollars a month for 3 months"): on 1,800 recorded outputs without a
 marker that is right 58 times where the last number is not, and wrong twice where it is. Where the question counts
-nothing, the only sum of money is preferred ("$18 in 1 day"): 3 more right of 10,107, none less. A reading may stand for two
-values: "75%" is 75 and 3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
+nothing, the only sum of money is preferred ("$18 in 1 day"): 3 more right of 10,107, none less. A reading may stand for
+two values: "75%" is 75 and 3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
 """
 
 from __future__ import annotations

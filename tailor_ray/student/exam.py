@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute
 
 from tailor_ray.answers import Grade, Grader
 from tailor_ray.errors import StageError
@@ -30,6 +31,7 @@ from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import ATTEMPT_SCHEMA, Question, Verdict, from_table
 from tailor_ray.storage import FileEntry, Part, Store, commit_part, committed_parts, read_part
 from tailor_ray.student.sampling import Completions, Sampling, sample_seed, unaskable
+from tailor_ray.tasks.base import LISTED
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +101,12 @@ class Totals:
         self._samples = samples
         self._counts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
         self._quarantined: list[str] = []
+        self._disputed: list[dict[str, Any]] = []
 
     def add(self, part: Part) -> None:
         self._counts.update(part.info["counts"])
         self._quarantined += part.info["quarantined"]
+        self._disputed += part.info["disputed_attempts"][: LISTED - len(self._disputed)]
 
     def metrics(self) -> dict[str, Any]:
         attempts = sum(self._counts[verdict.value] for verdict in Verdict)
@@ -111,11 +115,12 @@ class Totals:
             "attempts": attempts,
             **self._counts,
             "quarantined": self._quarantined,
+            "disputed_attempts": self._disputed,  # the first LISTED; all of them are in the parts
         }
 
 
 def _info(table: pa.Table) -> dict[str, Any]:
-    """What a part's record says: verdicts and tokens counted, questions quarantined."""
+    """What a part's record says: verdicts and tokens counted, questions quarantined, attempts disputed."""
     counts = Counter(table["verdict"].to_pylist())
     counts["prompt_tokens"] = sum(table["prompt_tokens"].to_pylist())
     counts["output_tokens"] = sum(table["output_tokens"].to_pylist())
@@ -123,7 +128,9 @@ def _info(table: pa.Table) -> dict[str, Any]:
     if counts[Verdict.ERROR]:
         rows = zip(table["question_id"].to_pylist(), table["detail"].to_pylist(), strict=True)
         quarantined = sorted({name for name, detail in rows if (detail or "").startswith("quarantined")})
-    return {"counts": dict(counts), "quarantined": quarantined}
+    disputed = table.filter(pa.compute.equal(table["verdict"], Verdict.DISPUTED.value))
+    listed = disputed.select(["question_id", "sample", "answer", "detail"]).to_pylist()
+    return {"counts": dict(counts), "quarantined": quarantined, "disputed_attempts": listed}
 
 
 def _stream(pool: Engines, job: ExamJob, questions: Store, todo: list[Part]) -> Iterator[pa.Table]:

@@ -3,14 +3,18 @@
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.records import Question
+from tailor_ray.storage import Store
+from tailor_ray.student.exam import run_exam
 from tailor_ray.student.model import folder_sha256
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling
 from tests.integration.conftest import ray_cluster
-from tests.integration.engines import make_student, students
+from tests.integration.engines import attempts, exam_job, make_student, students, write_questions
 
 __all__ = ["ray_cluster", "students"]  # fixtures
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24)
@@ -59,6 +63,30 @@ def test_memory_is_given_back_for_training_and_the_next_student_answers(ray_clus
         assert greedy(pool) == first
     finally:
         pool.stop()
+
+
+def test_a_killed_engine_core_is_replaced_and_its_work_asked_again(ray_cluster, students, tmp_path):
+    """On GPUs vLLM's core is a child of the engine's actor; the actor outlives it and must notice."""
+    asked = [Question(f"q{i}", f"Ann has {i} pens and buys 3 more. How many now?", str(i + 3)) for i in range(64)]
+    questions, out = Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path / "out"))
+    write_questions(questions, asked, size=8)
+    killed = []
+
+    def kill_core(_):
+        below = psutil.Process().children(recursive=True)
+        cores = [process for process in below if "EngineCore" in process.name() + " ".join(process.cmdline())]
+        if not killed:
+            killed.append(cores[0].pid)
+            cores[0].kill()
+
+    pool = EnginePool(config(engines=1, max_num_seqs=64), str(students[0]), seed=7)
+    pool.start()
+    try:
+        metrics = run_exam(pool, exam_job(samples=8, max_new_tokens=256), questions, out, kill_core)
+    finally:
+        pool.stop()
+    assert [(row.question_id, row.sample) for row in attempts(out)] == [(q.id, k) for q in asked for k in range(8)]
+    assert (metrics["error"], metrics["engine_restarts"]) == (0, 1)
 
 
 @pytest.mark.skipif(devices() < 2, reason="needs two CUDA devices")

@@ -148,3 +148,14 @@ def test_totals_add_up_over_parts_and_name_the_quarantined(questions, tmp_path):
     )
     totals.add(commit_part(out, "attempts", 9, killed, _info(killed)))
     assert totals.metrics()["quarantined"] == ["bad"]
+    rows = [
+        Attempt(f"q{i}", 0, "", "stop", "66", Verdict.DISPUTED if i % 2 else Verdict.WRONG, 1, 9, 9, "they differ")
+        for i in range(4000)
+    ]
+    for start in range(0, 4000, 800):
+        table = to_table(rows[start : start + 800], ATTEMPT_SCHEMA)
+        totals.add(commit_part(out, "attempts", 10 + start, table, _info(table)))
+    listed = totals.metrics()["disputed_attempts"]
+    assert listed[0] == {"question_id": "q1", "sample": 0, "answer": "66", "detail": "they differ"}
+    assert [item["question_id"] for item in listed] == [f"q{i}" for i in range(1, 2000, 2)]  # the first thousand
+    assert totals.metrics()["disputed"] == 2000

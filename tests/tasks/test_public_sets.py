@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from tailor_ray.config import load_config
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.student import StudentPrompt
@@ -60,6 +62,27 @@ def test_real_splits_load_whole_and_clean(data_folder, name, train, test, exact,
     if exact:
         with pytest.raises(DataError, match="overlap"):
             load_task(TaskConfig(name=name, path=str(data_folder / name), contamination="refuse"), 42)
+
+
+TEST_TOKENS = {"gsm8k": 256, "svamp": 192, "multiarith": 192, "csqa": 96, "strategyqa": 128}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_set_has_a_job_with_the_papers_settings(name):
+    config = load_config(Path(__file__).parents[2] / "jobs" / f"{name}.yaml")
+    exam, training = config.exam, config.training
+    assert (config.task.name, config.student.few_shot, config.seed) == (name, True, 42)
+    assert (exam.samples, exam.temperature, exam.max_new_tokens) == (4, 1.0, 128)
+    assert config.evaluation.max_new_tokens == TEST_TOKENS[name]
+    assert (training.epochs, training.learning_rate, training.warmup_steps, training.schedule) == (
+        10,
+        7e-6,
+        100,
+        "constant",
+    )
+    assert (training.prompt_weight, training.triplet_weight, training.triplet_margin) == (0.1, 0.5, 1.0)
+    assert (training.rationale_cap, training.max_positives, training.max_negatives) == (192, 10, 4)
+    assert (training.workers, training.batch_size, training.zero_stage) == (8, 16, 3)
 
 
 def test_the_data_folder_of_the_environment_is_used(data_folder, monkeypatch):
