@@ -16,7 +16,10 @@ MAX_SPAN = 600  # characters of one announced conclusion
 MAX_CHARS = 20_000  # of a text's end: 128 to 4,096 tokens fit; a hostile text costs no more than this
 
 # A base model that has answered often goes on with a question of its own; its answer is not to be read.
-_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Question|Q|Problem|User|Human)\s*\d{0,3}\s*:")
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]{0,8}(?:(?:Question|Q|Problem|User|Human|Input|Instruction)\s*\d{0,3}|(?:Example|Exercise)\s*\d{1,3})\s*:"
+    r"|\n###[ \t]*\n|<\|(?:endoftext|im_end|eot_id|end)\|>|</s>"
+)
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's calculator annotations: <<48/2=24>>
 _MARKER = re.compile(
@@ -45,7 +48,7 @@ def visible(text: str) -> str:
     text = text[-MAX_CHARS:].rpartition("</think>")[2]
     for written, meant in (("\u2212", "-"), ("\u00a0", " "), ("__", "")):  # a minus sign, a no-break space, bold
         text = text.replace(written, meant)
-    follow_up = _NEXT_QUESTION.search(text, 1) if ":" in text else None
+    follow_up = _NEXT_QUESTION.search(text, 1)
     if follow_up:
         before = text[: follow_up.start()].rstrip()
         if before and not before.endswith(":"):  # "Let me restate it:" comes before the answer, not after it

@@ -91,6 +91,8 @@ def says(text: str, gold: str) -> bool | None:
 def math_verify_says(tail: str, gold: str) -> bool | None:
     """What math-verify says of an ending; None where it finds no number."""
     tail = _TEXT.sub(lambda match: re.sub(r"[^\d.,/%-]", "", match[1]), tail.replace("\\$", ""))
+    if _HUGE.search(tail):
+        tail = tail.rpartition("=")[2]  # "20 * 1.2^18 = 532.5" says what it makes
     if not tail or _HUGE.search(tail) or set(_LATEX_COMMAND.findall(tail)) - _KNOWN_LATEX:
         return None
     found = _parse(tail)

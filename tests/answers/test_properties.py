@@ -117,3 +117,38 @@ def test_yes_and_no_are_read_in_every_form(data_folder):
             text = f"{question.rationale}\n{endings[number % len(endings)].format(said.capitalize())}"
             expected = Verdict.CORRECT if said == question.answer else Verdict.WRONG
             assert grader.grade(question, text).verdict is expected, (question.id, text)
+
+
+GOES_ON = [
+    *(
+        "\n\nQ: If 3 cars park and 2 more come, how many are there?\nA: The answer is 5.",
+        "\n\nHuman: Thanks! And 5 + 3?",
+    ),
+    *("\n\nQuestion: How many are 3 of 5?\nAnswer: 15", "\n\nExample 5:\nHow many are 3 of 5?\nAnswer: 15", "\n\n\n"),
+    *(
+        "\n\nInput: 3 cars\nOutput: 5",
+        "\n\n###\n\nThere are 12 hens.",
+        "<|endoftext|>Q: 3 and 5?",
+        "\n\nI hope this helps!",
+    ),
+]
+SAID_OTHERWISE = [
+    "So the answer is",
+    "Therefore, the correct answer would be",
+    "\nFinal answer:",
+    "\nAnswer:",
+    "\nAnswer:\n",
+]
+
+
+def test_what_follows_an_answer_and_how_it_is_announced_changes_no_verdict(data_folder):
+    """On recorded outputs of four models, a seventh of them."""
+    asked = {question.id: question for question in questions(data_folder, "gsm8k", "test")}
+    rows = map(json.loads, (data_folder / "recorded" / "faithful_cot_gsm8k.jsonl").read_text().splitlines())
+    for row in [row for row in rows if row["method"] == "few-shot-cot"][::7]:
+        question, text = asked[row["id"]], row["output"].rstrip()
+        verdict = NUMBERS.grade(question, text).verdict
+        for other in [text + more for more in GOES_ON] + [
+            text.replace("The answer is", said) for said in SAID_OTHERWISE
+        ]:
+            assert NUMBERS.grade(question, other).verdict is verdict, (row["id"], other[-300:])
