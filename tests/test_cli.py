@@ -107,6 +107,15 @@ def test_teacher_that_refuses_connections(run):
     refused(done, "http://127.0.0.1:9/v1", "teacher.base_url")
 
 
+@pytest.mark.parametrize("command", ["exam", "evaluate"])
+def test_one_stage_alone_is_refused_for_its_data_and_not_for_want_of_a_teacher(run, tmp_path, command):
+    run(train=[*ROWS[:30], {"id": "bad", "question": "What is this?"}])
+    settings = [f"task.path={tmp_path / 'data'}", "teacher.base_url=http://127.0.0.1:9/v1"]
+    done = tailor(command, "tiny", "jsonl", "--out", tmp_path / "out", *(f"--set={one}" for one in settings))
+    refused(done, "train.jsonl, line 31: there is no 'answer'", "task.max_bad_share")
+    assert "teacher" not in done.stderr
+
+
 def test_teacher_that_refuses_the_key(run, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "tailor_ray", "sandbox-teacher", "--port", "0", "--key-env", "SANDBOX_KEY"],

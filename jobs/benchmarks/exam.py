@@ -148,6 +148,9 @@ class InstantEngines:
     def restarts(self) -> int:
         return 0
 
+    def hold(self, held: bool) -> None:
+        """Nothing waits here."""
+
     def answer(self, ids: list[str], *_: object) -> Completions:
         texts = []
         for number in (int(name[1:]) for name in ids):

@@ -15,6 +15,7 @@ tokens may then fall the other way, and that sample goes on differently.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from tailor_ray.student.sampling import Completions, Sampling, sample_seed, unas
 from tailor_ray.tasks.base import LISTED
 
 log = logging.getLogger(__name__)
+HOLD_AFTER_S = 1.0
 
 
 class Engines(Protocol):
@@ -44,6 +46,7 @@ class Engines(Protocol):
 
     def begin_stage(self, max_restarts: int) -> None: ...
     def restarts(self) -> int: ...
+    def hold(self, held: bool) -> None: ...
     def answer(self, ids: list[str], prompts: list[str], seeds: list[list[int]], sampling: Sampling) -> Completions: ...
 
 
@@ -72,8 +75,10 @@ class ExamJob:
 def run_exam(
     pool: Engines, job: ExamJob, questions: Store, out: Store, on_part: Callable[[Part], None]
 ) -> dict[str, Any]:
-    """Answer every question part that has no attempt part yet; `on_part` gets every part once, and may block.
+    """Answer every question part that has no attempt part yet; `on_part` gets every part once.
 
+    Where `on_part` blocks, because the teacher is slower than the exam, the engines are given nothing more to do
+    meanwhile: what is under way ends, and the rest is neither read nor asked until it returns.
     Returns the counts over all parts, those of an earlier try included. Raises StageError when engines die more
     often than `max_engine_restarts`, CorruptionError for a damaged question part.
     """
@@ -89,9 +94,31 @@ def run_exam(
     for index, table in _complete(_stream(pool, job, questions, todo), todo, job.samples):
         part = commit_part(out, job.prefix, index, table, _info(table))
         totals.add(part)
-        on_part(part)
+        _hand_on(pool, on_part, part)
     metrics = totals.metrics()
     return metrics | {"engine_restarts": pool.restarts(), "seconds_engine": round(time.monotonic() - started, 3)}
+
+
+def _hand_on(pool: Engines, on_part: Callable[[Part], None], part: Part) -> None:
+    """Call `on_part`, and hold the engines while it blocks.
+
+    Ray Data alone would have the exam run ahead until its object store is full, of work that is not committed yet.
+    """
+    handed = threading.Event()
+
+    def hold() -> None:
+        if not handed.wait(HOLD_AFTER_S):
+            pool.hold(True)
+            handed.wait()
+            pool.hold(False)
+
+    thread = threading.Thread(target=hold, name="tailor-hold", daemon=True)
+    thread.start()
+    try:
+        on_part(part)
+    finally:
+        handed.set()
+        thread.join()
 
 
 class Totals:
@@ -145,6 +172,7 @@ def _stream(pool: Engines, job: ExamJob, questions: Store, todo: list[Part]) -> 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that our errors arrive as what they are
+    context.execution_no_progress_timeout_s = -1  # a slow teacher may hold the exam for hours; engines have own bounds
     tasks, blocks = _tasks(len(slices), pool.engines)
     attempts = ray.data.from_items(slices, override_num_blocks=blocks).map_batches(
         Examiner(pool, job, questions),

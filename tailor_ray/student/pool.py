@@ -59,6 +59,10 @@ class EnginePool:
     def restarts(self) -> int:
         return get(self._supervisor.restarts.remote())
 
+    def hold(self, held: bool) -> None:
+        """While held, engines end what they have and are given nothing more."""
+        get(self._supervisor.hold.remote(held))
+
     def load(self, folder: str) -> str:
         """Have all engines answer from the model in `folder` and return its hash, checked in each of them."""
         self._model = folder

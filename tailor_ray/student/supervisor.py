@@ -59,11 +59,12 @@ class Supervisor:
         self._changed = threading.Condition()
         self._failure: str | None = None
         self._restarts, self._max_restarts = 0, 0
+        self._held = False
 
     def begin_stage(self, max_restarts: int) -> None:
         """Count restarts anew and fill empty slots."""
         with self._changed:
-            self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
+            self._restarts, self._max_restarts, self._failure, self._held = 0, max_restarts, None, False
             for slot in self._slots:
                 slot.lent, slot.alone = 0, False  # callers of a stage that was broken off gave nothing back
         self._fill()
@@ -72,8 +73,14 @@ class Supervisor:
         """Engines replaced since the stage began."""
         return self._restarts
 
+    def hold(self, held: bool) -> None:
+        """While held, nobody is lent an engine."""
+        with self._changed:
+            self._held = held
+            self._changed.notify_all()
+
     def lease(self, alone: bool = False) -> Lease:
-        """The least busy engine; waits while all are being replaced.
+        """The least busy engine; waits while all are being replaced, or held.
 
         With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine
         would be blamed for it.
@@ -83,7 +90,7 @@ class Supervisor:
                 if self._failure:
                     raise StageError(self._failure)
                 free = [slot for slot in self._slots if slot.handle is not None and not (alone and slot.alone)]
-                if free:
+                if free and not self._held:
                     slot = min(free, key=lambda slot: slot.lent)
                     slot.lent += 1
                     slot.alone = slot.alone or alone

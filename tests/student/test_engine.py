@@ -86,6 +86,20 @@ def test_engines_on_cpu_stay_in_their_actors_process():
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in gpu
 
 
+def test_nobody_is_lent_an_engine_while_they_are_held():
+    supervisor = Supervisor(StudentConfig(), "student", seed=0, engines=1, on_gpu=False, threads=1)
+    supervisor._slots[0].handle = object()
+    supervisor.hold(True)
+    got = []
+    caller = threading.Thread(target=lambda: got.append(supervisor.lease()), daemon=True)
+    caller.start()
+    caller.join(0.2)
+    assert got == []
+    supervisor.hold(False)
+    caller.join(10)
+    assert len(got) == 1
+
+
 def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
     """Else the engine's death by the other one would count as its own, and two such deaths quarantine it."""
     supervisor = Supervisor(StudentConfig(), "student", seed=0, engines=1, on_gpu=False, threads=1)

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import threading
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ from tailor_ray.records import (
     to_table,
 )
 from tailor_ray.storage import Store, commit_part
+from tailor_ray.student import exam
 from tailor_ray.student.exam import Examiner, ExamJob, Totals, _complete, _info, _slices, _tasks
 from tailor_ray.student.sampling import Completions, sample_seed
 
@@ -114,6 +116,42 @@ def test_a_part_that_stays_incomplete_is_an_error_and_an_empty_one_is_not(questi
     store, _, _ = questions
     empty = commit_part(store, "none", 0, to_table([], QUESTION_SCHEMA))
     assert [(index, table.num_rows) for index, table in _complete(iter(()), [empty], 3)] == [(0, 0)]
+
+
+class Held:
+    """Records when engines are held."""
+
+    def __init__(self):
+        self.held = []
+        self.changed = threading.Condition()
+
+    def hold(self, held):
+        with self.changed:
+            self.held.append(held)
+            self.changed.notify_all()
+
+
+def test_engines_are_held_while_a_shard_is_not_taken(questions, monkeypatch):
+    monkeypatch.setattr(exam, "HOLD_AFTER_S", 0.05)
+    pool, (_, _, parts) = Held(), questions
+
+    def slow(part):
+        with pool.changed:
+            assert pool.changed.wait_for(lambda: pool.held == [True], timeout=10)
+
+    exam._hand_on(pool, slow, parts[0])
+    assert pool.held == [True, False]
+    exam._hand_on(pool, print, parts[1])
+    assert pool.held == [True, False]
+
+    def stopped(part):
+        slow(part)
+        raise StageError("the budget is used up")
+
+    pool.held.clear()
+    with pytest.raises(StageError, match="budget"):
+        exam._hand_on(pool, stopped, parts[2])
+    assert pool.held == [True, False]
 
 
 def test_a_damaged_question_part_is_found(questions):
