@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
@@ -43,7 +44,9 @@ class EnginePool:
         cpus = max(1, int(resources.get("CPU", 1)))
         self.engines = self._count(int(resources.get("GPU", 0)) if on_gpu else cpus, on_gpu)
         threads = max(1, cpus // self.engines)
-        options = {"num_cpus": 0, "max_concurrency": CALLERS}
+        # On the driver's node: an actor without resources goes anywhere, and the pool would be lost with that node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_concurrency": CALLERS, "scheduling_strategy": here}
         self._supervisor = (
             ray.remote(Supervisor)
             .options(**options)

@@ -45,7 +45,9 @@ def school_tiny_student(
 ) -> tuple[list[FileEntry], dict[str, Any]]:
     """School the student on the cluster; `on_steps` hears the steps done twice a second."""
     actor: Any = ray.remote(Schoolroom)
-    room = actor.options(name=f"schoolroom-{time.time_ns()}", num_cpus=1, max_concurrency=2).remote()
+    # Schooling is the same wherever it runs: a node that is lost costs a start from its first step.
+    again = {"max_restarts": 3, "max_task_retries": 3}
+    room = actor.options(name=f"schoolroom-{time.time_ns()}", num_cpus=1, max_concurrency=2, **again).remote()
     made = room.school.remote(config, prompt, seed, out, name)
     try:
         while not ray.wait([made], timeout=0.5)[0]:

@@ -61,6 +61,10 @@ class Supervisor:
         self._restarts, self._max_restarts = 0, 0
         self._held = False
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this actor."""
+        return f"Supervisor({len(self._slots)} engines)"
+
     def begin_stage(self, max_restarts: int) -> None:
         """Count restarts anew and fill empty slots."""
         with self._changed:

@@ -30,6 +30,10 @@ class TeacherActor:
         self._ended: list[Outcome] = []
         self._news = asyncio.Event()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard and log lines call this actor."""
+        return f"TeacherActor({', '.join(self._endpoints)})"
+
     async def ready(self) -> None:
         """Returns once the actor is up, with its keys read; raises TeacherAccessError where one is missing."""
         for model, endpoint in self._endpoints.items():

@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+from tests.integration.engines import engine_pool, students
+
+__all__ = ["engine_pool", "students"]  # imported here and nowhere else: each importing module would have its own
 COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from tailor_ray.storage import Store
 from tailor_ray.student.model import folder_sha256
-from tests.integration.engines import attempts, students
-
-__all__ = ["students"]  # a fixture
+from tests.integration.engines import attempts
 
 
 def test_an_exam_alone_needs_no_teacher(ray_cluster, students, tmp_path):

@@ -16,9 +16,7 @@ from tailor_ray.student.exam import run_exam
 from tailor_ray.student.model import folder_sha256
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import EngineBroken, Sampling, sample_seed
-from tests.integration.engines import attempts, engine_pool, exam_job, make_student, students, write_questions
-
-__all__ = ["engine_pool", "students"]  # fixtures
+from tests.integration.engines import attempts, exam_job, make_student, write_questions
 
 QUESTIONS = [Question(f"q{i}", f"Ann has {i} pens and buys {i % 7} more. How many now?", str(i)) for i in range(40)]
 

@@ -10,9 +10,7 @@ import psutil
 from tailor_ray.records import Attempt, Question, from_table
 from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.student.exam import run_exam
-from tests.integration.engines import attempts, engine_pool, exam_job, students, write_questions
-
-__all__ = ["engine_pool", "students"]  # fixtures
+from tests.integration.engines import attempts, exam_job, write_questions
 
 ROOT = Path(__file__).parents[2]
 JOB = exam_job(samples=8, max_new_tokens=96)

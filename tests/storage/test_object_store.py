@@ -1,10 +1,5 @@
 """The same promises on an object store: a real S3 server process on loopback."""
 
-import socket
-import subprocess
-import sys
-import time
-
 import pyarrow as pa
 import pytest
 
@@ -19,42 +14,13 @@ from tailor_ray.storage import (
     read_manifest,
     read_part,
 )
+from tests.storage.s3 import s3_server
 
 
 @pytest.fixture(scope="module")
 def bucket():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        import boto3
-        from botocore.exceptions import EndpointConnectionError
-
-        client = boto3.client("s3", region_name="us-east-1")
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket="bucket")
-            except EndpointConnectionError:
-                time.sleep(0.2)
-            else:
-                break
-        yield "s3://bucket"
-    server.terminate()
-    server.wait()
+    with s3_server() as uri:
+        yield uri
 
 
 def test_parts_manifests_and_leases_on_s3(bucket, tmp_path, monkeypatch):
