@@ -176,6 +176,21 @@ def submit(
     typer.echo(job)
 
 
+@app.command(epilog="Example: tailor-ray serve runs/demo --reload; tailor-ray serve runs/demo@2 --port 8001")
+def serve(
+    run: Annotated[str, typer.Argument(metavar="RUN[@ROUND]", help="Run folder; its newest round, or the one named.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
+    route: Annotated[str, typer.Option(help="Path before /v1, to serve several students on one cluster.")] = "/",
+    reload: Annotated[bool, typer.Option(help="Follow the run: go on to each newer round.")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines that share the requests.")] = 1,
+) -> None:
+    """Serve a run's student behind an OpenAI-compatible API (Ray Serve, vLLM), until the command is stopped."""
+    from tailor_ray.ops.serve import serve_run
+
+    serve_run(run, host, port, route, reload, replicas, typer.echo)
+
+
 @app.command(epilog="Example: tailor-ray doctor jobs/gsm8k.yaml")
 def doctor(
     set_: Overrides,

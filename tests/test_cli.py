@@ -57,10 +57,29 @@ def run(tmp_path):
 def test_help_and_each_commands_help_answer():
     done = tailor("--help")
     assert done.returncode == 0
-    commands = ("run", "plan", "status", "report", "exam", "evaluate", "submit", "doctor", "ledger", "sandbox-teacher")
+    commands = (
+        "run",
+        "plan",
+        "status",
+        "report",
+        "exam",
+        "evaluate",
+        "submit",
+        "serve",
+        "doctor",
+        "ledger",
+        "sandbox-teacher",
+    )
     for command in commands:
         assert f"  {command} " in done.stdout
         assert "Example: tailor-ray" in tailor(command, "--help").stdout, command
+
+
+def test_serving_what_is_not_there(tmp_path):
+    refused(tailor("serve", tmp_path / "nowhere"), "no run.yaml", "<storage>/<name>")
+    (tmp_path / "run.yaml").write_text("name: demo")
+    refused(tailor("serve", tmp_path), "no student yet")
+    refused(tailor("serve", f"{tmp_path}@3", "--reload"), "--reload")
 
 
 def test_unknown_key(run):

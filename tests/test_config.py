@@ -22,6 +22,7 @@ def write(tmp_path, text):
         ("examm: {samples: 3}", r"examm: unknown setting; did you mean 'exam'"),
         ("exam: {samples: 0}", r"exam\.samples: .*greater than or equal to 1 \(given: 0\)"),
         ("exam: {samples: many}", r"exam\.samples: .*integer.*many"),
+        ("teacher: {serve: some/model}", r"student\.engines=auto takes every GPU"),
         ("teacher: {base_url: 'ftp://x'}", r"teacher\.base_url must be an http"),
         ("- a\n- b", "must hold a mapping of settings, not a list"),
         ("a: [", "not valid YAML"),

@@ -64,6 +64,11 @@ class RunConfig(Section):
                 f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is under a quarter of "
                 f"exam.max_new_tokens={self.exam.max_new_tokens}: most answers would be cut off; raise the former"
             )
+        if self.student.engines == "auto" and any(teacher.serve for teacher in self.teacher.endpoints):
+            raise ValueError(
+                "teacher.serve shares the cluster with the student's engines, and student.engines=auto takes every "
+                "GPU: set it to a number"
+            )
         return self
 
     def results(self) -> dict[str, Any]:

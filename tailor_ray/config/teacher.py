@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -26,9 +26,31 @@ class PriceConfig(Section):
     """Taken off in batch mode; 0.5 halves the price."""
 
 
+class ServingConfig(Section):
+    """How an open-weight teacher is served; on GPUs where the cluster has them."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Engines that share the requests."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs an engine."""
+    max_model_len: int = Field(default=4096, ge=16)
+    """Prompt plus reply, in tokens."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU that one engine claims."""
+    kv_cache_gib: float = Field(default=0.5, gt=0)
+    """Key/value cache of one engine on CPU, in GiB."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Of Ray Serve on the head node."""
+
+
 class EndpointConfig(Section):
     """One teacher: where it is, what it is asked with, what it allows and what it costs."""
 
+    serve: Annotated[str | None, OPERATIONAL] = None
+    """A local folder or hub id of an open-weight model: it is served on the run's own cluster while lessons are
+    asked for, in place of `base_url`; `model` is its name unless given."""
+    serving: Annotated[ServingConfig, OPERATIONAL] = ServingConfig()
+    """Engines of `serve`."""
     base_url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8765/v1"
     """OpenAI-compatible endpoint; `sandbox` starts the built-in teacher for the length of the run."""
     api_key_env: Annotated[str, OPERATIONAL] = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -60,6 +82,16 @@ class EndpointConfig(Section):
     price: Annotated[PriceConfig | None, OPERATIONAL] = None
     """Price of this model; null takes the built-in table's, and is refused with a dollar budget where it has none."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_what_is_served(cls, data: Any) -> Any:
+        """The ledger tells teachers apart by `model`, so two served models must not share the default; they cost
+        nothing a token."""
+        if isinstance(data, dict) and data.get("serve"):
+            own = {"model": data["serve"], "price": {"input": 0.0, "output": 0.0}}
+            return {**data, **{name: data.get(name) or value for name, value in own.items()}}
+        return data
+
     @field_validator("base_url")
     @classmethod
     def _no_user_info(cls, url: str) -> str:
@@ -74,7 +106,9 @@ class EndpointConfig(Section):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the endpoint is on this machine, so that no key has to leave it."""
+        """Whether the endpoint is on this machine or this cluster's own, so that no key has to leave it."""
+        if self.serve is not None:
+            return True
         host = urlsplit(self.base_url).hostname or ""
         if self.base_url == SANDBOX or host == "localhost":
             return True

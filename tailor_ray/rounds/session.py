@@ -20,6 +20,7 @@ from tailor_ray.observe.progress import Progress
 from tailor_ray.prompts.chat import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.rounds.cluster import connected
+from tailor_ray.rounds.hosting import hosted_teachers
 from tailor_ray.rounds.spec import BASE_STUDENT, QUESTIONS, StageId, student_after
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import FileEntry, Part, Store, read_manifest
@@ -30,6 +31,7 @@ from tailor_ray.teacher.access import check_access
 from tailor_ray.teacher.sandbox_process import open_teacher
 
 if TYPE_CHECKING:
+    from tailor_ray.config.teacher import TeacherConfig
     from tailor_ray.student.pool import EnginePool
     from tailor_ray.teacher.teach import TeachJob
     from tailor_ray.training.launch import TrainJob
@@ -44,6 +46,7 @@ class Session:
         self.progress = progress
         self._opened = ExitStack()
         self._connected = False
+        self._hosted: TeacherConfig | None = None
         self._pool: EnginePool | None = None
         self._serving: StageId | None = None
         self._checksum = ""
@@ -53,6 +56,9 @@ class Session:
         if self.config.student.model != "tiny":
             self._check_given_student()
         if self.config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
+            for endpoint in self.config.teacher.endpoints:
+                if endpoint.serve is not None:
+                    find_student(endpoint.serve, setting="teacher.serve")
             self.teacher = self._opened.enter_context(open_teacher(self.config.teacher))
             check_access(self.teacher)
         return self
@@ -198,7 +204,9 @@ class Session:
     ) -> TeachJob:
         from tailor_ray.teacher.teach import TeachJob
 
-        return TeachJob(self.teacher, stage.round, grader_for(self.config.task), taught, on_progress)
+        if self._hosted is None:
+            self._hosted = self._opened.enter_context(hosted_teachers(self.teacher, self.config.name))
+        return TeachJob(self._hosted, stage.round, grader_for(self.config.task), taught, on_progress)
 
     def train_job(self, stage: StageId) -> TrainJob:
         from tailor_ray.training.launch import TrainJob

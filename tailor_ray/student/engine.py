@@ -69,6 +69,10 @@ class StudentEngine:
         self._started: Future[None] = Future()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard and log lines call this actor."""
+        return f"StudentEngine({'/'.join(self._model.parts[-3:])})"
+
     def ready(self) -> str:
         """Wait for the start; the hash of the model that answers. Raises ModelError when vLLM cannot serve it."""
         self._started.result()
@@ -279,6 +283,15 @@ def repack_output_head(worker: Any) -> None:
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
+
+
+class SwapWeights:
+    """What vLLM's workers of a served model can do beside their own: take the weights of another folder."""
+
+    def swap_weights(self, folder: str) -> None:
+        self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
+        if self.device.type == "cpu":  # type: ignore[attr-defined]
+            repack_output_head(self)
 
 
 def architecture(folder: Path) -> dict[str, Any]:

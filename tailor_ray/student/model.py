@@ -16,17 +16,17 @@ from tailor_ray.storage.store import file_sha256
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
 
 
-def find_student(model: str, revision: str | None = None) -> Path:
-    """A local folder with the student's files; a hub id is downloaded into the Hugging Face cache.
+def find_student(model: str, revision: str | None = None, setting: str = "student.model") -> Path:
+    """A local folder with the model's files; a hub id is downloaded into the Hugging Face cache.
 
-    Raises ModelError when there is no such folder or hub id, or when a file that is needed is missing.
+    Raises ModelError, naming `setting`, when there is no such folder or hub id, or when a file is missing in it.
     """
     folder = Path(model).expanduser()
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") != 1:
             raise ModelError(
-                f"student.model={model!r} is neither a local folder nor a hub id (owner/name) nor `tiny`; "
-                "set student.model to one of these"
+                f"{setting}={model!r} is neither a local folder nor a hub id (owner/name)"
+                f"{' nor `tiny`' if setting == 'student.model' else ''}; set {setting} to one of these"
             )
         folder = _download(model, revision)
     check_student(folder)

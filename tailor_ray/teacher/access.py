@@ -27,6 +27,8 @@ def check_access(config: TeacherConfig) -> None:
     """
     check_prices(config)
     for endpoint in config.endpoints:
+        if endpoint.serve is not None:  # the cluster's own, which is not up yet
+            continue
         asyncio.run(_check(endpoint))
 
 

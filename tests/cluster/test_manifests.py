@@ -1,6 +1,8 @@
 """The Kubernetes manifests: known fields only, and values that agree with each other and with the configuration."""
 
+import ast
 import copy
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from tailor_ray.config.run import parse_config
+from tailor_ray.student.of_run import Served
 from tests.cluster.kuberay_schema import SCHEMAS
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -112,18 +116,24 @@ def test_the_teachers_key_comes_from_the_secret_alone(kind):
             assert not re.search(r"sk-[A-Za-z0-9]{8}", path.read_text()), path
 
 
-def test_the_service_is_one_that_ray_serve_accepts():
-    pytest.importorskip("ray.serve")
+def test_the_service_is_our_application_and_finds_the_jobs_run():
     from ray.serve.schema import ServeDeploySchema
 
     service = find("RayService")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = schema.applications
-    assert application.import_path == "ray.serve.llm:build_openai_app"
-    (llm,) = application.args["llm_configs"]
-    model = llm["model_loading_config"]["model_source"]
-    (container,) = pods_of(service)[0]["spec"]["containers"]
-    assert any(model.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+    module, _, name = application.import_path.partition(":")
+    source = Path(importlib.util.find_spec(module).origin).read_text()  # importing it would import vLLM
+    assert name in {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    served = TypeAdapter(Served).validate_python(application.args)
+    config = parse_config(yaml.safe_load(find("ConfigMap")["data"]["run.yaml"]), "the config map")
+    assert served.run == f"{config.storage}/{config.name}"
+    assert served.reload
+    (group,) = cluster_of(service)["workerGroupSpecs"]
+    assert served.replicas * config.student.tensor_parallel <= group["minReplicas"]  # a GPU a pod
+    for pod in pods_of(service):
+        (container,) = pod["spec"]["containers"]
+        assert config.storage in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_the_dashboard_is_valid_and_asks_for_known_metrics():

@@ -1,0 +1,234 @@
+"""A model behind an OpenAI-compatible API: Ray Serve's LLM deployment, on a run's student or on an open-weight teacher.
+
+In: `Served`, plain data. Out: an application for Ray Serve. What always holds: a request is answered to its end by
+the weights that it began with, for a swap lets those under way finish, holds new ones back meanwhile and drops none;
+an application that a driver deployed (`hosted`) ends with that driver, even when it is killed.
+
+Importing this module imports vLLM, through Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import TypeAdapter
+from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+from ray.serve.context import _get_global_client
+from ray.serve.llm import LLMConfig, build_openai_app
+from ray.serve.llm.deployment import LLMServer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ConfigError, StageError
+from tailor_ray.storage import Store
+from tailor_ray.student.engine import SwapWeights, architecture, context_length, engine_environment
+from tailor_ray.student.of_run import Served, config_of
+from tailor_ray.student.remote import Keeper
+
+log = logging.getLogger("ray.serve")  # Serve sends what this one says to its log files and to the driver
+NAMESPACE = "tailor_ray"
+LOOK_EVERY_S = 2.0  # a replica looks so often for a newer round, and whether its driver lives
+
+
+class ServedConfig(LLMConfig):
+    """Ray's configuration of a served model, with what StudentServer needs beside it."""
+
+    served: Served
+
+
+class FolderOfThisNode(CallbackBase):
+    """Ray would look for downloads in a task of its own, which imports vLLM first; the folder is here by now."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
+
+
+class Engine(VLLMEngine):
+    """Ray's engine; on CPU its core runs the model itself, where Ray asks for a worker process beside it."""
+
+    def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
+        if vllm_engine_config.device_config.device_type == "cpu":
+            vllm_engine_config.parallel_config.distributed_executor_backend = "uni"
+        return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
+
+
+class StudentServer(LLMServer):
+    """One replica: an engine that starts from the round that is the newest by then and may follow the run."""
+
+    async def __init__(self, llm_config: ServedConfig) -> None:  # type: ignore[misc]  # Ray's own way: it awaits it
+        self._served = llm_config.served
+        self._round, folder = await asyncio.to_thread(self._served.find)
+        self._architecture = architecture(folder)
+        engine_config: Any = llm_config.get_engine_config()
+        engine_config.hf_model_id = str(folder)  # in place of the name: the folder is this node's
+        llm_config.update_engine_kwargs(max_model_len=context_length(folder, self._served.engine.max_model_len))
+        await super().__init__(llm_config, engine_cls=Engine)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def check_health(self) -> None:
+        """Raise what ended the watch: Serve replaces a replica that says so three times."""
+        if self._watching.done():
+            self._watching.result()
+        await super().check_health()
+
+    async def _watch(self) -> None:
+        served = self._served
+        while served.reload or served.keeper:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if served.keeper and not await asyncio.to_thread(_is_alive, served.keeper):
+                log.warning("the driver of %s is gone: this application ends with it", served.application)
+                await asyncio.to_thread(serve.delete, served.application, _blocking=False)
+                return
+            if served.reload:
+                try:
+                    number, folder = await asyncio.to_thread(served.find)
+                except OSError as error:  # storage that is out of reach is no reason to stop answering
+                    log.warning("cannot look for a newer round of %s: %s", served.run, error)
+                    continue
+                if number != self._round:
+                    await self._swap(number, folder)
+
+    async def _swap(self, number: int, folder: Path) -> None:
+        """Let what runs finish while new requests wait in the engine, load the weights, go on."""
+        if architecture(folder) != self._architecture:
+            raise StageError(f"{folder} has another architecture than the round before: it takes a new replica")
+        started = time.monotonic()
+        await self.pause(mode="wait", clear_cache=True)  # a cached prefix would answer with the old weights
+        paused = time.monotonic()
+        await self.collective_rpc("swap_weights", args=(str(folder),))
+        await self.reset_prefix_cache()
+        await self.resume()
+        self._round = number
+        log.warning(
+            "%s answers from round %d: %.2f s until the last request was done, %.2f s for the weights",
+            *(self._served.name, number, paused - started, time.monotonic() - paused),
+        )
+
+
+def _is_alive(keeper: str) -> bool:
+    try:
+        ray.get_actor(keeper, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """Builder for Serve's configuration files and KubeRay's RayService: `args` are the fields of Served.
+
+    Of a run's student the engine's settings are the run's own unless given.
+    """
+    return build(from_arguments(args))
+
+
+def from_arguments(args: dict[str, Any]) -> Served:
+    served = TypeAdapter(Served).validate_python(args)
+    if served.run is None or "engine" in args:
+        return served
+    return replace(served, engine=config_of(Store.open(served.run)).student)
+
+
+def build(served: Served) -> serve.Application:
+    """Ray's OpenAI application over StudentServer."""
+    ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 10_000}
+    return build_openai_app({"llm_configs": [configuration(served)], "ingress_deployment_config": ingress})
+
+
+def configuration(served: Served) -> ServedConfig:
+    """How Ray is to serve it: on GPUs where the cluster has them, else on CPUs."""
+    resources = ray.cluster_resources()
+    engine = served.engine
+    on_gpu = served.gpu if served.gpu is not None else resources.get("GPU", 0) >= engine.tensor_parallel
+    threads = max(1, int(resources.get("CPU", 1)) // (2 * served.replicas))
+    environment = engine_environment(on_gpu, threads)
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # Serve's engine is asynchronous: its core is a child
+    return ServedConfig(
+        served=served,
+        server_cls=StudentServer,
+        callback_config=CallbackConfig(callback_class=FolderOfThisNode),
+        model_loading_config={"model_id": served.name},
+        engine_kwargs=engine_arguments(engine, on_gpu),
+        # On CPU a replica claims next to nothing, as the exam's engines do: training needs the same cores.
+        placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0.01}]},
+        deployment_config={
+            "num_replicas": served.replicas,
+            "ray_actor_options": {"num_cpus": 0},
+            "max_ongoing_requests": 4 * engine.max_num_seqs,
+        },
+        runtime_env={"env_vars": environment},
+    )
+
+
+def engine_arguments(config: StudentConfig, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's arguments for a server; the exam's engine has the same of its own (`engine.build_engine`)."""
+    arguments: dict[str, Any] = {
+        "max_num_seqs": config.max_num_seqs,
+        "enable_prefix_caching": True,
+        "enforce_eager": config.enforce_eager if config.enforce_eager != "auto" else not on_gpu,
+        "dtype": config.dtype if config.dtype != "auto" or on_gpu else "float32",
+        "worker_extension_cls": f"{SwapWeights.__module__}.{SwapWeights.__name__}",
+    }
+    if on_gpu:
+        return arguments | {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel,
+        }
+    return arguments | {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enable_chunked_prefill": False,  # as in the exam: chunks rewind a seeded generator on CPU
+        "max_num_batched_tokens": max(8192, config.max_model_len),
+    }
+
+
+@contextmanager
+def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
+    """Deploy on the cluster that this process drives; yields the API's base URL, and takes it down at the end.
+
+    Raises ConfigError when Serve listens elsewhere already or another driver holds the application's name, and
+    StageError when no replica starts.
+    """
+    ours = _listen(host, port)
+    name = f"tailor-keeper-{served.application}"
+    keeper: Any = ray.remote(num_cpus=0)(Keeper)
+    try:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        held = keeper.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
+    except ValueError:
+        raise ConfigError(
+            f"another driver serves {served.application!r} on this cluster; stop it, or serve under another --route"
+        ) from None
+    try:
+        ray.get(held.ready.remote())
+        serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
+        yield f"http://{host}:{port}{route.rstrip('/')}/v1"
+    except RuntimeError as error:
+        raise StageError(f"{served.name} could not be served: {error}") from error
+    finally:
+        serve.delete(served.application)
+        ray.kill(held)
+        if ours and not serve.status().applications:
+            serve.shutdown()
+
+
+def _listen(host: str, port: int) -> bool:
+    """Have Serve's proxy listen there, on the head node alone; True when Serve was not there before."""
+    fresh = _get_global_client(raise_if_no_controller_running=False) is None
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    client: Any = _get_global_client()
+    found = client.http_config  # what an earlier start on this cluster chose
+    if (found.host, found.port) != (host, port):
+        raise ConfigError(
+            f"Ray Serve listens at {found.host}:{found.port} on this cluster already; give that address "
+            "(--host, --port), or end it with `serve shutdown`"
+        )
+    return fresh
