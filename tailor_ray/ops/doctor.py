@@ -5,7 +5,9 @@ Each check returns lines and never raises for what it looks for; the command exi
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import TailorError
 from tailor_ray.storage import Store
+
+if TYPE_CHECKING:
+    from tailor_ray.config.teacher import EndpointConfig
+    from tailor_ray.teacher.outcomes import Outcome
 
 # The versions that were measured to run together; another one may work, and is said.
 VERSIONS = {
@@ -148,24 +155,61 @@ def _clocks(nodes: list[str]) -> Iterator[Line]:
         before = time.time()
         there = ray.get(pinned.remote())
         after = time.time()
-        worst = max(worst, max(before - there, there - after, 0.0))
+        worst = max(worst, skew(before, there, after))
+    yield clock_line(worst)
+
+
+def skew(before: float, there: float, after: float) -> float:
+    """Seconds by which a clock read between `before` and `after` of ours certainly differs from it."""
+    return max(before - there, there - after, 0.0)
+
+
+def clock_line(worst: float) -> Line:
     todo = None if worst <= MAX_SKEW_S else "synchronize the nodes' clocks (NTP): times in logs and records would lie"
-    yield Line("clocks", f"at most {worst:.2f} s apart", todo)
+    return Line("clocks", f"at most {worst:.2f} s apart", todo)
 
 
 def teacher(config: RunConfig) -> Iterator[Line]:
+    """Ask each teacher for one token, as a lesson is asked for."""
     from tailor_ray.config.teacher import SANDBOX
+    from tailor_ray.student.model import find_student
     from tailor_ray.teacher.access import check_access
 
-    if config.teacher.base_url == SANDBOX:
-        yield Line("teacher", "the built-in sandbox: needs no key")
-        return
-    try:
-        check_access(config.teacher)
-    except TailorError as error:
-        yield Line("teacher", f"{config.teacher.base_url} did not answer a one-token request", str(error))
-    else:
-        yield Line("teacher", f"{config.teacher.model} at {config.teacher.base_url} answers")
+    for endpoint in config.teacher.endpoints:
+        where = endpoint.serve or f"{endpoint.model} at {endpoint.base_url}"
+        if endpoint.serve is None and endpoint.base_url == SANDBOX:
+            yield Line("teacher", "the built-in sandbox: needs no key")
+            continue
+        try:
+            if endpoint.serve is not None:
+                found = f"{find_student(endpoint.serve, setting='teacher.serve')} will be served on the cluster"
+            else:
+                check_access(config.teacher)
+                found = f"{where} answers a one-token request in {_one_token(endpoint):.1f} s"
+        except TailorError as error:
+            yield Line("teacher", f"{where} did not answer a one-token request", str(error))
+        else:
+            yield Line("teacher", found)
+
+
+def _one_token(endpoint: EndpointConfig) -> float:
+    """Seconds to the reply; raises TeacherAccessError with what was said instead of one."""
+    from tailor_ray.teacher.client import Sender
+    from tailor_ray.teacher.dispatch import access_error
+
+    body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], endpoint.cap_parameter: 1}
+
+    async def ask() -> Outcome:
+        sender = Sender(endpoint, connections=1)
+        try:
+            return await sender.attempt("doctor", json.dumps(body))
+        finally:
+            await sender.close()
+
+    outcome = asyncio.run(ask())
+    if outcome.code not in ("answered", "length", "no_content"):  # a reasoning model spends its one token in silence
+        raise access_error(endpoint, f"{outcome.code}: {outcome.detail}")
+    return outcome.seconds
 
 
 def _version(name: str, wanted: str) -> Line:

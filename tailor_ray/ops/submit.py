@@ -41,7 +41,7 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
     say(f"submitted {job}; `ray job stop {job}` stops it, and submitting again goes on")
     if follow:
         asyncio.run(_follow(client, job, say))
-        _raise_for(client.get_job_info(job), job)
+        raise_for(client.get_job_info(job), job)
     return job
 
 
@@ -57,11 +57,12 @@ def _check(config: RunConfig) -> None:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise ConfigError(
             f"no Ray Jobs API answers at {address!r} ({error}); give the dashboard's address, "
             "as http://127.0.0.1:8265, and the token in RAY_AUTH_TOKEN where the cluster asks for one"
@@ -74,7 +75,7 @@ async def _follow(client: Any, job: str, say: Callable[[str], None]) -> None:
             say(line)
 
 
-def _raise_for(info: Any, job: str) -> None:
+def raise_for(info: Any, job: str) -> None:
     if str(info.status) == "SUCCEEDED":
         return
     code = info.driver_exit_code

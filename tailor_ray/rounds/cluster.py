@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -71,11 +72,13 @@ def _init(config: ClusterConfig) -> bool:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         try:
+            _knock(address)
             ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, "
-                "or unset cluster.address and RAY_ADDRESS to have a local one started"
+                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, give the token "
+                "of one that asks for it (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN), or unset cluster.address and "
+                "RAY_ADDRESS to have a local one started"
             ) from None
         return False
     if address is None:
@@ -94,3 +97,14 @@ def _init(config: ClusterConfig) -> bool:
         **common,
     )
     return True
+
+
+def _knock(address: str) -> None:
+    """Raise ConnectionError when nothing listens at host:port: Ray itself would try for more than two minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from None

@@ -1,8 +1,10 @@
 """What the doctor says of one thing after the other, and that each failing line says what to do."""
 
+import json
 import socket
 
 from tailor_ray.config import RunConfig
+from tailor_ray.config.teacher import SandboxConfig
 from tailor_ray.ops import doctor
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
@@ -34,10 +36,14 @@ def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
     (line,) = doctor.teacher(config(tmp_path))
     assert line.todo is None
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with SandboxProcess(SandboxOptions(key="sk-test")) as sandbox:
+    log = SandboxConfig(access_log=str(tmp_path / "access.jsonl"))
+    with SandboxProcess(SandboxOptions(log, key="sk-test")) as sandbox:
         settings = {"base_url": sandbox.base_url, "model": "sandbox-teacher"}
         (line,) = doctor.teacher(config(tmp_path, teacher=settings))
         assert line.todo is None
+        assert "one-token request" in line.found
+        calls = [json.loads(text) for text in (tmp_path / "access.jsonl").read_text().splitlines()]
+        assert [call["status"] for call in calls] == [200]  # one paid call, and what looks a model up is none
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
         (line,) = doctor.teacher(config(tmp_path, teacher=settings))
         assert "teacher.api_key_env" in line.todo
@@ -47,6 +53,26 @@ def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
             config(tmp_path, teacher={"base_url": f"http://127.0.0.1:{taken.getsockname()[1]}/v1"})
         )
     assert "did not answer" in line.found
+
+
+def test_a_teacher_that_cannot_answer_although_it_knows_us(tmp_path):
+    with SandboxProcess(SandboxOptions(faults=(("empty", 1.0),))) as sandbox:
+        settings = {"base_url": sandbox.base_url, "model": "sandbox-teacher"}
+        (line,) = doctor.teacher(config(tmp_path, teacher=settings))
+    assert "no_choices" in line.todo
+
+
+def test_a_teacher_to_be_served_must_be_there(tmp_path):
+    (line,) = doctor.teacher(config(tmp_path, student={"engines": 1}, teacher={"serve": str(tmp_path / "nowhere")}))
+    assert "teacher.serve" in line.todo
+
+
+def test_clocks_differ_by_what_the_way_there_cannot_explain():
+    assert doctor.skew(10.0, 10.4, 11.0) == 0.0
+    assert doctor.skew(10.0, 13.0, 11.0) == 2.0
+    assert doctor.skew(10.0, 7.0, 11.0) == 3.0
+    assert doctor.clock_line(0.1).todo is None
+    assert "NTP" in doctor.clock_line(3.0).todo
 
 
 def test_compiler_and_gpus_are_said(tmp_path, monkeypatch):
