@@ -34,7 +34,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 2048  # tokens; a few-shot prompt fits
 WARMUP_STEPS = 20
 POOL = 8  # batches that are sorted by length together
-THREADS = 2  # fixed: the order of float additions, and with it the weights, depends on it
+THREADS = 1  # fixed: the order of float additions depends on it; more than one and a busy machine starves them all
 # A digit is a token of its own, with its leading space if it has one: " 27" is " 2", "7".
 _PIECES = Regex(r"\n| ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+")
 
