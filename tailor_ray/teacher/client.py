@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 def read_key(endpoint: EndpointConfig) -> str:
     """The key as this node has it. Raises TeacherAccessError naming the setting; a loopback endpoint needs none."""
     if endpoint.api_key_file is not None:
+        where = f"teacher.api_key_file={endpoint.api_key_file!r}"
         try:
             key = Path(endpoint.api_key_file).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise TeacherAccessError(
-                f"teacher.api_key_file={endpoint.api_key_file!r} cannot be read on this node: {error.strerror}"
-            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            said = getattr(error, "strerror", None) or "it is not text"
+            raise TeacherAccessError(f"{where} cannot be read on this node: {said}") from None
     else:
+        where = f"the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
         key = os.environ.get(endpoint.api_key_env, "").strip()
+    if key and not all("!" <= character <= "~" for character in key):
+        # The client would refuse it by an error that shows it.
+        raise TeacherAccessError(
+            f"the key in {where} cannot be sent: a key is one line of ASCII letters, digits and signs, without spaces"
+        )
     if key:
         return key
     if endpoint.is_loopback:

@@ -2,12 +2,20 @@
 
 import asyncio
 import json
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tailor_ray.config.teacher import EndpointConfig, SandboxConfig
-from tailor_ray.errors import TeacherAccessError
+from tailor_ray.errors import StageError, TeacherAccessError
+from tailor_ray.teacher.batch_api import BatchApi
 from tailor_ray.teacher.client import Sender, read_key, retry_after
 from tailor_ray.teacher.outcomes import Fate
 from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
@@ -147,6 +155,64 @@ def test_keys_come_from_the_environment_or_a_file(monkeypatch, tmp_path):
     with pytest.raises(TeacherAccessError, match="api_key_file"):
         read_key(EndpointConfig(**remote, api_key_file=str(tmp_path / "none")))
     assert read_key(EndpointConfig(base_url="http://localhost:1/v1", api_key_env="UNSET_HERE"))
+
+
+@pytest.mark.parametrize("key", [f"{CANARY}\nsecond line", f"two {CANARY}", f"“{CANARY}”", f"{CANARY}\x00"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key, tmp_path):
+    (tmp_path / "key").write_text(key)
+    endpoint = EndpointConfig(base_url="https://api.example.com/v1", api_key_file=str(tmp_path / "key"))
+    with pytest.raises(TeacherAccessError, match=r"teacher\.api_key_file.*one line of ASCII") as refused:
+        read_key(endpoint)
+    assert CANARY not in repr(refused.value)
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    with pytest.raises(TeacherAccessError, match="not text"):
+        read_key(endpoint)
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path, monkeypatch):
+    """TLS verification is on: neither request nor key reaches such a server."""
+    from aiohttp import web
+
+    reached = []
+
+    async def answer(call):
+        reached.append(call.headers)
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_get("/v1/batches", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self_signed(tmp_path)).start()
+    endpoint = EndpointConfig(base_url=f"https://127.0.0.1:{runner.addresses[0][1]}/v1")
+    sender = Sender(endpoint, connections=1)
+    outcome = await sender.attempt("k", request().body)
+    monkeypatch.setattr("tailor_ray.teacher.batch_api._retried", lambda call: call)
+    api = BatchApi(endpoint)
+    with pytest.raises(StageError, match="cannot be reached"):
+        await asyncio.to_thread(api.find, "any")
+    api.close()
+    await sender.close()
+    await runner.cleanup()
+    assert (outcome.code, reached) == ("refused_connection", [])
+    assert "ertificate" in outcome.detail
+
+
+def self_signed(folder):
+    """A server's TLS context with a certificate for 127.0.0.1 made on the spot."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    key, today = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, today - timedelta(days=1), today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "server.pem").write_bytes(pem + certificate.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    return context
 
 
 async def test_what_is_sent_is_the_body_and_its_key():
