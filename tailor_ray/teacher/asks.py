@@ -24,8 +24,8 @@ CUT_OFF = "it was cut off by the length limit. Be briefer."
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One request of an ask, and how it ended: `accepted`, `rejected` (by us), `failed` (no usable reply), or, where
-    it asked a peer about the lesson, `scored`."""
+    """One request of an ask, and how it ended: `accepted`; `rejected` by us, and asked again; `failed`, without a usable
+    reply or rejected for the last time; or, where it asked a peer about the lesson, `scored`."""
 
     settled: Settled
     number: int  # 1 for the first try, counted over all teachers
@@ -108,10 +108,12 @@ class Asker:
             if self._config.peer_scores:
                 ask.peers = [peer for peer in self._config.endpoints if peer.model != row.model]
             return self._next_score(ask, judged)
-        self._end(ask, settled, "rejected", judged.reason)
         ask.tries += 1
         if ask.tries >= self._config.max_asks:
-            return self._next_teacher(ask)
+            following = self._next_teacher(ask)
+            self._end(ask, settled, "rejected" if following else "failed", judged.reason)
+            return following
+        self._end(ask, settled, "rejected", judged.reason)
         prompt = self._prompts[settled.request.model]
         ask.messages = prompt.again(ask.messages, reply, judged.problem)
         return self._request(ask, ask.teachers[ask.turn], ask.messages)

@@ -89,11 +89,18 @@ def test_a_rejected_reply_is_asked_again_with_what_was_wrong():
     assert ask.accepted.rationale == WAY
 
 
-def test_tries_are_bounded():
+def test_tries_are_bounded_and_the_last_one_counts_as_failed_with_its_reason():
     subject = asker(max_asks=2)
     (ask,) = subject.asks([QUESTION], [mistake()], frozenset())
     play(subject, ask, WRONG, WRONG)
     assert ask.accepted is None
+    assert [(one.outcome, one.reason) for one in ask.ended] == [
+        ("rejected", "wrong_answer"),
+        ("failed", "wrong_answer"),
+    ]
+    metrics = shard_metrics([ask], request_rows([ask], 2, set()), 2)
+    assert (metrics["taught"], metrics["rejected"], metrics["failed"]) == (0, 1, 1)
+    assert metrics["reasons"] == {"wrong_answer": 2}
 
 
 @pytest.mark.parametrize("outcome", ["content_filter", "refusal", "http_400", "http_5xx", "timeout"])
