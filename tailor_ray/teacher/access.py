@@ -8,9 +8,8 @@ from urllib.parse import quote
 import httpx2
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.errors import Stopped
 from tailor_ray.teacher.client import bounded, open_client, read_key
-from tailor_ray.teacher.dispatch import access_error
+from tailor_ray.teacher.dispatch import access_error, quota_error
 from tailor_ray.teacher.outcomes import Fate
 from tailor_ray.teacher.pricing import check_prices
 
@@ -42,7 +41,7 @@ async def _check(endpoint: EndpointConfig) -> None:
             detail = got.failed.detail.replace(read_key(endpoint), "***")
             fate = got.failed.rule.fate
             if fate is Fate.QUOTA:
-                raise Stopped(f"the teacher at {endpoint.base_url} says that the quota is used up: {detail}")
+                raise quota_error(endpoint, detail)
             if fate is Fate.ACCESS and (got.failed.code != "http_404" or "model" in detail.lower()):
                 raise access_error(endpoint, detail)
             if fate is not Fate.RETRY or got.failed.code.startswith("http_"):

@@ -19,11 +19,11 @@ from dataclasses import replace
 from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.errors import Stopped, TailorError
+from tailor_ray.errors import StageError, Stopped, TailorError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.batch_api import BatchApi, Ended
 from tailor_ray.teacher.budget import Budget, Spend
-from tailor_ray.teacher.dispatch import Settled, access_error
+from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Bill, Checked, Fate, Usage
@@ -114,10 +114,11 @@ class BatchPool:
             return False
         name = uuid.uuid4().hex
         record = {"name": name, "model": chosen[0].model, "keys": [request.key for request in chosen], "batch": None}
-        self._store.write_bytes(f"{name}.jsonl", "".join(map(_line, chosen)).encode())
-        self._store.write_json(f"{name}.json", record)
+        # The worst case is in the ledger before there is a record by which the next driver would submit.
         self._ledger.stage(self._pending_row(request) for request in chosen)
         self._ledger.commit()
+        self._store.write_bytes(f"{name}.jsonl", "".join(map(_line, chosen)).encode())
+        self._store.write_json(f"{name}.json", record)
         self._follow(record)
         return True
 
@@ -171,8 +172,6 @@ class BatchPool:
         settled = []
         for key in record["keys"]:
             checked = ended.replies.get(key, Checked("expired", f"the batch ended as {ended.status} before it"))
-            if checked.rule.fate is Fate.ACCESS:
-                raise access_error(endpoint, checked.detail)
             row = rows.get(key) or LedgerRow(key, "pending", endpoint.model, "", 0, bodies[key], mode="batch")
             new = self._ended_row(endpoint, row, checked)
             self._ledger.stage([new])
@@ -182,7 +181,21 @@ class BatchPool:
         self._ledger.commit()
         self._store.delete(f"{record['name']}.json")
         self._store.delete(f"{record['name']}.jsonl")
+        self._check_end(record["batch"], endpoint, ended)
         self._hand_on(settled)
+
+    def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: Ended) -> None:
+        """Raise what ends the run. The batch is read and forgotten by then, so that the next driver asks anew."""
+        if ended.refusal is not None:
+            raise StageError(
+                f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
+                "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"
+            )
+        for checked in ended.replies.values():
+            if checked.rule.fate is Fate.ACCESS:
+                raise access_error(endpoint, checked.detail)
+            if checked.rule.fate is Fate.QUOTA:
+                raise quota_error(endpoint, checked.detail)
 
     def _take(self, key: str) -> TeacherRequest | None:
         """The request of this driver that a batch's line answers; None for one that only a dead driver knew."""

@@ -17,9 +17,9 @@ import openai
 from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from tailor_ray.config.teacher import EndpointConfig
-from tailor_ray.errors import StageError, Stopped
+from tailor_ray.errors import StageError
 from tailor_ray.teacher.client import read_key
-from tailor_ray.teacher.dispatch import access_error
+from tailor_ray.teacher.dispatch import access_error, quota_error
 from tailor_ray.teacher.outcomes import Checked, Fate, check_completion, check_status
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Ended:
 
     status: str
     replies: Mapping[str, Checked]
+    refusal: str | None = None  # what the API said when it took the input for no batch at all
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -93,16 +94,13 @@ class BatchApi:
         return self._call(scan)
 
     def look(self, batch_id: str) -> Ended | None:
-        """None while the batch goes on. Raises StageError when the API refused its input."""
+        """None while the batch goes on."""
         batch = self._call(lambda: self._client.batches.retrieve(batch_id))
         if batch.status not in ENDED:
             return None
         if batch.status == "failed":
             said = "; ".join(str(error.message) for error in (batch.errors.data if batch.errors else None) or [])
-            raise StageError(
-                f"the batch {batch_id} was refused: {said or 'no reason given'}; lower teacher.batch_max_requests, or "
-                "set teacher.mode to online"
-            )
+            return Ended(batch.status, {}, said or "no reason given")
         replies: dict[str, Checked] = {}
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
@@ -119,7 +117,7 @@ class BatchApi:
             checked = check_status(error.status_code, error.response.content)
             detail = checked.detail.replace(read_key(self._endpoint), "***")
             if checked.rule.fate is Fate.QUOTA:
-                raise Stopped(f"the teacher at {self._endpoint.base_url}: quota is used up: {detail}") from None
+                raise quota_error(self._endpoint, detail) from None
             if checked.rule.fate is Fate.ACCESS:
                 raise access_error(self._endpoint, detail) from None
             raise StageError(f"the batch API at {self._endpoint.base_url} says {detail}") from None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
 from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
 from tailor_ray.teacher.budget import Budget, Spend
-from tailor_ray.teacher.governor import Governor, Grant
+from tailor_ray.teacher.governor import WINDOW_S, Governor, Grant
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Bill, Fate, Outcome, Usage
@@ -83,6 +83,9 @@ class Dispatcher:
             endpoint.model: _Lane(endpoint, Governor(endpoint, now), price_of(endpoint))
             for endpoint in config.endpoints
         }
+        for model, earlier in ledger.recent(WINDOW_S).items():
+            if model in self._lanes:
+                self._lanes[model].governor.remember(earlier, now)
         self._open: dict[str, _Open] = {}
         self._held: defaultdict[str, set[str]] = defaultdict(set)  # actor -> keys
         self._order = itertools.count()
@@ -253,13 +256,16 @@ class Dispatcher:
         return max(wait, retry_after or 0.0)
 
     def _end_run(self, endpoint: EndpointConfig, outcome: Outcome) -> None:
-        if outcome.rule.fate is Fate.QUOTA:
-            self.stop = self.stop or Stopped(
-                f"the teacher at {endpoint.base_url} says that the quota is used up ({outcome.detail}); all replies "
-                "are kept: add quota and run the same command"
-            )
-        else:
-            self.stop = self.stop or access_error(endpoint, outcome.detail)
+        error = quota_error if outcome.rule.fate is Fate.QUOTA else access_error
+        self.stop = self.stop or error(endpoint, outcome.detail)
+
+
+def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint answers no more until somebody pays."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} says that the quota is used up ({detail}); all replies are kept: add "
+        "quota and run the same command"
+    )
 
 
 def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:

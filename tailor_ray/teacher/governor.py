@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tailor_ray.config.teacher import EndpointConfig
@@ -101,6 +101,14 @@ class Governor:
         self._pacer = Pacer(now)
         self._token_pacer = Pacer(now)
         self._mean_tokens = 0.0  # moving average of what requests really took: the pace goes by it
+
+    def remember(self, earlier: Iterable[tuple[float, int]], now: float) -> None:
+        """Count attempts of an earlier round or driver, oldest first: (seconds ago, tokens). Their minute is ours."""
+        for ago, tokens in earlier:
+            grant = Grant(now - ago, float(tokens))
+            for window in (self._requests, self._tokens):
+                if window is not None:
+                    window.add(grant)
 
     def reserve(self, tokens: int, now: float) -> Grant | None:
         """Permission to send one attempt that takes at most `tokens`; None when it is not yet time to ask."""

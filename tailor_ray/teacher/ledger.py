@@ -129,6 +129,26 @@ class Ledger:
             found = self._db.execute(query, (before_round,)).fetchall()
         return {(model, bool(first)): Means(*values) for model, first, *values in found}
 
+    def recent(self, seconds: float) -> dict[str, list[tuple[float, int]]]:
+        """Online attempts of the last `seconds` by model, oldest first: how long ago, and tokens at most.
+
+        A row tells the time of its last attempt; its earlier ones are counted there if the first was recent too.
+        """
+        now = time.time()
+        tokens = "input_tokens + output_tokens + lost_tokens + pending_tokens"
+        last = "iif(outcome = 'pending', ?, settled - iif(outcome = 'lost', 0, seconds))"
+        query = (
+            f"SELECT model, {last} AS last, iif(sent > ?, attempts, 1), {tokens} FROM ledger "
+            "WHERE mode = 'online' AND last > ? ORDER BY last"
+        )
+        found: dict[str, list[tuple[float, int]]] = {}
+        with self._lock:
+            rows = self._db.execute(query, (now, now - seconds, now - seconds)).fetchall()
+        for model, at, attempts, most in rows:
+            ago = max(now - at, 0.0)
+            found.setdefault(model, []).extend([(ago, most), *[(ago, 0)] * (attempts - 1)])
+        return found
+
     def add(self, rows: Iterable[LedgerRow]) -> int:
         """Take in rows of another ledger; those that are damaged or already here are left. Returns how many came in."""
         whole = [row for row in rows if row.is_whole() and row.is_final]

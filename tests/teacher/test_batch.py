@@ -135,13 +135,36 @@ def test_a_refused_file_a_wrong_key_and_a_used_up_budget_end_the_run(store):
         driver.ask(6)
         with pytest.raises(StageError, match="batch_max_requests"):
             driver.take(6)
-        driver.die()
+        driver.close()
+        driver = Driver(store.child("b"), sandbox.base_url, batch_max_requests=5)
+        assert driver.pool._budget.run_spent.tokens == 0  # nothing of the refused file is billed
+        driver.ask(6)
+        assert {one.row.outcome for one in driver.take(6)} == {"answered"}
+        driver.close()
         driver = Driver(store.child("c"), sandbox.base_url, budget_tokens=500)
         driver.ask(6)
         with pytest.raises(Stopped, match=r"teacher\.budget_tokens"):
             driver.take(6)
         assert driver.ledger.spent().tokens <= 500
         driver.close()
+
+
+@pytest.mark.parametrize(("fault", "error"), [("quota", Stopped), ("401", TeacherAccessError)])
+def test_a_line_that_ends_the_run_keeps_the_others_and_the_next_driver_asks_again(store, fault, error):
+    with SandboxProcess(SandboxOptions(faults=((fault, 0.5),))) as sandbox:
+        driver = Driver(store, sandbox.base_url)
+        driver.ask(10)
+        with pytest.raises(error):
+            driver.take(10)
+        kept = {row.key for row in driver.ledger.rows() if row.is_final}
+        driver.close()
+        assert 0 < len(kept) < 10
+        driver = Driver(store, sandbox.base_url)
+        driver.ask(10)
+        settled = driver.take(10)
+        driver.close()
+    assert {one.row.outcome for one in settled} == {"answered"}
+    assert {one.row.key for one in settled if one.from_ledger} == kept
 
 
 def test_online_replies_serve_batch_mode(store):
