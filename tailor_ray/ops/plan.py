@@ -1,16 +1,19 @@
 """`tailor-ray plan`: what a run will ask, cost and take, before anything is spent. Reads the data, calls nobody.
 
-Questions are counted from the task itself. Once a run folder has a ledger and an exam, their means take the place of
-the assumptions, which are listed below the table.
+Questions are counted from the task itself. Once a run folder has a ledger and an exam, what they show takes the place
+of the assumptions, which are listed below the table; rounds that are done are shown as what they took.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from itertools import islice
 
 from tailor_ray.config import RunConfig
 from tailor_ray.observe.progress import duration
-from tailor_ray.storage import Store, read_manifest
+from tailor_ray.records import Verdict
+from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 from tailor_ray.tasks import load_task
 from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.forecast import Amount, Basis, Forecast, forecast
@@ -31,7 +34,7 @@ def plan(config: RunConfig) -> str:
 
 
 def run_forecast(config: RunConfig, store: Store) -> Forecast:
-    """All rounds' requests, tokens and dollars; from the run's own ledger and last exam where it has them."""
+    """All rounds' requests, tokens and dollars; from the run's own ledger, exams and rounds where it has them."""
     task = load_task(config.task, config.seed)
     questions = sum(1 for _ in task.train)
     basis = Basis(
@@ -40,18 +43,45 @@ def run_forecast(config: RunConfig, store: Store) -> Forecast:
         kind=task.answer_kind,
         rounds=config.rounds.max_rounds,
         attempts=config.exam.samples,
-        mistake_share=_mistake_share(store),
+        done=_done(store),
     )
-    return forecast(config.teacher, basis, stored_rows(store.child("teacher")))
+    return forecast(config.teacher, _examined(basis, config, store), stored_rows(store.child("teacher")))
 
 
-def _mistake_share(store: Store) -> float | None:
-    """Share of wrong attempts in the latest exam, None before the first."""
+def _done(store: Store) -> dict[int, Amount]:
+    """What the rounds took whose teaching is committed."""
+    done = {}
+    for number in store.folders("rounds"):
+        manifest = read_manifest(store.child("rounds", number, "teach"))
+        if manifest is not None:
+            took = manifest.metrics
+            done[int(number)] = Amount(
+                took["requests"], took["input_tokens"], took["output_tokens"], took["cost_usd"], manifest.seconds
+            )
+    return done
+
+
+def _examined(basis: Basis, config: RunConfig, store: Store) -> Basis:
+    """The basis with the mistakes of the latest exam in place of assumed ones."""
     for number in sorted(store.folders("rounds"), reverse=True):
-        manifest = read_manifest(store.child("rounds", number, "exam"))
-        if manifest is not None and manifest.metrics["attempts"]:
-            return manifest.metrics["wrong"] / manifest.metrics["attempts"]
-    return None
+        folder = store.child("rounds", number, "exam")
+        manifest = read_manifest(folder)
+        if manifest is None:
+            continue
+        texts: defaultdict[str, set[str]] = defaultdict(set)
+        for part in committed_parts(folder, "attempts", verify=False):
+            rows = read_part(folder, part).select(["question_id", "text", "verdict"]).to_pylist()
+            for row in rows:
+                if row["verdict"] == Verdict.WRONG:
+                    texts[row["question_id"]].add(row["text"].strip())
+        wanted = sum(min(len(some), config.teacher.max_mistakes) for some in texts.values())
+        lengths = [len(text) for some in texts.values() for text in some]
+        return replace(
+            basis,
+            mistakes=wanted / max(1, manifest.metrics["questions"]),
+            mistake_characters=sum(lengths) / max(1, len(lengths)),
+        )
+    return basis
 
 
 def _table(made: Forecast) -> str:

@@ -24,8 +24,8 @@ CUT_OFF = "it was cut off by the length limit. Be briefer."
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One request of an ask, and how it ended: `accepted`; `rejected` by us, and asked again; `failed`, without a usable
-    reply or rejected for the last time; or, where it asked a peer about the lesson, `scored`."""
+    """One request of an ask, and how it ended: `accepted`; `rejected` by us, and asked again; `failed`, without a
+    usable reply or rejected for the last time; or, where it asked a peer about the lesson, `scored`."""
 
     settled: Settled
     number: int  # 1 for the first try, counted over all teachers

@@ -1,28 +1,33 @@
 """What teaching will take: requests, tokens, dollars and time, from the data and, once there is one, from the ledger.
 
 Calls nobody. Without a ledger, tokens are counted as a quarter of the characters (English text; the server's count is
-the truth) and an assumed length of reply; with one, the means of its rows take their place, by model and by whether
-the round was the first. Every assumption made is listed, so that a reader can judge it.
+the truth) and an assumed length of reply. With one, its rows take their place, by model and by kind of request: how
+many tokens a character makes, how long replies are, how many tries a lesson takes, how many lessons went on to the next
+teacher. Rounds that are done count as what they took. Every assumption made is listed, so that a reader can judge it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.teacher import Messages, TeacherPrompt
-from tailor_ray.records import AnswerKind, Question
-from tailor_ray.teacher.ledger_row import LedgerRow, Means
+from tailor_ray.records import AnswerKind, LessonKind, Question
+from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
 from tailor_ray.teacher.pricing import cost_usd, price_of
+from tailor_ray.teacher.request import make_request
 
 CHARACTERS_A_TOKEN = 4.0
 REPLY_TOKENS = 150.0
+FEEDBACK_SHARE = 1.5  # of a reply that says what went wrong too, beside a rationale alone
+SCORE_TOKENS = 10.0
 MISTAKE_SHARE = 0.5  # of a question's attempts, before there is an exam
+MISTAKE_CHARACTERS = 300.0
 SECONDS_A_CALL = 5.0
+RATIONALE, FEEDBACK, SCORE = LessonKind.RATIONALE.value, LessonKind.FEEDBACK.value, "score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,9 @@ class Basis:
     kind: AnswerKind
     rounds: int
     attempts: int  # a question and exam
-    mistake_share: float | None = None  # of all attempts; None before there was an exam
+    mistakes: float | None = None  # that get feedback, a question, as in the last exam; None before there was one
+    mistake_characters: float = MISTAKE_CHARACTERS
+    done: Mapping[int, Amount] = field(default_factory=dict)  # rounds whose teaching is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,100 +81,169 @@ class Forecast:
         }
 
 
-def learn(rows: Iterable[LedgerRow]) -> dict[tuple[str, bool], Means]:
-    """Means by model and by whether the round was the first."""
-    groups: defaultdict[tuple[str, bool], list[LedgerRow]] = defaultdict(list)
+@dataclass(slots=True)
+class Seen:
+    """Sums over a model's requests of one kind; `firsts` began a lesson, the others asked for it again."""
+
+    firsts: int = 0
+    requests: int = 0
+    characters: int = 0  # of the bodies sent
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    seconds: float = 0.0
+
+    def add(self, row: LedgerRow) -> None:
+        self.firsts += '"role":"assistant"' not in row.request  # a question's own quotes are escaped there
+        self.requests += 1
+        self.characters += len(row.request)
+        self.input += row.input_tokens
+        self.cached += row.cached_tokens
+        self.output += row.output_tokens
+        self.seconds += row.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is known of a lesson before it is asked for: characters of its first request by model, tokens of a reply."""
+
+    bodies: Mapping[str, float]
+    reply: float
+
+
+Learned = dict[tuple[str, str], Seen]  # by model and kind
+
+
+def learn(rows: Iterable[LedgerRow]) -> Learned:
+    """What replies of a ledger took."""
+    learned: Learned = {}
     for row in rows:
         if row.is_final and row.input_tokens:
-            groups[row.model, row.round == 1].append(row)
-    return {
-        group: Means(
-            sum(row.input_tokens for row in some) / len(some),
-            sum(row.output_tokens for row in some) / len(some),
-            sum(row.cached_tokens for row in some) / len(some),
-            sum(row.seconds for row in some) / len(some),
-        )
-        for group, some in groups.items()
-    }
+            learned.setdefault((row.model, _kind(row)), Seen()).add(row)
+    return learned
+
+
+def _kind(row: LedgerRow) -> str:
+    if "<reasoning>" in row.request:
+        return SCORE
+    return RATIONALE if row.round == 1 else FEEDBACK
 
 
 def forecast(config: TeacherConfig, basis: Basis, rows: Iterable[LedgerRow] = ()) -> Forecast:
     """Forecast all rounds of a run; `rows` are those of its ledger, or of another run's on like questions."""
-    means = learn(rows)
-    share = MISTAKE_SHARE if basis.mistake_share is None else basis.mistake_share
-    mistakes = min(share * basis.attempts, float(config.max_mistakes))
+    learned = learn(rows)
     rounds = []
     for number in range(1, basis.rounds + 1):
-        lessons = basis.questions * (config.rationales if number == 1 else mistakes)
-        rounds.append(round_amount(config, basis, round(lessons), number, means))
-    return Forecast(tuple(rounds), tuple(_assumptions(config, basis, means, share)))
+        if number in basis.done:
+            rounds.append(basis.done[number])
+            continue
+        kind, each = (RATIONALE, config.rationales) if number == 1 else (FEEDBACK, _mistakes(config, basis))
+        sizes = Sizes(
+            {endpoint.model: _body(endpoint, basis, kind) for endpoint in config.endpoints},
+            sum(map(reply_guess, basis.sample)) / max(1, len(basis.sample)),
+        )
+        rounds.append(round_amount(config, kind, basis.questions * each, sizes, learned))
+    return Forecast(tuple(rounds), tuple(_assumptions(config, basis, learned)))
 
 
-def round_amount(
-    config: TeacherConfig, basis: Basis, lessons: int, round_: int, means: dict[tuple[str, bool], Means]
-) -> Amount:
-    """What so many lessons of a round take. A cascade asks its first teacher; a committee asks all."""
-    asked = config.endpoints if config.arrangement == "committee" else config.endpoints[:1]
-    total = Amount()
-    for endpoint in asked:
-        mean = means.get((endpoint.model, round_ == 1)) or _guess(endpoint, basis, round_)
-        total += amount_of(endpoint, mean, lessons, config.mode == "batch")
+def _mistakes(config: TeacherConfig, basis: Basis) -> float:
+    """Lessons of a question in a later round."""
+    if basis.mistakes is not None:
+        return basis.mistakes
+    return min(MISTAKE_SHARE * basis.attempts, float(config.max_mistakes))
+
+
+def round_amount(config: TeacherConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned) -> Amount:
+    """What so many lessons take. A committee asks all its teachers, a cascade the next for what one fails at."""
+    total, first, batch = Amount(), learned.get((config.model, kind)), config.mode == "batch"
+    for endpoint in config.endpoints:
+        share = 1.0
+        if config.arrangement == "cascade" and endpoint.model != config.model:
+            seen = learned.get((endpoint.model, kind))
+            share = seen.firsts / first.firsts if seen and first and first.firsts else 0.0
+        total += _amount(endpoint, kind, lessons * share, sizes, learned, batch)
+        if config.peer_scores:
+            total += _amount(endpoint, SCORE, lessons * (len(config.endpoints) - 1), sizes, learned, batch)
     return total
 
 
-def amount_of(endpoint: EndpointConfig, mean: Means, requests: int, batch: bool) -> Amount:
-    """So many requests of a mean size."""
-    usage = Usage(round(requests * mean.input), round(requests * mean.cached), round(requests * mean.output))
-    dollars = cost_usd(price_of(endpoint), usage, batch)
-    return Amount(requests, usage.input, usage.output, dollars, requests / _rate(endpoint, mean))
+def _amount(endpoint: EndpointConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned, batch: bool) -> Amount:
+    """One teacher's part: by what its requests of this kind took, else by its rationales, else by lengths of text."""
+    seen, like = learned.get((endpoint.model, kind)), learned.get((endpoint.model, RATIONALE))
+    if seen is not None:
+        requests = lessons * seen.requests / max(1, seen.firsts)
+        tokens = Usage(*(round(requests * total / seen.requests) for total in (seen.input, seen.cached, seen.output)))
+        seconds = seen.seconds / seen.requests
+    else:
+        of_a_character, reply, seconds, tries = 1 / CHARACTERS_A_TOKEN, sizes.reply, SECONDS_A_CALL, 1.0
+        if like is not None:
+            of_a_character, reply = like.input / like.characters, like.output / like.requests
+            seconds, tries = like.seconds / like.requests, like.requests / max(1, like.firsts)
+        requests = lessons * (1.0 if kind == SCORE else tries)
+        reply = {SCORE: SCORE_TOKENS, FEEDBACK: reply * FEEDBACK_SHARE}.get(kind, reply)
+        body = sizes.bodies.get(endpoint.model) or max(sizes.bodies.values(), default=0.0)
+        tokens = Usage(
+            round(requests * body * of_a_character), 0, round(requests * min(reply, float(endpoint.max_tokens)))
+        )
+    dollars = cost_usd(price_of(endpoint), tokens, batch)
+    a_second = _rate(endpoint, seconds, (tokens.input + tokens.output) / max(requests, 1.0))
+    return Amount(round(requests), tokens.input, tokens.output, dollars, requests / a_second)
 
 
-def lesson_amount(
-    endpoint: EndpointConfig, body: str, round_: int, means: dict[tuple[str, bool], Means], batch: bool
-) -> Amount:
-    """What one lesson takes whose first request is known; `means` are those of earlier rounds."""
-    reply = min(REPLY_TOKENS, float(endpoint.max_tokens))
-    guess = Means(len(body) / CHARACTERS_A_TOKEN, reply, 0.0, SECONDS_A_CALL)
-    return amount_of(endpoint, means.get((endpoint.model, round_ == 1), guess), 1, batch)
+def reply_guess(question: Question) -> float:
+    """Tokens of a rationale of this question, by the gold one's length where there is one."""
+    return 1.5 * len(question.rationale) / CHARACTERS_A_TOKEN + 20 if question.rationale else REPLY_TOKENS
 
 
-def _guess(endpoint: EndpointConfig, basis: Basis, round_: int) -> Means:
+def _body(endpoint: EndpointConfig, basis: Basis, kind: str) -> float:
+    """Characters of a request's body, on average over the sample."""
     prompt = TeacherPrompt(basis.kind, endpoint.output == "json_schema")
-    attempt = "x" * round(REPLY_TOKENS * CHARACTERS_A_TOKEN / 2)
-    prompts = [prompt.rationale(q) if round_ == 1 else prompt.feedback(q, attempt) for q in basis.sample]
-    size = sum(map(_tokens, prompts)) / max(1, len(prompts))
-    gold = [len(question.rationale) / CHARACTERS_A_TOKEN for question in basis.sample if question.rationale]
-    reply = 1.5 * sum(gold) / len(gold) + 20 if gold else REPLY_TOKENS
-    return Means(size, min(reply, float(endpoint.max_tokens)), 0.0, SECONDS_A_CALL)
+    mistake = "x" * round(basis.mistake_characters)
+
+    def size(question: Question) -> int:
+        lesson = LessonKind.RATIONALE if kind == RATIONALE else LessonKind.FEEDBACK
+        messages: Messages = (
+            prompt.rationale(question) if lesson is LessonKind.RATIONALE else prompt.feedback(question, mistake)
+        )
+        request = make_request(
+            endpoint,
+            messages,
+            prompt.response_format(lesson),
+            sample=0,
+            question_id=question.id,
+            round_=1,
+            priority=(0.0, 0, ""),
+        )
+        return len(request.body)
+
+    return sum(map(size, basis.sample)) / max(1, len(basis.sample))
 
 
-def _rate(endpoint: EndpointConfig, mean: Means) -> float:
+def _rate(endpoint: EndpointConfig, seconds: float, tokens: float) -> float:
     """Requests a second that the limits allow."""
-    rates = [endpoint.max_in_flight / max(mean.seconds, 0.01)]
+    rates = [endpoint.max_in_flight / max(seconds, 0.01)]
     if endpoint.requests_per_minute:
         rates.append(endpoint.requests_per_minute / 60)
     if endpoint.tokens_per_minute:
-        rates.append(endpoint.tokens_per_minute / 60 / max(mean.input + mean.output, 1.0))
+        rates.append(endpoint.tokens_per_minute / 60 / max(tokens, 1.0))
     return min(rates)
 
 
-def _tokens(messages: Messages) -> float:
-    return sum(len(message["content"]) / CHARACTERS_A_TOKEN + 4 for message in messages)
-
-
-def _assumptions(
-    config: TeacherConfig, basis: Basis, means: dict[tuple[str, bool], Means], share: float
-) -> Sequence[str]:
-    said = []
-    if basis.mistake_share is None and basis.rounds > 1:
-        said.append(f"{share:.0%} of the attempts are mistakes (no exam yet)")
-    elif basis.rounds > 1:
-        said.append(f"{share:.0%} of the attempts are mistakes, as in the last exam")
+def _assumptions(config: TeacherConfig, basis: Basis, learned: Learned) -> Sequence[str]:
+    said = [f"round {number} counts as what it took" for number in sorted(basis.done)]
+    later = [number for number in range(2, basis.rounds + 1) if number not in basis.done]
+    if later and basis.mistakes is None:
+        said.append(f"{MISTAKE_SHARE:.0%} of the attempts are mistakes (no exam yet)")
+    elif later:
+        said.append(f"{basis.mistakes:.2g} mistakes a question get feedback, as in the last exam")
+    wanted = [RATIONALE] * (1 not in basis.done) + [FEEDBACK] * bool(later)
     for endpoint in config.endpoints:
-        first, later = (endpoint.model, True) in means, (endpoint.model, False) in means
-        if not first or (basis.rounds > 1 and not later):
+        unknown = [kind for kind in wanted if (endpoint.model, kind) not in learned]
+        if (endpoint.model, RATIONALE) in learned:
+            said += [f"{endpoint.model}: tokens of {kind} are estimated from its rationales" for kind in unknown]
+        elif unknown:
             said.append(f"{endpoint.model}: tokens are estimated from text length, {SECONDS_A_CALL:.0f} s a call")
+            said.append(f"{endpoint.model}: each lesson is accepted at the first request; further tries come on top")
         if price_of(endpoint) is None:
             said.append(f"{endpoint.model}: its price is not known and counted as 0; set teacher.price")
-    said.append("each lesson is accepted at the first request; further tries come on top")
     return said

@@ -25,7 +25,7 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger_files import LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow, Means
+from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow
 
 log = logging.getLogger(__name__)
 
@@ -119,15 +119,10 @@ class Ledger:
             usd, tokens = self._db.execute(query, values).fetchone()
         return Spend(float(usd), int(tokens))
 
-    def means(self, before_round: int) -> dict[tuple[str, bool], Means]:
-        """What one final reply of earlier rounds took, by model and by whether its round was the first."""
-        columns = "avg(input_tokens), avg(output_tokens), avg(cached_tokens), avg(seconds)"
+    def settled_before(self, round_: int) -> Iterator[LedgerRow]:
+        """Rows of earlier rounds that have their last word, one by one: a long ledger need not fit into memory."""
         final = ",".join(f"'{outcome}'" for outcome in sorted(FINAL))
-        where = f"WHERE outcome IN ({final}) AND input_tokens > 0 AND round < ? GROUP BY model, round = 1"
-        query = f"SELECT model, round = 1, {columns} FROM ledger {where}"
-        with self._lock:
-            found = self._db.execute(query, (before_round,)).fetchall()
-        return {(model, bool(first)): Means(*values) for model, first, *values in found}
+        yield from self._select(f"WHERE outcome IN ({final}) AND round < {round_:d}")
 
     def recent(self, seconds: float) -> dict[str, list[tuple[float, int]]]:
         """Online attempts of the last `seconds` by model, oldest first: how long ago, and tokens at most.

@@ -74,16 +74,6 @@ class LedgerRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What one request took, on average over some rows."""
-
-    input: float
-    output: float
-    cached: float
-    seconds: float
-
-
 _REAL = "REAL NOT NULL"
 _SQL = {"str": "TEXT NOT NULL", "str | None": "TEXT", "int": "INTEGER NOT NULL", "float": _REAL}
 _ARROW = {"str": pa.string(), "str | None": pa.string(), "int": pa.int64(), "float": pa.float64()}

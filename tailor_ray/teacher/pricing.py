@@ -21,6 +21,7 @@ PRICES: dict[str, PriceConfig] = {
     "gpt-4.1-nano": PriceConfig(input=0.1, cached_input=0.025, output=0.4),
     "gpt-4o": PriceConfig(input=2.5, cached_input=1.25, output=10.0),
     "gpt-4o-mini": PriceConfig(input=0.15, cached_input=0.075, output=0.6),
+    "gpt-3.5-turbo": PriceConfig(input=0.5, output=1.5),
     "o3": PriceConfig(input=2.0, cached_input=0.5, output=8.0),
     "o4-mini": PriceConfig(input=1.1, cached_input=0.275, output=4.4),
     "deepseek-chat": PriceConfig(input=0.27, cached_input=0.07, output=1.1, batch_discount=0.0),

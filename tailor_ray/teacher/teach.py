@@ -25,9 +25,8 @@ from tailor_ray.storage import Part, Store, commit_part, committed_parts
 from tailor_ray.teacher.asks import Ask, Asker
 from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.forecast import Amount, lesson_amount
+from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import Means
 from tailor_ray.teacher.pool import TeacherPool
 from tailor_ray.teacher.pricing import check_prices
 from tailor_ray.teacher.request import TeacherRequest, canonical
@@ -70,7 +69,9 @@ class _State:
     parts: list[Part] = field(default_factory=list)
     waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
-    forecast: Amount = field(default_factory=Amount)  # made as each shard comes, before its first request is sent
+    lessons: Counter[str] = field(default_factory=Counter)  # wanted, by the teacher that is asked first
+    characters: Counter[str] = field(default_factory=Counter)  # of their first requests
+    reply_tokens: float = 0.0  # guessed for all of them
 
 
 def teach(job: TeachJob, shards: Iterable[Shard], store: Store, ledger: Store) -> dict[str, Any]:
@@ -82,20 +83,28 @@ def teach(job: TeachJob, shards: Iterable[Shard], store: Store, ledger: Store) -
     check_prices(job.config)
     book = Ledger(ledger, keep_batches=job.config.mode == "batch")
     events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    means = book.means(before_round=job.round)
+    learned = learn(book.settled_before(job.round))
     pool = _open_pool(job, book, ledger, events)
     gate = Gate(None if job.config.mode == "batch" else OPEN_SHARDS)  # a batch is sent when all shards are in
     threading.Thread(target=_feed, args=(shards, events, gate), name="teach-feed", daemon=True).start()
     try:
-        state = _Stage(job, store, pool, means, gate).run(events)
+        state = _Stage(job, store, pool, gate).run(events)
     finally:
         gate.close()
         pool.close()
         book.close()
     metrics = total_metrics([part.info["metrics"] for part in state.parts])
-    metrics["forecast"] = asdict(state.forecast)
+    metrics["forecast"] = asdict(_forecast(job, state, learned))
     check_yield(metrics, job.config)
     return metrics
+
+
+def _forecast(job: TeachJob, state: _State, learned: Learned) -> Amount:
+    """What was to be expected when the shards came, from the rounds before."""
+    bodies = {model: state.characters[model] / lessons for model, lessons in state.lessons.items()}
+    sizes = Sizes(bodies, state.reply_tokens / max(1, state.lessons.total()))
+    kind = RATIONALE if job.round == 1 else FEEDBACK
+    return round_amount(job.config, kind, state.lessons[job.config.model], sizes, learned)
 
 
 def _open_pool(
@@ -147,12 +156,10 @@ class _Stage:
         job: TeachJob,
         store: Store,
         pool: TeacherPool | BatchPool,
-        means: dict[tuple[str, bool], Means],
         gate: Gate,
     ) -> None:
         self._job = job
         self._gate = gate
-        self._means = means
         self._store = store
         self._pool = pool
         self._asker = Asker(job.config, job.grader, job.round)
@@ -185,7 +192,10 @@ class _Stage:
         self._state.counts["wanted"] += len(asks)
         work = _Work(index, _digest(asks), asks, len(asks))
         first = [(work, ask, self._asker.first(ask)) for ask in asks]
-        self._foresee(first)
+        for _, ask, request in first:
+            self._state.reply_tokens += reply_guess(ask.question)
+            self._state.lessons[request.model] += 1
+            self._state.characters[request.model] += len(request.body)
         done = self._done.get(index)
         if done is not None and done.info["digest"] == work.digest:
             self._state.counts["done"] += len(asks)
@@ -195,11 +205,6 @@ class _Stage:
             self._commit(work)
             return
         self._send(first)
-
-    def _foresee(self, wanted: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
-        batch = self._job.config.mode == "batch"
-        amounts = [lesson_amount(a.teachers[0], r.body, self._job.round, self._means, batch) for _, a, r in wanted]
-        self._state.forecast = sum(amounts, self._state.forecast)
 
     def _send(self, wanted: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
         """Requests that two asks share are sent once, and answer both."""

@@ -2,9 +2,15 @@
 
 import re
 
+import pytest
+
 from tailor_ray.config import RunConfig
 from tailor_ray.ops.plan import plan, run_forecast
-from tailor_ray.storage import Manifest, Store, commit_manifest
+from tailor_ray.records import ATTEMPT_SCHEMA, Attempt, Verdict, to_table
+from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part
+from tailor_ray.tasks import grader_for, load_task
+from tailor_ray.teacher.sandbox_process import open_teacher
+from tailor_ray.teacher.teach import TeachJob, teach
 
 
 def config(tmp_path, **teacher):
@@ -31,10 +37,44 @@ def test_a_plan_shows_each_round_and_the_sum_and_says_what_it_assumes(tmp_path):
     assert not list(tmp_path.iterdir())  # it wrote nothing
 
 
-def test_the_last_exam_takes_the_place_of_an_assumed_share_of_mistakes(tmp_path):
-    settings = config(tmp_path)
-    store = Store.open(str(tmp_path)).child("try")
-    before = run_forecast(settings, store).rounds[1].requests
-    exam = store.child("rounds", "01", "exam")
-    commit_manifest(exam, Manifest("exam", 1, "", {}, (), 1.0, {"attempts": 1000, "wrong": 10}))
-    assert 0 < run_forecast(settings, store).rounds[1].requests < before
+def examine(store, number, questions, wrong_share):
+    """An exam whose students get so many questions wrong, each in two ways; returns its shard."""
+    attempts = [
+        Attempt(q.id, k, f"It is {k} + 1, I think. Answer: {int(q.answer) + k % 2 + 1}", "stop", "", verdict, k, 9, 9)
+        for index, q in enumerate(questions)
+        for verdict in [Verdict.WRONG if index < wrong_share * len(questions) else Verdict.CORRECT]
+        for k in range(2)
+    ]
+    folder = store.child("rounds", f"{number:02d}", "exam")
+    commit_part(folder, "attempts", 0, to_table(attempts, ATTEMPT_SCHEMA))
+    commit_manifest(folder, Manifest("exam", number, "", {}, (), 1.0, {"questions": len(questions)}))
+    return questions, attempts
+
+
+def teach_round(store, settings, teacher, number, shard):
+    """The round's teaching over HTTP, committed; returns its metrics."""
+    folder = store.child("rounds", f"{number:02d}", "teach")
+    metrics = teach(TeachJob(teacher, number, grader_for(settings.task)), [shard], folder, store.child("teacher"))
+    commit_manifest(folder, Manifest("teach", number, "", {}, (), 2.0, metrics))
+    return metrics
+
+
+@pytest.mark.parametrize("wrong_share", [0.0, 0.3])
+def test_after_the_first_round_the_forecast_is_within_a_quarter(tmp_path, monkeypatch, wrong_share):
+    """Of requests, tokens and dollars of the next round, from nothing but what is in the run folder."""
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    settings = config(tmp_path / "runs", mode="batch", batch_poll_s=0.1, sandbox={"wrong_share": wrong_share})
+    store = Store.open(str(tmp_path / "runs")).child("try")
+    questions = list(load_task(settings.task, settings.seed).train)
+    with open_teacher(settings.teacher) as teacher:
+        first = teach_round(store, settings, teacher, 1, examine(store, 1, questions, 0.6))
+        after = run_forecast(settings, store)
+        second = teach_round(store, settings, teacher, 2, examine(store, 2, questions, 0.55))
+    for name in ("requests", "input_tokens", "output_tokens", "cost_usd"):
+        assert getattr(after.rounds[0], name) == first[name]
+        assert getattr(after.rounds[1], name) == pytest.approx(second[name], rel=0.25), name
+        assert second["forecast"][name] == pytest.approx(second[name], rel=0.25), name
+    assert first["forecast"]["requests"] == first["wanted"] == len(questions)
+    assert f"{second['requests']:,}" in plan(settings)
+    finished = "\n".join(run_forecast(settings, store).assumptions)
+    assert "round 2 counts as what it took" in finished

@@ -6,13 +6,15 @@ import pytest
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig
 from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
 from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
-from tailor_ray.teacher.forecast import Basis, forecast
+from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Usage
 from tailor_ray.teacher.pricing import PRICES, check_prices, cost_usd, price_of, worst_usd
+from tailor_ray.teacher.request import make_request
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
 
@@ -32,20 +34,53 @@ def test_from_data_alone_the_assumptions_are_said():
 
 
 def test_a_ledger_takes_the_place_of_guesses():
+    again = '{"messages":[{"content":"no","role":"assistant"}]}'
+    seen = {"model": "sandbox-teacher", "cached_tokens": 100}
     rows = [
-        row(1, model="sandbox-teacher", input_tokens=200, output_tokens=80, cached_tokens=100, seconds=2.0),
-        row(2, model="sandbox-teacher", input_tokens=400, output_tokens=40, cached_tokens=100, seconds=4.0),
-        row(3, model="sandbox-teacher", round=2, input_tokens=900, output_tokens=90, seconds=2.0),
-        row(4, model="sandbox-teacher", outcome="timeout"),
+        row(1, **seen, input_tokens=200, output_tokens=80, seconds=2.0),
+        row(2, **seen, input_tokens=400, output_tokens=40, seconds=4.0),
+        row(3, **seen, input_tokens=600, output_tokens=60, seconds=3.0, request=again),  # half of them were asked again
+        row(4, model="sandbox-teacher", round=2, input_tokens=900, output_tokens=90, seconds=2.0),
+        row(5, model="sandbox-teacher", outcome="timeout"),
     ]
-    basis = replace(BASIS, mistake_share=0.25)
-    seen = forecast(config(price=PRICE, max_in_flight=10), basis, rows)
-    first, later = seen.rounds[:2]
-    assert (first.input_tokens, first.output_tokens) == (300_000, 60_000)
-    assert first.cost_usd == pytest.approx(1000 * (200 * 1.0 + 100 * 0.5 + 60 * 10) / 1e6)
-    assert first.seconds == pytest.approx(1000 / (10 / 3.0))
+    forecasted = forecast(config(price=PRICE, max_in_flight=10), replace(BASIS, mistakes=1.0), rows)
+    first, later = forecasted.rounds[:2]
+    assert (first.requests, first.input_tokens, first.output_tokens) == (1500, 600_000, 90_000)
+    assert first.cost_usd == pytest.approx(1500 * (300 * 1.0 + 100 * 0.5 + 60 * 10) / 1e6)
+    assert first.seconds == pytest.approx(1500 / (10 / 3.0))
     assert (later.requests, later.input_tokens) == (1000, 900_000)
-    assert not any("estimated" in said for said in seen.assumptions)
+    assert not any("estimated" in said for said in forecasted.assumptions)
+
+
+def test_feedback_is_estimated_from_the_rationales_of_the_same_teacher():
+    asked = make_request(
+        config(), TeacherPrompt(AnswerKind.NUMBER).rationale(QUESTION), None,
+        sample=0, question_id="q1", round_=1, priority=(0.0, 0, ""),
+    ).body  # fmt: skip
+    dense = row(1, model="sandbox-teacher", request=asked, input_tokens=len(asked) // 2, output_tokens=60, seconds=1.0)
+    guessed, learned = (forecast(config(price=PRICE), replace(BASIS, mistakes=2.0), rows) for rows in ((), (dense,)))
+    assert learned.rounds[1].input_tokens == pytest.approx(2 * guessed.rounds[1].input_tokens, rel=0.01)  # 2, not 4
+    assert learned.rounds[1].output_tokens == 2000 * 60 * FEEDBACK_SHARE
+    assert any("from its rationales" in said for said in learned.assumptions)
+    longer = forecast(config(), replace(BASIS, mistakes=2.0, mistake_characters=3000.0), (dense,))
+    assert longer.rounds[1].input_tokens > 2 * learned.rounds[1].input_tokens
+
+
+def test_a_cascade_asks_the_next_for_the_share_that_went_on():
+    rows = [row(n, model="cheap", input_tokens=100, output_tokens=10) for n in range(10)]
+    rows += [row(n + 10, model="dear", input_tokens=100, output_tokens=10) for n in range(3)]
+    settings = config(model="cheap", also=({"model": "dear"},))
+    assert forecast(settings, BASIS, rows).rounds[0].requests == 1300
+    scored = config(model="cheap", also=({"model": "dear"},), arrangement="committee", peer_scores=True)
+    assert forecast(scored, BASIS, rows).rounds[0].requests == 4000  # each writes, and scores the other's
+
+
+def test_rounds_that_are_done_count_as_what_they_took():
+    took = Amount(7, 70, 7, 0.5, 3.0)
+    seen = forecast(config(price=PRICE), replace(BASIS, done={1: took}))
+    assert seen.rounds[0] == took
+    assert seen.total.cost_usd == pytest.approx(0.5 + sum(amount.cost_usd for amount in seen.rounds[1:]))
+    assert any("round 1 counts as what it took" in said for said in seen.assumptions)
 
 
 def test_limits_committees_and_batches():
