@@ -1,11 +1,12 @@
 """What the teacher pool costs and keeps, against a bare AsyncOpenAI loop on the same loopback server.
 
-    python jobs/benchmarks/teacher.py [--only speed|limit|find|kill] [--requests 4000] [--repeats 3]
+    python jobs/benchmarks/teacher.py [--only speed in_flight limit find kill rivals] [--requests 4000] [--repeats 3]
 
 Prints a table, and as its last line one JSON object: ideal_share_at_1s, wall_ratio_to_bare_client,
 cpu_ratio_to_bare_client, limit_used, http_429, limit_exceeded, paid_twice, and what they were computed from.
-Start-up (processes, imports, connections) is left out for both; client CPU is that of the driver and its actors, and
-of the bare client's process. The server is the sandbox teacher in answers mode, in a process of its own.
+Start-up is left out for both: the clock starts when the first SKIPPED replies of a run are in, and stops at its last
+one. Client CPU is that of the driver and its actors, and of the bare client's process. The server is the sandbox
+teacher in answers mode, in a process of its own. `rivals` sets Curator and distilabel beside it where they install.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import json
 import os
 import queue
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,12 +24,14 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import psutil
+from teacher_rivals import MANY, ask, rivals
 
 from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
 from tailor_ray.storage import Store
@@ -38,8 +42,11 @@ from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
 
 IN_FLIGHT = 256
+LEASED = IN_FLIGHT + IN_FLIGHT // 4 + 4  # with those that wait at an actor for a free slot
+SKIPPED = 2 * IN_FLIGHT  # replies before the clock starts
 LIMIT = 6000.0
 UNLIMITED = 1e7  # a limit that is known and never reached: the rate need not be found
+PARTS = ["speed", "in_flight", "kill", "limit", "find", "rivals"]
 
 
 def messages(number: int) -> list[dict[str, str]]:
@@ -66,19 +73,19 @@ class Client:
         self.ledger = Ledger(Store.open(str(folder)))
         self.pool = TeacherPool(config, self.ledger, 1, self.settled.put, self.settled.put)
 
-    def run(self, wanted: Sequence[TeacherRequest], halfway: Any = None) -> float:
-        """Seconds until all of them are settled; `halfway` is called once half of them are."""
-        start, left = time.monotonic(), len(wanted)
+    def run(self, wanted: Sequence[TeacherRequest], at: int = 0, then: Callable[[], None] = lambda: None) -> float:
+        """Seconds until all of them are settled, from when `at` of them are; `then` is called at that moment."""
         self.pool.submit(wanted)
+        start, left = 0.0, len(wanted)
         while left:
+            if not start and len(wanted) - left >= at:
+                start = time.monotonic()
+                then()
             got = self.settled.get()
             if isinstance(got, BaseException):
                 raise got
             assert all(one.row.outcome == "answered" for one in got), Counter(one.row.outcome for one in got)
             left -= len(got)
-            if halfway is not None and left <= len(wanted) // 2:
-                halfway()
-                halfway = None
         return time.monotonic() - start
 
     def close(self) -> None:
@@ -100,11 +107,11 @@ def cpu_seconds(own: Sequence[psutil.Process]) -> float:
 
 
 @contextmanager
-def server(folder: Path, **settings: Any) -> Iterator[tuple[str, Path]]:
+def server(folder: Path, window_s: float = 60.0, **settings: Any) -> Iterator[tuple[str, Path]]:
     answers, log = folder / "answers.jsonl", folder / f"access-{time.monotonic_ns()}.jsonl"
     answers.write_text(json.dumps({"question": "none", "answer": "1", "rationale": None}) + "\n")
     config = SandboxConfig(answers=str(answers), access_log=str(log), **settings)
-    with SandboxProcess(SandboxOptions(config)) as sandbox:
+    with SandboxProcess(SandboxOptions(config, limit_window_s=window_s)) as sandbox:
         yield sandbox.base_url, log
 
 
@@ -112,16 +119,21 @@ def read_log(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def ours(url: str, folder: Path, count: int, **settings: Any) -> dict[str, float]:
-    config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED, **settings)
+def ours(url: str, folder: Path, count: int, in_flight: int = IN_FLIGHT, **settings: Any) -> dict[str, float]:
+    config = TeacherConfig(base_url=url, max_in_flight=in_flight, requests_per_minute=UNLIMITED, **settings)
     client = Client(config, folder / f"ledger-{time.monotonic_ns()}")
-    client.run(requests(config, 10**6, 2 * IN_FLIGHT))
-    own = [psutil.Process(), *processes("ray::TeacherActor")]
-    before = cpu_seconds(own)
-    seconds = client.run(requests(config, 0, count))
+    own: list[psutil.Process] = []
+    before = 0.0
+
+    def begin() -> None:
+        nonlocal before
+        own.extend([psutil.Process(), *processes("ray::TeacherActor")])
+        before = cpu_seconds(own)
+
+    seconds = client.run(requests(config, 0, count + 2 * in_flight), 2 * in_flight, begin)
     cpu = cpu_seconds(own) - before
     client.close()
-    return {"seconds": seconds, "cpu_ms": cpu / count * 1000}
+    return {"rate": count / seconds, "cpu_ms": cpu / count * 1000}
 
 
 def bare(url: str, count: int) -> dict[str, float]:
@@ -140,7 +152,11 @@ async def bare_main(url: str, count: int) -> dict[str, float]:
     )
     slots = asyncio.Semaphore(IN_FLIGHT)
 
+    own = [psutil.Process()]
+    done, start, before = 0, 0.0, 0.0
+
     async def one(number: int) -> None:
+        nonlocal done, start, before
         async with slots:
             reply = await client.chat.completions.create(
                 model="sandbox-teacher",
@@ -149,12 +165,12 @@ async def bare_main(url: str, count: int) -> dict[str, float]:
                 max_tokens=512,
             )
             assert reply.choices[0].message.content
+        done += 1
+        if done == SKIPPED:
+            start, before = time.monotonic(), cpu_seconds(own)
 
-    await asyncio.gather(*(one(n) for n in range(2 * IN_FLIGHT)))
-    own = [psutil.Process()]
-    before, start = cpu_seconds(own), time.monotonic()
-    await asyncio.gather(*(one(n) for n in range(count)))
-    result = {"seconds": time.monotonic() - start, "cpu_ms": (cpu_seconds(own) - before) / count * 1000}
+    await asyncio.gather(*(one(n) for n in range(SKIPPED + count)))
+    result = {"rate": count / (time.monotonic() - start), "cpu_ms": (cpu_seconds(own) - before) / count * 1000}
     await client.close()
     return result
 
@@ -168,20 +184,35 @@ def speed(folder: Path, count: int, repeats: int) -> dict[str, Any]:
                 rows["bare"].append(bare(url, count))
                 rows["ours"].append(ours(url, folder, count))
         for name, runs in rows.items():
-            rates = sorted(count / run["seconds"] for run in runs)
-            cpus = sorted(run["cpu_ms"] for run in runs)
-            pace = f"{statistics.median(rates):.0f} requests/s ({rates[0]:.0f}-{rates[-1]:.0f})"
-            show(f"{name} at {latency} s", pace,
-                 f"{statistics.median(cpus):.2f} ms CPU a request ({cpus[0]:.2f}-{cpus[-1]:.2f})")  # fmt: skip
-        middle = {name: statistics.median(run["seconds"] for run in runs) for name, runs in rows.items()}
+            show_runs(f"{name} at {latency} s", runs)
+        rate = {name: statistics.median(run["rate"] for run in runs) for name, runs in rows.items()}
+        out[f"requests_per_s_at_{latency}s"] = {name: round(value) for name, value in rate.items()}
         if latency == 1.0:
-            out["ideal_share_at_1s"] = round(count / middle["ours"] / IN_FLIGHT, 4)
-            out["bare_ideal_share_at_1s"] = round(count / middle["bare"] / IN_FLIGHT, 4)
+            out["ideal_share_at_1s"] = round(rate["ours"] / IN_FLIGHT, 4)
+            out["bare_ideal_share_at_1s"] = round(rate["bare"] / IN_FLIGHT, 4)
         else:
             cpu = {name: statistics.median(run["cpu_ms"] for run in runs) for name, runs in rows.items()}
-            out["wall_ratio_to_bare_client"] = round(middle["ours"] / middle["bare"], 3)
+            out["wall_ratio_to_bare_client"] = round(rate["bare"] / rate["ours"], 3)
             out["cpu_ratio_to_bare_client"] = round(cpu["ours"] / cpu["bare"], 3)
-            out["requests_per_s_at_0.2s"] = {name: round(count / value) for name, value in middle.items()}
+    return out
+
+
+def in_flight(folder: Path) -> dict[str, Any]:
+    """More than 2,000 calls in flight, with 1 and with 4 actors, as the server saw them."""
+    wanted, latency = 2048, 5.0
+    out: dict[str, Any] = {"most_in_flight": wanted, "ideal_share_at_2048": 1.0}
+    for actors in (1, 4):
+        with server(folder, latency_s=latency) as (url, log):
+            run = ours(url, folder, 2 * wanted, wanted, actors=actors)
+            events = sorted(
+                (at, step) for line in read_log(log) for at, step in ((line["time"], 1), (line["ended"], -1))
+            )
+            most = max(accumulate(step for _, step in events))
+        share = run["rate"] * latency / wanted
+        show(f"{wanted} in flight, {actors} actors", f"{run['rate']:.0f} requests/s, {share:.1%} of the ideal",
+             f"at most {most} in flight at the server")  # fmt: skip
+        out["most_in_flight"] = min(out["most_in_flight"], most)
+        out["ideal_share_at_2048"] = min(out["ideal_share_at_2048"], round(share, 4))
     return out
 
 
@@ -206,7 +237,7 @@ def find(folder: Path, seconds: float) -> dict[str, Any]:
     """The same limit, not told: counted over a second (as a token bucket does), and over a whole minute."""
     out = {}
     for window in (1.0, 60.0):
-        with server_with_window(folder, window) as (url, log):
+        with server(folder, window, latency_s=0.2, requests_per_minute=LIMIT) as (url, log):
             config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, max_attempts=100)
             client = Client(config, folder / f"ledger-found-{window}")
             client.run(requests(config, 0, int(LIMIT / 60 * seconds)))
@@ -219,16 +250,6 @@ def find(folder: Path, seconds: float) -> dict[str, Any]:
     return out
 
 
-@contextmanager
-def server_with_window(folder: Path, window: float) -> Iterator[tuple[str, Path]]:
-    log = folder / f"access-{time.monotonic_ns()}.jsonl"
-    answers = folder / "answers.jsonl"
-    answers.write_text(json.dumps({"question": "none", "answer": "1", "rationale": None}) + "\n")
-    config = SandboxConfig(answers=str(answers), access_log=str(log), latency_s=0.2, requests_per_minute=LIMIT)
-    with SandboxProcess(SandboxOptions(config, limit_window_s=window)) as sandbox:
-        yield sandbox.base_url, log
-
-
 def limit_figures(lines: list[dict[str, Any]], skip: float) -> tuple[float, int, int]:
     """Share of the limit used from `skip` seconds after the first call on, refusals, most calls in a sliding minute."""
     times = sorted(line["time"] for line in lines if line["status"] == 200)
@@ -239,27 +260,75 @@ def limit_figures(lines: list[dict[str, Any]], skip: float) -> tuple[float, int,
 
 
 def kill(folder: Path, count: int) -> dict[str, Any]:
-    """SIGKILL to one of two actors half-way: what was answered twice, beyond what was in flight then."""
-    in_flight = 0
-
-    def strike() -> None:
-        nonlocal in_flight
-        in_flight = IN_FLIGHT // 2
-        processes("ray::TeacherActor")[0].kill()
-
+    """SIGKILL half-way, to one of two actors and to a driver: what was answered twice, beyond what was in flight."""
+    twice = {}
     with server(folder, latency_s=0.2) as (url, log):
         config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED, actors=2)
-        client = Client(config, folder / "ledger-kill")
-        client.run(requests(config, 0, count), halfway=strike)
-        rows = len(client.ledger.rows())
+        client = Client(config, folder / "ledger-actor")
+        client.run(requests(config, 0, count), count // 2, lambda: processes("ray::TeacherActor")[0].kill())
+        assert len(client.ledger.rows()) == count
         client.close()
-        calls = Counter(line["request"] for line in read_log(log) if line["status"] == 200)
-    twice = sum(number - 1 for number in calls.values())
-    show(
-        "actor killed half-way", f"{rows} rows for {count} requests", f"{twice} answered twice of {in_flight} in flight"
-    )
-    assert rows == count
-    return {"paid_twice": max(0, twice - in_flight), "answered_twice_in_flight": twice}
+        twice["an actor"] = answered_twice(log)
+    with server(folder, latency_s=0.2) as (url, log):
+        command = [sys.executable, __file__, "--driver", url, "--folder", str(folder), "--requests", str(count)]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not log.exists() or log.read_bytes().count(b"\n") < count // 2:
+            assert driver.poll() is None, "the driver ended by itself"
+            time.sleep(0.05)
+        driver.kill()
+        driver.wait()
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        assert json.loads(done.stdout.splitlines()[-1]) == {"rows": count}
+        twice["the driver"] = answered_twice(log)
+    for who, number in twice.items():
+        show(f"{who} killed half-way", f"{count} rows for {count} requests",
+             f"{number} answered twice, at most {LEASED} were leased")  # fmt: skip
+    most = {"an actor": LEASED // 2, "the driver": LEASED}
+    over = sum(max(0, number - most[who]) for who, number in twice.items())
+    return {"paid_twice": over, "answered_twice_in_flight": twice}
+
+
+def answered_twice(log: Path) -> int:
+    calls = Counter(line["request"] for line in read_log(log) if line["status"] == 200)
+    return sum(number - 1 for number in calls.values())
+
+
+def drive(url: str, folder: Path, count: int) -> None:
+    """What `kill` kills: a driver of its own, which goes on with its ledger when it is started again."""
+    config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED)
+    client = Client(config, folder / "ledger-driver")
+    client.run(requests(config, 0, count))
+    print(json.dumps({"rows": len(client.ledger.rows())}))
+    client.close()
+
+
+def beside_rivals(folder: Path, count: int, seconds: float) -> dict[str, Any]:
+    """Curator and distilabel on the same servers, by the server's log; their CPU is that of the whole process."""
+    out: dict[str, Any] = {}
+    for name, python in rivals(folder).items():
+        out[name] = {}
+        for latency in (1.0, 0.2):
+            with server(folder, latency_s=latency) as (url, log):
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                ask(python, name, url, SKIPPED + count, MANY, folder)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                ended = sorted(line["ended"] for line in read_log(log) if line["status"] == 200)
+            rate = count / (ended[-1] - ended[-1 - count])
+            cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / len(ended) * 1000
+            show_runs(f"{name} at {latency} s", [{"rate": rate, "cpu_ms": cpu}])
+            out[name][f"requests_per_s_at_{latency}s"] = round(rate)
+        with server(folder, latency_s=0.2, requests_per_minute=LIMIT) as (url, log):
+            ask(python, name, url, int(LIMIT / 60 * seconds), int(LIMIT), folder)
+            used, refused, _ = limit_figures(read_log(log), skip=10.0)
+        show(f"limit, {name}", f"{used:.2%} used after 10 s", f"{refused} refused")
+        out[name] |= {"limit_used": round(used, 4), "http_429": refused}
+    return {"rivals": out}
+
+
+def show_runs(name: str, runs: Sequence[dict[str, float]]) -> None:
+    rates, cpus = (sorted(run[what] for run in runs) for what in ("rate", "cpu_ms"))
+    show(name, f"{statistics.median(rates):.0f} requests/s ({rates[0]:.0f}-{rates[-1]:.0f})",
+         f"{statistics.median(cpus):.2f} ms CPU a request ({cpus[0]:.2f}-{cpus[-1]:.2f})")  # fmt: skip
 
 
 def show(*cells: str) -> None:
@@ -268,11 +337,12 @@ def show(*cells: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("speed", "limit", "find", "kill"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=90.0, help="length of each run at a limit")
-    parser.add_argument("--bare", metavar="URL", help=argparse.SUPPRESS)
+    for name in ("--bare", "--driver", "--folder"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
         print(json.dumps(asyncio.run(bare_main(arguments.bare, arguments.requests))))
@@ -280,18 +350,23 @@ def main() -> None:
     import ray
 
     ray.init(address="local", num_cpus=2, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+    if arguments.driver:
+        drive(arguments.driver, Path(arguments.folder), arguments.requests)
+        return
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-teacher-") as name:
         os.environ["TAILOR_RAY_CACHE"] = f"{name}/cache"
-        folder = Path(name)
-        if arguments.only in (None, "speed"):
-            out |= speed(folder, arguments.requests, arguments.repeats)
-        if arguments.only in (None, "kill"):
-            out |= kill(folder, arguments.requests)
-        if arguments.only in (None, "limit"):
-            out |= limit(folder, arguments.seconds)
-        if arguments.only in (None, "find"):
-            out |= find(folder, arguments.seconds)
+        folder, count, seconds = Path(name), arguments.requests, arguments.seconds
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "speed": lambda: speed(folder, count, arguments.repeats),
+            "in_flight": lambda: in_flight(folder),
+            "kill": lambda: kill(folder, count),
+            "limit": lambda: limit(folder, seconds),
+            "find": lambda: find(folder, seconds),
+            "rivals": lambda: beside_rivals(folder, count, seconds),
+        }
+        for part in arguments.only:
+            out |= parts[part]()
     ray.shutdown()
     print(json.dumps(out))
 
