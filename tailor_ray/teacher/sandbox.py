@@ -41,6 +41,8 @@ class SandboxOptions:
     key: str | None = None  # required of clients, if given
     models: tuple[str, ...] = ()  # known ones; empty takes any
     limit_window_s: float = 60.0  # over which a minute's limits are counted, in proportion
+    storm: tuple[float, float] | None = None  # seconds after the first call from which, and for which, all get 429
+    storm_says_when: bool = True  # whether these carry Retry-After
     batch_lines: int = 50_000  # a batch of more requests fails
     batch_expires: float = 0.0  # share of a batch's requests that it does not reach, the first time
 
@@ -90,6 +92,7 @@ class Sandbox:
         self._answers = Answers.read(config.answers) if config.answers else None
         self._limiter = Limiter(config.requests_per_minute, config.tokens_per_minute, options.limit_window_s)
         self._calls: Counter[str] = Counter()
+        self._first_call: float | None = None
         self._log: TextIO | None = None
         if config.access_log:
             self._log = Path(config.access_log).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -139,12 +142,14 @@ class Sandbox:
         config = self.options.config
         cap = int(body.get("max_tokens") or body.get("max_completion_tokens") or 512)
         arrived = time.time()
-        entry = self._limiter.admit(time.monotonic(), prompt + cap)
+        storm = self._storm_left(time.monotonic())
+        entry = None if storm else self._limiter.admit(time.monotonic(), prompt + cap)
         if entry is None:
-            wait = self._limiter.wait(time.monotonic())
-            self._write(arrived, digest, 429, "rate_limited")
+            wait = storm or self._limiter.wait(time.monotonic())
+            self._write(arrived, digest, 429, "storm" if storm else "rate_limited")
             headers = {"Retry-After": str(max(1, round(wait + 0.5))), "Retry-After-Ms": str(int(wait * 1000) + 1)}
-            return error_response(429, "Rate limit reached", "rate_limit_exceeded", headers)
+            says = not storm or self.options.storm_says_when
+            return error_response(429, "Rate limit reached", "rate_limit_exceeded", headers if says else None)
         number = self._calls[digest]
         self._calls[digest] += 1
         latency = config.latency_s + config.jitter_s * _share(digest, "jitter")
@@ -163,6 +168,15 @@ class Sandbox:
         await response.write_eof()
         self._write(arrived, digest, 200, "wrong" if wrong else "answered")
         return response
+
+    def _storm_left(self, now: float) -> float:
+        """Seconds until the storm is over; 0 when there is none."""
+        self._first_call = now if self._first_call is None else self._first_call
+        if self.options.storm is None:
+            return 0.0
+        after, lasts = self.options.storm
+        begins = self._first_call + after
+        return begins + lasts - now if begins <= now < begins + lasts else 0.0
 
     def _fault(self, digest: str, number: int) -> str | None:
         """The accident that this call meets; later calls of the same request meet none."""

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 DRIP_S = 1.0
+REASONING_TOKENS = 32  # thought before each reply, where an effort is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,12 @@ class Call:
     prompt_tokens: int
 
     @property
+    def reasoning_tokens(self) -> int:
+        return REASONING_TOKENS if self.body.get("reasoning_effort") not in (None, "none") else 0
+
+    @property
     def output_tokens(self) -> int:
-        return len(self.text) // 4 + 1
+        return len(self.text) // 4 + 1 + self.reasoning_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def completion(call: Call, finish_reason: str | None = "stop", **message: Any) -
             "prompt_tokens": call.prompt_tokens,
             "completion_tokens": call.output_tokens,
             "total_tokens": call.prompt_tokens + call.output_tokens,
+            "completion_tokens_details": {"reasoning_tokens": call.reasoning_tokens},
         },
     }
 
@@ -130,8 +136,8 @@ def _text(text: str, content_type: str) -> Fault:
 
 # Those that a line of a batch can meet: they need no connection.
 IN_BATCHES = frozenset(
-    ["500", "503", "429", "quota", "400", "401", "403", "404", "empty", "null_choices", "no_finish", "no_content",
-     "content_filter", "refusal", "length"]
+    ["500", "503", "429", "quota", "400", "401", "403", "404", "413", "422", "empty", "null_choices", "no_finish",
+     "no_content", "content_filter", "refusal", "length"]
 )  # fmt: skip
 
 FAULTS: dict[str, Fault] = {
@@ -143,6 +149,11 @@ FAULTS: dict[str, Fault] = {
     "401": _error(401, "invalid_api_key"),
     "403": _error(403, "permission_denied"),
     "404": _error(404, "model_not_found"),
+    "408": _error(408, "request_timeout"),
+    "409": _error(409, "conflict"),
+    "413": _error(413, "request_too_large"),
+    "422": _error(422, "unprocessable"),
+    "425": _error(425, "too_early"),
     "truncated": Fault(200, _cut),
     "short": Fault(200, _short),
     "drip": Fault(200, _drip),

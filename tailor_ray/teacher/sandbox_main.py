@@ -27,6 +27,7 @@ def decode_options(text: str) -> SandboxOptions:
     values["config"] = SandboxConfig(**values["config"])
     values["faults"] = tuple((str(name), float(share)) for name, share in values.get("faults", ()))
     values["models"] = tuple(values.get("models", ()))
+    values["storm"] = tuple(values["storm"]) if values.get("storm") else None
     return SandboxOptions(**values, key=os.environ.get("TAILOR_RAY_SANDBOX_KEY"))
 
 

@@ -168,7 +168,7 @@ def test_bad_options_are_said():
 
 def test_options_survive_the_way_to_the_process(monkeypatch):
     monkeypatch.delenv("TAILOR_RAY_SANDBOX_KEY", raising=False)
-    options = SandboxOptions(SandboxConfig(latency_s=0.5), faults=(("500", 0.1),), models=("a",))
+    options = SandboxOptions(SandboxConfig(latency_s=0.5), faults=(("500", 0.1),), models=("a",), storm=(1.0, 2.0))
     assert decode_options(encode_options(options)) == options
     assert "secret" not in encode_options(SandboxOptions(key="secret"))
 
