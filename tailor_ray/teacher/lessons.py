@@ -14,11 +14,16 @@ from tailor_ray.prompts.parse import parse_reply
 from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
 
 # Words by which a rationale shows that its writer was shown the answer or an attempt; the group is what it speaks of.
+# None of them is in the 1,161 recorded rationales of three teachers, nor in GSM8K's 7,473 of people.
 _GIVEAWAY = re.compile(
     r"\b(?:the|your|this|that|a|given)\s+(hint)\b"
     r"|\b(hint)\s+(?:says|said|states|stated|tells|told|suggests|indicates)\b"
     r"|\b(?:given|provided|reference|gold|expected|known|hinted)\s+(?:correct\s+|final\s+)?(answer|solution|result)\b"
-    r"|\b(?:the|this|their)\s+(student|attempt)(?:'s)?\b",
+    r"|\b(?:we|i)\s+(?:are|were|was|am|have\s+been)\s+(?:told|given)\s+(?:that\s+)?the\s+(?:\w+\s+)?(answer)\b"
+    r"|\bwe\s+(?:already\s+)?know\s+(?:that\s+)?the\s+(?:correct\s+|final\s+|right\s+)?(answer)\b"
+    r"|\b(?:match(?:es|ing)?|confirm(?:s|ing)?|agrees?\s+with)\s+the\s+(?:correct\s+|right\s+|final\s+)?(answer)\b"
+    r"|\b(?:the|this|their)\s+(student|attempt)(?:'s)?\b"
+    r"|\byour\s+(mistake|error|reasoning|answer|attempt|solution|calculation)s?\b",
     re.IGNORECASE,
 )
 FEWEST_WORDS = 5  # "198 pages per chapter" is an answer, not a way to it

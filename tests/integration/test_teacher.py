@@ -9,11 +9,13 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from itertools import islice
+from dataclasses import replace
+from itertools import accumulate, islice
 from pathlib import Path
 
 import duckdb
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from tailor_ray.config.task import TaskConfig
@@ -22,6 +24,7 @@ from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Attempt, Lesson, Verdict, from_table
 from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for, load_task
+from tailor_ray.teacher.ledger_files import decode, encode
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
 from tailor_ray.teacher.teach import OPEN_SHARDS, TeachJob, teach
@@ -80,8 +83,18 @@ def answered(log):
     return Counter(line["request"] for line in lines if line["outcome"] in ("answered", "wrong"))
 
 
-def ledger(tmp_path, query):
-    return duckdb.sql(f"select {query} from '{tmp_path}/teacher/*.parquet'").fetchall()
+SUMS = "model, count(*), sum(input_tokens), sum(output_tokens), sum(cost_usd), sum(reasoning_tokens)"
+
+
+def ledger(tmp_path, query, rest=""):
+    return duckdb.sql(f"select {query} from '{tmp_path}/teacher/*.parquet' {rest}").fetchall()
+
+
+def most_in_flight(log):
+    """Calls at once, as the server saw them."""
+    calls = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    events = sorted((at, step) for call in calls for at, step in ((call["time"], 1), (call["ended"], -1)))
+    return max(accumulate(step for _, step in events))
 
 
 def newest_teacher_actor():
@@ -136,15 +149,32 @@ def test_teaching_starts_with_the_first_shard_and_a_restart_asks_nothing_again(t
         first = run(tmp_path, config, exam=exam(), on_progress=progress)
         calls = sum(answered(log).values())
         assert run(tmp_path, config) == first  # from the committed parts
-        again = run(tmp_path, config, out="elsewhere")  # from the ledger
+        other_order = reversed(list(shards(size=7)))
+        again = run(tmp_path, config, out="elsewhere", exam=other_order)  # from the ledger
     assert again["from_ledger"] == again["requests"] == first["requests"]
     assert (again["cost_usd"], again["accepted"]) == (first["cost_usd"], first["accepted"])
     assert sum(answered(log).values()) == calls
     assert seen[-1]["done"] == 60
 
 
+def test_a_damaged_row_is_asked_again_and_the_loss_is_said(tmp_path, caplog):
+    log = tmp_path / "access.jsonl"
+    with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
+        config = settings(sandbox.base_url)
+        first = run(tmp_path, config)
+        (file,) = (tmp_path / "teacher").glob("*.parquet")
+        rows = decode(pq.read_table(file))
+        forged = [replace(row, reply="2 + 2 = 5") if number < 3 else row for number, row in enumerate(rows)]
+        file.write_bytes(encode(forged))
+        again = run(tmp_path, config, out="elsewhere")
+    assert again["from_ledger"] == first["requests"] - 3
+    assert [row.key for row in rows[:3]] == [key for row in rows for key in [row.key] if answered(log)[key] == 2]
+    assert "3 rows of the ledger file" in caplog.text
+    assert lessons(tmp_path, "elsewhere") == lessons(tmp_path)
+
+
 def test_the_exam_waits_for_a_slower_teacher(tmp_path):
-    taken, done = 0, 0
+    taken, done, log = 0, 0, tmp_path / "access.jsonl"
 
     def exam():
         nonlocal taken
@@ -157,9 +187,10 @@ def test_the_exam_waits_for_a_slower_teacher(tmp_path):
         nonlocal done
         done = counts.get("done", 0)
 
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.1))) as sandbox:
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.1, access_log=str(log)))) as sandbox:
         metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=2), exam=exam(), on_progress=progress)
     assert metrics["accepted"] == taken == 40
+    assert most_in_flight(log) == 2
 
 
 def test_a_killed_actor_is_replaced_and_its_leases_are_given_to_another(tmp_path):
@@ -184,34 +215,125 @@ def test_a_killed_actor_is_replaced_and_its_leases_are_given_to_another(tmp_path
     assert lost[1] > 0  # both calls are counted, the lost one at its worst
 
 
+DRIVER = """
+import os
+import ray
+from pathlib import Path
+from tests.integration.test_teacher import cluster_knows, run, settings
+ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
+print(ray._private.worker.global_worker.node.get_session_dir_path(), flush=True)
+assert os.environ["CANARY_KEY"] not in cluster_knows()
+run(Path({folder!r}), settings({url!r}, max_in_flight=8, api_key_env="CANARY_KEY"))
+"""
+
+
+def cluster_knows():
+    """What the cluster says of its jobs and actors, to the dashboard and to whoever asks."""
+    import ray
+
+    return f"{ray._private.worker.global_worker.gcs_client.get_all_job_info()}{ray._private.state.actors()}"
+
+
+def holds_no_key(*folders):
+    for file in (file for folder in folders for file in folder.rglob("*") if file.is_file()):
+        data = file.read_bytes()
+        if file.suffix == ".parquet":  # compressed
+            data += repr(pq.read_table(file).to_pylist()).encode()
+        assert CANARY.encode() not in data, file
+
+
 def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path):
-    log = tmp_path / "access.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)))) as sandbox:
-        script = textwrap.dedent(
-            f"""
-            import ray
-            from pathlib import Path
-            from tests.integration.test_teacher import run, settings
-            ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
-            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, max_in_flight=8))
-            """
-        )
-        env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-        driver = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
+    """Its key comes from the environment, and is nowhere when it is dead."""
+    log, key_file = tmp_path / "access.jsonl", tmp_path.parent / f"{tmp_path.name}-key"
+    key_file.write_text(CANARY)
+    options = SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)), key=CANARY)
+    with SandboxProcess(options) as sandbox:
+        script = DRIVER.format(folder=str(tmp_path), url=sandbox.base_url)
+        env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "CANARY_KEY": CANARY}
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        driver = subprocess.Popen([sys.executable, "-c", script], env=env, **pipe)
+        session = Path(driver.stdout.readline().strip())
         while not log.exists() or sum(answered(log).values()) < 25:
             assert driver.poll() is None, "the driver ended by itself"
             time.sleep(0.05)
         driver.send_signal(signal.SIGKILL)
-        driver.wait()
+        driver.communicate()
         time.sleep(2.0)  # what was on its way is answered
         before = answered(log)
-        metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=8))
+        metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=8, api_key_file=str(key_file)))
     assert metrics["accepted"] == 60
     assert metrics["from_ledger"] >= 15
     after = answered(log)
     assert sum(number - 1 for number in after.values()) <= 8 + 6  # in flight, or on their way to an actor
     assert len(before) < len(after) == 60
     assert ledger(tmp_path, "count(*)")[0][0] == 60
+    assert (session / "logs").is_dir()
+    holds_no_key(tmp_path, session / "logs")
+
+
+def test_a_driver_killed_while_a_batch_is_pending_submits_nothing_twice(tmp_path):
+    log = tmp_path / "access.jsonl"
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
+        config = settings(sandbox.base_url, mode="batch", batch_poll_s=0.2)
+        script = textwrap.dedent(
+            f"""
+            from pathlib import Path
+            from tests.integration.test_teacher import run, settings
+            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, mode="batch", batch_poll_s=0.2))
+            """
+        )
+        env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        driver = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
+        while not any(json.loads(file.read_text())["batch"] for file in (tmp_path / "teacher").glob("batches/*.json")):
+            assert driver.poll() is None, "the driver ended by itself"
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        metrics = run(tmp_path, config)
+    assert metrics["accepted"] == 60
+    assert list(answered(log).values()) == [1] * 60
+    assert ledger(tmp_path, "count(*), max(attempts), sum(lost_tokens)") == [(60, 1, 0)]
+
+
+def two_teachers(tmp_path, cheap, dear, **more):
+    """Two endpoints, each with a key, a price and parameters of its own."""
+    for name in ("cheap", "dear"):
+        (tmp_path.parent / f"{tmp_path.name}-{name}").write_text(f"key-of-{name}")
+    other = {
+        "base_url": dear.base_url,
+        "model": "dear",
+        "api_key_file": f"{tmp_path.parent}/{tmp_path.name}-dear",
+        "price": {"input": 10.0, "output": 30.0},
+        "requests_per_minute": 1e6,
+        "max_in_flight": 4,
+        "temperature": None,
+        "cap_parameter": "max_completion_tokens",
+        "reasoning_effort": "low",
+    }
+    own = {"model": "cheap", "api_key_file": f"{tmp_path.parent}/{tmp_path.name}-cheap"}
+    return settings(cheap.base_url, **own, price={"input": 1.0, "output": 2.0}, also=(other,), **more)
+
+
+def test_several_teachers_each_with_its_own_key_price_and_parameters(tmp_path):
+    """A server refuses any key but its own, and any model but its own."""
+    wrong = SandboxOptions(SandboxConfig(wrong_share=0.5), key="key-of-cheap", models=("cheap",))
+    right = SandboxOptions(SandboxConfig(), key="key-of-dear", models=("dear",))
+    with SandboxProcess(wrong) as cheap, SandboxProcess(right) as dear:
+        cascade = run(tmp_path, two_teachers(tmp_path, cheap, dear, max_asks=1))
+        took = {model: rest for model, *rest in ledger(tmp_path, SUMS, "group by model")}
+        committee = two_teachers(tmp_path, cheap, dear, arrangement="committee", peer_scores=True)
+        run(tmp_path / "c", committee)
+    assert (cascade["wanted"], cascade["taught"]) == (60, 60)
+    assert took["cheap"][0] == 60
+    assert took["dear"][0] == cascade["rejected"] > 10  # what the first failed at
+    assert took["dear"][4] == 32 * took["dear"][0] > took["cheap"][4] == 0  # reasoning, a part of the output
+    assert took["cheap"][3] == pytest.approx((took["cheap"][1] + 2 * took["cheap"][2]) / 1e6)
+    assert took["dear"][3] == pytest.approx((10 * took["dear"][1] + 30 * took["dear"][2]) / 1e6)
+    written = Counter(lesson.model for lesson in lessons(tmp_path / "c"))
+    assert set(written) == {"cheap", "dear"}
+    scores = dict(ledger(tmp_path / "c", "model, count(*) filter (request like '%<reasoning>%')", "group by model"))
+    assert scores["cheap"] == 60  # of the other's, and the other way round where a lesson was accepted
+    assert scores["dear"] >= written["cheap"]
 
 
 def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):
@@ -262,7 +384,5 @@ def test_the_key_is_nowhere_but_on_the_wire(tmp_path, monkeypatch):
             run(tmp_path, config, round_=2, out="r2")
     assert CANARY not in str(refused.value)
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    for folder in (tmp_path, session / "logs"):
-        for file in folder.rglob("*"):
-            if file.is_file():
-                assert CANARY.encode() not in file.read_bytes(), file
+    assert CANARY not in cluster_knows()
+    holds_no_key(tmp_path, session / "logs")

@@ -41,6 +41,10 @@ def test_feedback_keeps_what_went_wrong():
         (reply(f"As the hint says, {WAY}"), "giveaway"),
         (reply(f"{WAY} This matches the given answer."), "giveaway"),
         (reply(f"{WAY} The student added wrongly."), "giveaway"),
+        (reply(f"We are told that the answer is 7. {WAY}"), "giveaway"),
+        (reply(f"Since we know the correct answer, {WAY}"), "giveaway"),
+        (reply(f"{WAY} That matches the correct answer."), "giveaway"),
+        (reply(f"Your mistake was the sum. {WAY}"), "giveaway"),
         (reply(f"{WAY}\n" * 5), "repetition"),
         (reply("so we add three and four " * 20 + WAY), "repetition"),
         ("<rationale>cut off in the mid", "wrong_answer"),
@@ -60,6 +64,7 @@ def test_feedback_without_what_went_wrong_is_none():
 def test_words_of_the_question_are_no_giveaway():
     assert gives_away("The student has 3 books.", "How many apples are left?")
     assert not gives_away("The student has 3 books.", "A student has 3 books. How many are left?")
+    assert not gives_away("So the correct answer is 7.", "x")
     assert not gives_away("According to the given information, x = 5 + 2 = 7.", "x")
 
 
@@ -105,4 +110,4 @@ def test_real_replies_of_three_teachers(data_folder):
             )
         reasons[lesson.reason] += 1
     assert reasons[None] >= 600  # of 1,161; the others are mostly wrong, or a bare number
-    assert reasons["giveaway"] <= 5
+    assert reasons["giveaway"] == 0  # nobody had shown them the answer
