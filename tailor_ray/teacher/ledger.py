@@ -2,8 +2,8 @@
 
 Before an attempt is sent its row says so, with the worst that it may cost (`pending_*`); when it ends the row says
 how. `commit` makes both durable on the node (SQLite, WAL, fsync) before anyone acts on them, many rows at a time.
-A flusher writes settled rows as parquet to the run's storage within a second; `compact` merges those files. A driver
-that died leaves rows that are pending: the next one counts their worst case as lost money and asks again.
+A flusher writes settled rows as parquet to the run's storage within a second, and another thread merges those files. A
+driver that died leaves rows that are pending: the next one counts their worst case as lost money and asks again.
 
 Every row carries a hash of its content: a damaged one is not used, and the loss is logged.
 """
@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,8 +56,10 @@ class Ledger:
         self._db = self._open_database()
         self._recover(keep_batches)
         self._stop = threading.Event()
-        self._flusher = threading.Thread(target=self._flush_loop, name="ledger-flush", daemon=True)
-        self._flusher.start()
+        loops = {"ledger-flush": self._flush_loop, "ledger-merge": self._merge_loop}
+        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
+        for thread in self._threads:
+            thread.start()
 
     def get(self, keys: Sequence[str]) -> dict[str, LedgerRow]:
         """Rows by key; keys without a row, or with a damaged one, are absent."""
@@ -169,7 +171,8 @@ class Ledger:
     def close(self, compact: bool = True) -> None:
         """Flush, merge the segments, and drop the copy on the node, which storage now holds whole."""
         self._stop.set()
-        self._flusher.join()
+        for thread in self._threads:
+            thread.join()
         with self._lock:
             self._check()
             self.commit()
@@ -224,11 +227,21 @@ class Ledger:
             yield from (LedgerRow(*row) for row in self._db.execute(f"SELECT {_NAMES} FROM ledger {where}"))
 
     def _flush_loop(self) -> None:
+        self._repeat(self.flush)
+
+    def _merge_loop(self) -> None:
+        """A thread of its own: merging may take seconds on an object store, and rows must not wait for it."""
+
+        def merge() -> None:
+            if self._files.segments >= SEGMENTS_MERGED:
+                self._files.compact()
+
+        self._repeat(merge)
+
+    def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stop.wait(FLUSH_S):
             try:
-                self.flush()
-                if self._files.segments >= SEGMENTS_MERGED:
-                    self._files.compact()
+                work()
             except (OSError, pa.ArrowException, TailorError) as error:
                 self._failure = error
                 return

@@ -24,17 +24,19 @@ ROWS_A_GROUP = 256
 
 
 class LedgerFiles:
-    """Reading, appending and merging; one writer at a time."""
+    """Reading, appending and merging; one thread may append while another merges."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.segments = 0
+        self.segments = 0  # written and not merged yet
+        self._written = 0
+        self._keys: dict[str, frozenset[str]] = {}  # of files written here: merging need not read them again
         self._damaged: set[str] = set()  # names of files
 
     def write_segment(self, rows: Sequence[LedgerRow]) -> None:
+        self._written += 1
+        self._write(f"segment-{int(time.time() * 1000):013d}-{self._written:05d}.parquet", rows)
         self.segments += 1
-        name = f"segment-{int(time.time() * 1000):013d}-{self.segments:05d}.parquet"
-        self.store.write_bytes(name, encode(rows))
 
     def read(self) -> dict[str, LedgerRow]:
         """Whole rows by key; damage is logged with the file's name and left out."""
@@ -52,24 +54,25 @@ class LedgerFiles:
         """
         names = self._names()
         segments = [name for name in names if name.startswith("segment-")]
-        keys = {key for name in segments for key in self._keys(name)}
+        keys = {key for name in segments for key in self._keys_of(name)}
         older = [
             name
             for name in names
-            if name not in segments and (name in self._damaged or not keys.isdisjoint(self._keys(name)))
+            if not name.startswith("segment-") and (name in self._damaged or not keys.isdisjoint(self._keys_of(name)))
         ]
         old = older + segments
         rows = sorted(self._newest(old).values(), key=lambda row: (row.sent, row.key))
         stamp = int(time.time() * 1000)
         for number, start in enumerate(range(0, len(rows), ROWS_A_FILE)):
             name = f"ledger-{stamp:013d}-{number:05d}.parquet"
-            self.store.write_bytes(name, encode(rows[start : start + ROWS_A_FILE]))
+            self._write(name, rows[start : start + ROWS_A_FILE])
         for name in old:
+            self._keys.pop(name, None)
             if name in self._damaged:
                 self.store.write_bytes(f"damaged/{name}", self.store.read_bytes(name))
             self.store.delete(name)
         self._damaged.difference_update(old)
-        self.segments = 0
+        self.segments = max(0, self.segments - len(segments))
 
     def _newest(self, names: Sequence[str]) -> dict[str, LedgerRow]:
         newest: dict[str, LedgerRow] = {}
@@ -79,12 +82,19 @@ class LedgerFiles:
                     newest[row.key] = row
         return newest
 
-    def _keys(self, name: str) -> set[str]:
-        try:
-            return set(pq.read_table(io.BytesIO(self.store.read_bytes(name)), columns=["key"])["key"].to_pylist())
-        except (pa.ArrowException, OSError, KeyError):
-            self._damaged.add(name)
-            return set()
+    def _write(self, name: str, rows: Sequence[LedgerRow]) -> None:
+        self.store.write_bytes(name, encode(rows))
+        self._keys[name] = frozenset(row.key for row in rows)
+
+    def _keys_of(self, name: str) -> frozenset[str]:
+        if name not in self._keys:
+            try:
+                table = pq.read_table(io.BytesIO(self.store.read_bytes(name)), columns=["key"])
+            except (pa.ArrowException, OSError, KeyError):
+                self._damaged.add(name)
+                return frozenset()
+            self._keys[name] = frozenset(table["key"].to_pylist())
+        return self._keys[name]
 
     def _names(self) -> list[str]:
         return [name for name in self.store.files() if name.endswith(".parquet")]

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +151,8 @@ def test_a_damaged_database_is_set_aside_and_made_again_from_storage(store, capl
     ledger = write(store, [row(n) for n in range(200)], close=False)
     ledger.flush()
     ledger._stop.set()
-    ledger._flusher.join()
+    for thread in ledger._threads:
+        thread.join()
     path = ledger._path
     ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     ledger._db.close()
@@ -207,6 +209,34 @@ def test_segments_are_merged_and_files_stay_small(store):
     assert len(files.read()) == 9000
 
 
+def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
+    """Merging is held up at a store that reads slowly; what is settled meanwhile is in storage all the same."""
+    merging, go_on = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def read_bytes(self, name):
+            if threading.current_thread().name == "ledger-merge":
+                merging.set()
+                assert go_on.wait(30)
+            return super().read_bytes(name)
+
+    monkeypatch.setattr("tailor_ray.teacher.ledger.SEGMENTS_MERGED", 2)
+    ledger = Ledger(Slow.open(store.uri))
+    for number in (1, 2):
+        ledger.stage([row(number)])
+        ledger.commit()
+        ledger.flush()
+    assert merging.wait(30)
+    ledger.stage([row(3)])
+    ledger.commit()
+    wait_for(lambda: row(3).key in LedgerFiles(store).read())
+    go_on.set()
+    wait_for(lambda: any(name.startswith("ledger-") for name in store.files() if name.endswith(".parquet")))
+    ledger.close()
+    assert not [name for name in store.files() if name.startswith("segment-")]
+    assert len(LedgerFiles(store).read()) == 3
+
+
 def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
     ledger = write(store, [row(1), row(2, outcome="http_5xx")], close=False)
     theirs = [
@@ -225,7 +255,8 @@ def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
 def test_a_run_folder_made_again_does_not_find_the_old_ledger(store):
     ledger = write(store, [row(1)], close=False)
     ledger._stop.set()
-    ledger._flusher.join()
+    for thread in ledger._threads:
+        thread.join()
     for name in store.files():
         store.delete(name)
     assert read(store) == []
