@@ -35,11 +35,19 @@ def test_refusals_name_setting_rule_and_value(tmp_path, text, said):
         load_config(write(tmp_path, text))
 
 
-def test_a_key_in_a_url_is_not_echoed(tmp_path):
-    with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, "teacher: {base_url: 'https://me:canary-key@api.example.com/v1'}"))
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://me:canary-key@api.example.com/v1", "user info"),
+        ("https://api.example.com/v1?api_key=canary-key", "end with its path"),
+        ("api.example.com/v1?api_key=canary-key", "http"),
+    ],
+)
+@pytest.mark.parametrize("where", ["{{base_url: '{}'}}", "{{also: [{{model: other, base_url: '{}'}}]}}"])
+def test_a_key_in_a_url_is_refused_and_not_echoed(tmp_path, where, url, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(write(tmp_path, f"teacher: {where.format(url)}"))
     assert "canary" not in str(caught.value)
-    assert "user info" in str(caught.value)
 
 
 def test_a_missing_file_is_a_users_error(tmp_path):

@@ -95,5 +95,5 @@ def _section_of(annotation: Any) -> Any:
 
 
 def _masked(value: Any) -> str:
-    """The value as a message may show it: user info in a URL is likely a key."""
-    return re.sub(r"//[^/@]*@", "//***@", repr(value))
+    """The value as a message may show it: user info or a query in a URL is likely a key."""
+    return re.sub(r"\?\w+=[^'\"]*", "?***", re.sub(r"//[^/@]*@", "//***@", repr(value)))

@@ -102,6 +102,8 @@ class EndpointConfig(Section):
             raise ValueError("teacher.base_url must be an http(s) URL, or `sandbox`")
         if parts.username or parts.password:
             raise ValueError("teacher.base_url must not carry user info; put the key into the variable of api_key_env")
+        if parts.query or parts.fragment:  # requests go to paths below it, and a query is where keys are put
+            raise ValueError("teacher.base_url must end with its path, as in https://api.example.com/v1")
         return url
 
     @property

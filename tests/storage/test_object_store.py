@@ -14,7 +14,10 @@ from tailor_ray.storage import (
     read_manifest,
     read_part,
 )
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.ledger_files import LedgerFiles
 from tests.storage.s3 import s3_server
+from tests.teacher.test_ledger import row, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,19 @@ def test_parts_manifests_and_leases_on_s3(bucket, tmp_path, monkeypatch):
     store.delete("student")
     assert not store.exists("student/config.json")
     assert store.files("nowhere") == []
+
+
+def test_the_ledger_on_s3_survives_its_node(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "first"))
+    store = Store.open(f"{bucket}/run/teacher")
+    ledger = Ledger(store)
+    ledger.stage([row(1, cost_usd=0.25), row(2)])
+    ledger.commit()
+    wait_for(lambda: len(LedgerFiles(store).read()) == 2)
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "second"))  # another node: nothing of the first is there
+    other = Ledger(store)
+    assert other.rows() == [row(1, cost_usd=0.25).sealed(), row(2).sealed()]
+    assert other.spent().usd == 0.25
+    other.close()
+    ledger.close()
+    assert len(LedgerFiles(store).read()) == 2
