@@ -126,6 +126,8 @@ def learn(rows: Iterable[LedgerRow]) -> Learned:
 def _kind(row: LedgerRow) -> str:
     if "<reasoning>" in row.request:
         return SCORE
+    if row.round == 0:  # from another ledger, which does not tell
+        return FEEDBACK if "<attempt>" in row.request else RATIONALE
     return RATIONALE if row.round == 1 else FEEDBACK
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,8 +112,8 @@ class Ledger:
             return list(self._select("ORDER BY sent, key"))
 
     def spent(self, round_: int | None = None) -> Spend:
-        """What all attempts cost, those whose bill is not known at their worst case."""
-        where, values = ("", ()) if round_ is None else ("WHERE round = ?", (round_,))
+        """What all attempts of this run cost, those whose bill is not known at their worst case."""
+        where, values = ("WHERE round > 0", ()) if round_ is None else ("WHERE round = ?", (round_,))
         query = (
             "SELECT total(cost_usd + lost_usd + pending_usd), "
             f"total(input_tokens + output_tokens + lost_tokens + pending_tokens) FROM ledger {where}"
@@ -147,11 +148,18 @@ class Ledger:
         return found
 
     def add(self, rows: Iterable[LedgerRow]) -> int:
-        """Take in rows of another ledger; those that are damaged or already here are left. Returns how many came in."""
-        whole = [row for row in rows if row.is_whole() and row.is_final]
-        known = self.get([row.key for row in whole])
-        new = {row.key: row for row in whole if row.key not in known or not known[row.key].is_final}
-        self.stage(new.values())
+        """Take in rows of another ledger, as of round 0, for they were paid for elsewhere.
+
+        Those that are damaged or already here are left. Returns how many came in.
+        """
+        whole = {row.key: row for row in rows if row.is_whole() and row.is_final}
+        known = self.get(list(whole))
+        new = [
+            _answered_by(known[key], row) if key in known else replace(row, round=0)
+            for key, row in whole.items()
+            if key not in known or not known[key].is_final
+        ]
+        self.stage(new)
         self.commit()
         return len(new)
 
@@ -254,6 +262,18 @@ class Ledger:
                 f"the ledger cannot be written to {self._files.store.uri}: {self._failure}; its rows are safe in "
                 f"{self._path} on this node; run the same command here once there is space"
             ) from self._failure
+
+
+def _answered_by(known: LedgerRow, other: LedgerRow) -> LedgerRow:
+    """Our row with the other's last word; what we paid for it without getting one stays paid."""
+    return replace(
+        known,
+        outcome=other.outcome,
+        reply=other.reply,
+        finish_reason=other.finish_reason,
+        detail=other.detail,
+        settled=time.time(),
+    )
 
 
 def _identity(store: Store) -> str:

@@ -23,7 +23,7 @@ class LedgerRow:
     outcome: str
     model: str
     question_id: str
-    round: int  # that paid for it last
+    round: int  # that paid for it last; 0 for a reply taken in from another ledger
     request: str  # the body sent, canonical JSON
     reply: str | None = None
     finish_reason: str | None = None

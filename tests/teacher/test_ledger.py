@@ -238,17 +238,18 @@ def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
 
 
 def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
-    ledger = write(store, [row(1), row(2, outcome="http_5xx")], close=False)
+    ledger = write(store, [row(1), row(2, outcome="timeout", reply=None, lost_usd=0.5)], close=False)
     theirs = [
         row(1, reply="other").sealed(),
         row(2, reply="now").sealed(),
-        row(3).sealed(),
+        row(3, cost_usd=2.0).sealed(),
         row(4, outcome="timeout").sealed(),
         replace(row(5).sealed(), reply="forged"),
     ]
     assert ledger.add(theirs) == 2
     found = {r.key: r.reply for r in ledger.rows()}
     assert found == {row(1).key: ROW.reply, row(2).key: "now", row(3).key: ROW.reply}
+    assert ledger.spent().usd == 0.5  # ours, although another's reply takes the place of what we lost
     ledger.close()
 
 
