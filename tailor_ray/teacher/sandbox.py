@@ -164,9 +164,13 @@ class Sandbox:
             self._write(arrived, digest, FAULTS[fault].status, fault)
             return await FAULTS[fault].serve(call)
         response = web.json_response(completion(call))
-        await response.prepare(request)
-        await response.write_eof()
-        self._write(arrived, digest, 200, "wrong" if wrong else "answered")
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionResetError:
+            self._write(arrived, digest, 499, "client_gone")
+        else:
+            self._write(arrived, digest, 200, "wrong" if wrong else "answered")
         return response
 
     def _storm_left(self, now: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -38,13 +39,14 @@ class SandboxProcess:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self._options.key is not None:
             environment["TAILOR_RAY_SANDBOX_KEY"] = self._options.key
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-        assert self._process.stdout is not None
-        self.base_url = self._process.stdout.readline().strip()
-        if not self.base_url:
-            _, said = self._process.communicate()
-            raise UserError(f"the sandbox teacher did not start: {said.strip()[-500:]}")
+        with tempfile.TemporaryFile("w+") as said:  # not a pipe: one that nobody reads fills up and stops the writer
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
+            assert self._process.stdout is not None
+            self.base_url = self._process.stdout.readline().strip()
+            if not self.base_url:
+                self._process.communicate()
+                said.seek(0)
+                raise UserError(f"the sandbox teacher did not start: {said.read().strip()[-500:]}")
         return self
 
     @property
