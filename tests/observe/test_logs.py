@@ -121,3 +121,22 @@ def test_worker_lines_keep_their_level_once(caplog: pytest.LogCaptureFixture):
     got = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in got] == ["INFO", "WARNING", "INFO", "ERROR"]
     assert got[1][1] == "(Engine pid=7) WARNING 11-22 19:00:01 [x.py:2] slow path 1"
+
+
+def test_our_handlers_survive_an_import_that_puts_others_in_their_place(tmp_path: Path):
+    log = tmp_path / "run.log"
+    done = run(
+        """
+        import logging, sys
+        from pathlib import Path
+        from tailor_ray.observe.logs import own_handlers, setup_logging
+        setup_logging(Path(sys.argv[1]))
+        with own_handlers():
+            logging.getLogger().handlers = [logging.StreamHandler(sys.stdout)]
+            logging.getLogger().setLevel(logging.CRITICAL)
+        logging.getLogger("x").info("still here")
+        """,
+        str(log),
+    )
+    assert "still here" in log.read_text()
+    assert done.stdout == ""
