@@ -75,6 +75,11 @@ class StudentServer(LLMServer):
         await super().__init__(llm_config, engine_cls=Engine)
         self._watching = asyncio.create_task(self._watch())
 
+    async def _start_engine(self) -> None:
+        """The engine alone: Ray would start an actor beside it that reports the model, and imports vLLM for that."""
+        assert self.engine is not None
+        await self.engine.start()
+
     async def check_health(self) -> None:
         """Raise what ended the watch: Serve replaces a replica that says so three times."""
         if self._watching.done():
