@@ -46,7 +46,7 @@ class StudentConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the engine's weights; auto is float32 on CPU, bfloat16 on GPUs that have it."""
     engines: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], OPERATIONAL] = "auto"
-    """Number of vLLM engines; auto takes one a GPU (or a group of tensor_parallel), or one a CPU core."""
+    """Number of vLLM engines; auto takes one a GPU (or tensor_parallel of them), or one a CPU core if memory lasts."""
     tensor_parallel: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
     """GPUs an engine."""
     max_model_len: int = Field(default=1024, ge=16)

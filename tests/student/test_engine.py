@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ConfigError
 from tailor_ray.student.engine import architecture, context_length, engine_environment
+from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.supervisor import Supervisor
 
 PARENT = """
@@ -84,6 +86,36 @@ def test_engines_on_cpu_stay_in_their_actors_process():
     assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert cpu["OMP_NUM_THREADS"] == "3"
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in gpu
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings", "engines"),
+    [
+        ({"CPU": 2, "memory": 12 * 2**30}, {}, 2),
+        ({"CPU": 16, "memory": 9 * 2**30}, {}, 4),  # 2 GiB each with their caches
+        ({"CPU": 16, "memory": 9 * 2**30}, {"kv_cache_gib": 3.0}, 2),
+        ({"CPU": 16, "memory": 2**30}, {}, 1),
+        ({"CPU": 16, "memory": 9 * 2**30}, {"engines": 6}, 6),
+        ({"CPU": 16, "memory": 9 * 2**30, "GPU": 8}, {}, 8),
+        ({"CPU": 16, "memory": 9 * 2**30, "GPU": 8}, {"tensor_parallel": 4}, 2),
+    ],
+)
+def test_there_are_as_many_engines_as_devices_or_cores_and_memory_allow(tmp_path, resources, settings, engines):
+    pool = EnginePool(StudentConfig(**settings), str(tmp_path), seed=1)
+    assert pool._count(resources, "GPU" in resources) == engines
+
+
+def test_more_engines_than_gpus_are_refused(tmp_path):
+    pool = EnginePool(StudentConfig(engines=3, tensor_parallel=2), str(tmp_path), seed=1)
+    with pytest.raises(ConfigError, match=r"student\.engines=3 .* more than the 4 GPUs"):
+        pool._count({"CPU": 4, "GPU": 4}, True)
+
+
+def test_the_weights_of_a_student_count_as_memory(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
+    os.truncate(tmp_path / "model.safetensors", 2 * 2**30)  # 1 G parameters in half precision
+    pool = EnginePool(StudentConfig(), str(tmp_path), seed=1)
+    assert pool._count({"CPU": 16, "memory": 13 * 2**30}, False) == 2  # 6 GiB each
 
 
 def test_nobody_is_lent_an_engine_while_they_are_held():
