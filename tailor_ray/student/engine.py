@@ -9,7 +9,8 @@ All use of vLLM happens on one thread, which admits new requests between two ste
 decoded together. On CPU the engine runs inside the actor's own process (VLLM_ENABLE_V1_MULTIPROCESSING=0): measured
 on 2 cores, it starts in 15–32 s where engine, core and worker processes take 88–119 s, decodes 86–94 samples/s where
 they decode 44–79, and leaves no child behind when it is killed. On GPUs the core is a child process, so that the
-host's work overlaps with the device's; `die_with_parent` ends it with its actor.
+host's work overlaps with the device's; `die_with_parent` ends it with its actor, and `watch` tells the actor of its
+end: vLLM 0.29 itself waits for ever for what a killed core would have said (measured: no answer 60 s after the kill).
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,7 @@ class StudentEngine:
         self._inbox: deque[Job] = deque()
         self._running: dict[str, tuple[Job, Completions, int]] = {}
         self._alone: Job | None = None
+        self._starting: Job | None = None
         self._broken: str | None = None
         self._steps = self._requests = 0
         self._tokenizer: Any = None
@@ -127,6 +132,7 @@ class StudentEngine:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
+        watch(multiprocessing.active_children(), self._break)
         try:
             while True:
                 self._start_jobs(engine)
@@ -146,26 +152,24 @@ class StudentEngine:
                     self._wake.wait()
                 if not self._inbox or self._alone or (self._inbox[0].alone and self._running):
                     return
-                job = self._inbox.popleft()
+                job = self._starting = self._inbox.popleft()  # where `_break` finds it
             self._alone = job if job.alone else None
             try:
                 job.start(engine, job)
             except TailorError as error:
                 job.future.set_exception(error)
-            except BaseException:
-                self._inbox.appendleft(job)  # so that `_break` reaches its caller
-                raise
+            self._starting = None
             if job.future.done():
                 self._alone = None
 
     def _break(self, why: str) -> None:
+        """Tell every waiting caller; also called by the thread that watches the engine's processes."""
         with self._wake:
             self._broken = why
-            waiting = {id(job.future): job for job in self._inbox}
-        waiting.update({id(job.future): job for job, _, _ in self._running.values()})
-        for job in waiting.values():
-            if not job.future.done():
-                job.future.set_exception(EngineBroken(why))
+            waiting = [*self._inbox, *(job for job, _, _ in list(self._running.values()))]
+            for job in [*waiting, self._starting] if self._starting else waiting:
+                if not job.future.done():
+                    job.future.set_exception(EngineBroken(why))
 
     def _admit_batch(
         self, engine: Any, job: Job, prompts: list[str], seeds: list[list[int]], sampling: Sampling
@@ -356,10 +360,20 @@ def engine_environment(on_gpu: bool, threads: int) -> dict[str, str]:
     }
 
 
+def watch(processes: Sequence[BaseProcess], on_end: Callable[[str], None]) -> None:
+    """Call `on_end` from a thread, with the reason, when one of an engine's processes ends."""
+
+    def wait() -> None:
+        ended = wait_for_any([process.sentinel for process in processes])
+        names = ", ".join(process.name for process in processes if process.sentinel in ended)
+        on_end(f"the engine failed: its process {names} ended")
+
+    if processes:
+        threading.Thread(target=wait, name="watch", daemon=True).start()
+
+
 def die_with_parent() -> None:
     """A vLLM plugin, called early in every engine process: a child of an engine actor ends when the actor is killed."""
-    import multiprocessing
-
     if "TAILOR_RAY_ENGINE" not in os.environ or multiprocessing.parent_process() is None:
         return
     pr_set_pdeathsig = 1

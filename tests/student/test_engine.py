@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
-from tailor_ray.student.engine import architecture, context_length, engine_environment
+from tailor_ray.student.engine import architecture, context_length, engine_environment, watch
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.supervisor import Supervisor
 
@@ -42,6 +43,25 @@ def test_an_engines_child_ends_when_its_actor_is_killed(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+def test_the_end_of_an_engines_process_is_told():
+    context, said, told = multiprocessing.get_context("spawn"), [], threading.Event()
+    children = [context.Process(target=time.sleep, args=(600,), name=name) for name in ("core-0", "core-1")]
+    for child in children:
+        child.start()
+
+    def on_end(why):
+        said.append(why)
+        told.set()
+
+    watch(children, on_end)
+    children[1].kill()
+    assert told.wait(30)
+    assert said == ["the engine failed: its process core-1 ended"]
+    children[0].kill()
+    for child in children:
+        child.join()
 
 
 def test_a_users_own_vllm_is_left_alone(monkeypatch):
