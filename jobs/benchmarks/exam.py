@@ -6,7 +6,8 @@ Prints a table, and as its last line one JSON object: ratio_to_raw_vllm, ratio_t
 rows_per_second, driver_growth_mb, overlap_ratio, and what they were computed from. The student is a random Llama of
 3.2 M parameters with a token a character; its prompts have four worked questions, about 1,000 tokens. Starting
 engines and importing libraries is left out for all three. `million` and `kill` run the whole exam path, from question
-parts to attempt parts, over a stand-in for the engines that answers at once, four answers in five right.
+parts to attempt parts, over a stand-in for the engines that answers at once, four answers in five right. All of it
+takes 20 minutes on 2 cores; `--only` runs a part, and prints its keys.
 """
 
 from __future__ import annotations
@@ -246,7 +247,8 @@ def measure_overlap(folder: Path, pool: EnginePool, count: int) -> dict[str, Any
     with answers.open("w") as file:
         for number in range(count):
             known = question(number)
-            rationale = f"There are 12 trees in each of {number} rows. {number % 7} are taken."
+            taken = f"{12 * number} - {number % 7} = {known.answer}"
+            rationale = f"There are 12 * {number} = {12 * number} trees. Less those sold, {taken} are left."
             file.write(json.dumps({"question": known.text, "answer": known.answer, "rationale": rationale}) + "\n")
     alone = Store.open(str(folder / "overlap-alone"))
     job = exam_job(False, SAMPLES)
