@@ -20,12 +20,24 @@ def status(store: Store) -> str:
         raise DataError(f"{store.uri} is not a run folder: it has no run.yaml; give the folder <storage>/<name>")
     document = summarize(load_run(store), {})
     lines = [rounds_table(document)]
-    for stage in document["unfinished"]:
+    for stage in [*document["unfinished"], *_begun(store, document)]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
         lines.append(f"{stage}: {_parts_done(store, int(number), name)}")
     lines += [f"warning: {text}" for text in document["warnings"]]
     lines.append(_holder(store))
     return "\n".join(line for line in lines if line)
+
+
+def _begun(store: Store, document: dict[str, Any]) -> list[str]:
+    """The stages of a round that has parts and no manifest yet, which a record of manifests knows nothing of."""
+    newest = max((int(name) for name in store.folders("rounds") if name.isdigit()), default=0)
+    if any(entry["round"] >= newest for entry in document["rounds"]):
+        return []
+    return [
+        f"round {newest} {name}"
+        for name in ("exam", "teach", "train")
+        if store.child("rounds", f"{newest:02d}", name).files()
+    ]
 
 
 def rounds_table(document: dict[str, Any]) -> str:
