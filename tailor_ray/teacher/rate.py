@@ -13,6 +13,7 @@ from collections import deque
 
 START = 16.0  # requests a second, where no limit is given
 FAST = 128.0  # above it slow start is no longer exponential: a minute's worth would go in a few seconds
+FASTER = 0.15  # of FAST a second: of 6,000 a minute found with a minute's window, 1.6 % are refused; 2.1 % by 0.25
 FLOOR = 0.05  # one request in 20 s keeps looking for the end of a storm
 BUCKET_S = 0.25
 EVIDENCE = 20  # successes before a refusal from which a minute's worth can be told
@@ -79,7 +80,7 @@ class Rate:
         if self._granted.count(now, 1.0) < 0.5 * min(self.rate, 1e6) and self.rate > 2:
             return
         if self._slow_start:
-            doubled = self.rate * 2.0**seconds if self.rate < FAST else self.rate + 0.25 * FAST * seconds
+            doubled = self.rate * 2.0**seconds if self.rate < FAST else self.rate + FASTER * FAST * seconds
             self.rate = min(doubled, self.ceiling)
             return
         # Quickly back to just below the rate that was refused, slowly past it, and faster once all has long been quiet;
