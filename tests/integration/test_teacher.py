@@ -61,6 +61,9 @@ def shards(count=60, size=20, samples=2):
         )
 
 
+BATCH = {"mode": "batch", "batch_poll_s": 0.1}  # no actors: faster where it is not they that matter
+
+
 def settings(url, **more):
     known = {"requests_per_minute": 1e6, "max_in_flight": 32, "timeout_s": 5.0}
     return TeacherConfig(**{"base_url": url, **known, **more})
@@ -161,7 +164,7 @@ def test_teaching_starts_with_the_first_shard_and_a_restart_asks_nothing_again(t
 def test_a_damaged_row_is_asked_again_and_the_loss_is_said(tmp_path, caplog):
     log = tmp_path / "access.jsonl"
     with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url)
+        config = settings(sandbox.base_url, **BATCH)
         first = run(tmp_path, config)
         (file,) = (tmp_path / "teacher").glob("*.parquet")
         rows = decode(pq.read_table(file))
@@ -275,12 +278,12 @@ def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path)
 def test_a_driver_killed_while_a_batch_is_pending_submits_nothing_twice(tmp_path):
     log = tmp_path / "access.jsonl"
     with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url, mode="batch", batch_poll_s=0.2)
+        config = settings(sandbox.base_url, **BATCH)
         script = textwrap.dedent(
             f"""
             from pathlib import Path
-            from tests.integration.test_teacher import run, settings
-            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, mode="batch", batch_poll_s=0.2))
+            from tests.integration.test_teacher import BATCH, run, settings
+            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, **BATCH))
             """
         )
         env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
@@ -294,6 +297,39 @@ def test_a_driver_killed_while_a_batch_is_pending_submits_nothing_twice(tmp_path
     assert metrics["accepted"] == 60
     assert list(answered(log).values()) == [1] * 60
     assert ledger(tmp_path, "count(*), max(attempts), sum(lost_tokens)") == [(60, 1, 0)]
+
+
+CHOKED = """
+import json, os, resource, threading, time
+from pathlib import Path
+from tests.integration.test_teacher import BATCH, run, settings
+folder = Path({folder!r})
+
+def choke():
+    while not any(json.loads(file.read_text())["batch"] for file in (folder / "teacher").glob("batches/*.json")):
+        time.sleep(0.02)
+    (log,) = Path(os.environ["TAILOR_RAY_CACHE"]).glob("ledgers/*-wal")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 4096, resource.RLIM_INFINITY))
+
+threading.Thread(target=choke, daemon=True).start()
+run(folder, settings({url!r}, **BATCH))
+"""
+
+
+def test_a_full_disk_stops_the_round_loudly_and_with_space_nothing_is_paid_twice(tmp_path):
+    """RLIMIT_FSIZE makes the ledger's writes fail as a full disk does, when the replies are already paid for."""
+    log, cache = tmp_path / "access.jsonl", tmp_path / "cache"
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=1.0, access_log=str(log)))) as sandbox:
+        script = CHOKED.format(folder=str(tmp_path), url=sandbox.base_url)
+        env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TAILOR_RAY_CACHE": str(cache)}
+        ended = subprocess.run([sys.executable, "-c", script], env=env, check=False, capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert "make space there, or point TAILOR_RAY_CACHE at another local disk" in ended.stderr
+        assert sum(answered(log).values()) == 60
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TAILOR_RAY_CACHE", str(cache))
+            metrics = run(tmp_path, settings(sandbox.base_url, **BATCH))
+    assert (metrics["accepted"], sum(answered(log).values())) == (60, 60)
 
 
 def two_teachers(tmp_path, cheap, dear, **more):
@@ -322,7 +358,7 @@ def test_several_teachers_each_with_its_own_key_price_and_parameters(tmp_path):
     with SandboxProcess(wrong) as cheap, SandboxProcess(right) as dear:
         cascade = run(tmp_path, two_teachers(tmp_path, cheap, dear, max_asks=1))
         took = {model: rest for model, *rest in ledger(tmp_path, SUMS, "group by model")}
-        committee = two_teachers(tmp_path, cheap, dear, arrangement="committee", peer_scores=True)
+        committee = two_teachers(tmp_path, cheap, dear, arrangement="committee", peer_scores=True, **BATCH)
         run(tmp_path / "c", committee)
     assert (cascade["wanted"], cascade["taught"]) == (60, 60)
     assert took["cheap"][0] == 60
@@ -365,7 +401,7 @@ def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):
 )
 def test_what_ends_a_round_says_why(tmp_path, faults, error, says):
     with SandboxProcess(SandboxOptions(faults=faults, fault_calls=10)) as sandbox, pytest.raises(error, match=says):
-        run(tmp_path, settings(sandbox.base_url))
+        run(tmp_path, settings(sandbox.base_url, **(BATCH if error is StageError else {})))
     if error is StageError:
         assert {row[0] for row in ledger(tmp_path, "outcome")} == {"refusal", "content_filter"}
         assert max(row[0] for row in ledger(tmp_path, "attempts")) == 1  # terminal: not retried
