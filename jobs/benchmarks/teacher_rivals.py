@@ -2,7 +2,7 @@
 
 `rivals(folder)` makes the environments, which takes a registry, and leaves out what does not install; `ask` has one of
 them put `count` questions to an endpoint, as its documentation says to. Called as a script by `ask`, in the rival's own
-environment: `python teacher_rivals.py NAME URL COUNT REQUESTS_A_MINUTE`, which prints nothing that is read.
+environment: `python teacher_rivals.py NAME URL COUNT`, which prints nothing that is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def rivals(folder: Path) -> dict[str, Path]:
         commands = [["venv", "--quiet", str(home)], ["pip", "install", "--quiet", "--python", str(python), *packages]]
         try:
             for command in commands:
-                subprocess.run([str(uv), *command], check=True, capture_output=True, text=True, timeout=300)
+                # away from this project's pyproject.toml, whose constraints are not theirs
+                subprocess.run([str(uv), *command], check=True, capture_output=True, text=True, timeout=300, cwd=folder)
         except (OSError, subprocess.SubprocessError) as error:
             said = str(getattr(error, "stderr", None) or error).strip().splitlines()
             print(f"{name} does not install here and is left out: {said[-1] if said else error}", flush=True)
@@ -38,7 +39,7 @@ def rivals(folder: Path) -> dict[str, Path]:
     return found
 
 
-def ask(python: Path, name: str, url: str, count: int, per_minute: int, folder: Path) -> None:
+def ask(python: Path, name: str, url: str, count: int, folder: Path) -> None:
     """Have a rival ask; raises with what it said when it fails."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -51,7 +52,7 @@ def ask(python: Path, name: str, url: str, count: int, per_minute: int, folder: 
         "HF_HUB_OFFLINE": "1",
         "TIKTOKEN_CACHE_DIR": str(folder / "tiktoken"),
     }
-    command = [str(python), __file__, name, url, str(count), str(per_minute)]
+    command = [str(python), __file__, name, url, str(count)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=420)
     if done.returncode != 0:
         raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()[-600:]}")
@@ -62,7 +63,7 @@ def question(number: int) -> str:
     return f"Number {number}: " + "a farmer has twelve rows of apple trees and sells what grows on them. " * 8
 
 
-def curator(url: str, count: int, per_minute: int) -> None:
+def curator(url: str, count: int) -> None:
     import tiktoken
     from bespokelabs.curator import LLM
 
@@ -72,7 +73,7 @@ def curator(url: str, count: int, per_minute: int) -> None:
     tiktoken.get_encoding = lambda encoding_name: tokens  # noqa: ARG005
 
     limits = {
-        "max_requests_per_minute": per_minute,
+        "max_requests_per_minute": MANY,
         "max_tokens_per_minute": MANY * 1000,
         "max_concurrent_requests": IN_FLIGHT,
     }
@@ -86,7 +87,7 @@ def curator(url: str, count: int, per_minute: int) -> None:
     assert len(replies.dataset) == count
 
 
-def distilabel(url: str, count: int, _: int) -> None:
+def distilabel(url: str, count: int) -> None:
     """It has no limit to set: IN_FLIGHT is the size of its batches."""
     from distilabel.models import OpenAILLM
     from distilabel.pipeline import Pipeline
@@ -105,4 +106,4 @@ def distilabel(url: str, count: int, _: int) -> None:
 
 
 if __name__ == "__main__":
-    {"curator": curator, "distilabel": distilabel}[sys.argv[1]](sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    {"curator": curator, "distilabel": distilabel}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
