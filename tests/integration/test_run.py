@@ -1,4 +1,4 @@
-"""The whole loop through the command line, killed in the middle, on generated problems and on real GSM8K text."""
+"""The whole loop through the command line, killed in each of its stages, and on real GSM8K text."""
 
 import json
 import os
@@ -9,20 +9,31 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from tailor_ray.errors import Stopped
 from tailor_ray.records import Question, Verdict, from_table
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
+IN_FLIGHT = 8
 TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "school_steps": 40, "school_questions": 400}
 SETTINGS = {
     "task": {"name": "arithmetic", "limit_train": 96, "limit_test": 40, "max_validation": 16},
     "student": {"tiny": TINY, "engines": 1, "max_model_len": 256, "max_num_seqs": 64},
     "exam": {"samples": 2, "max_new_tokens": 48, "shard_questions": 32},
     "evaluation": {"max_new_tokens": 48},
-    "training": {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16, "warmup_steps": 2, "max_length": 256},
+    "training": {
+        "steps": 40,
+        "checkpoint_every_steps": 5,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "warmup_steps": 2,
+        "max_length": 256,
+    },
     "rounds": {"max_rounds": 2},
     "cluster": {"dashboard": False, "object_store_gib": 0.3, "num_cpus": 2},
+    "observe": {"log_every_s": 0.5},
 }
 
 
@@ -49,19 +60,38 @@ class Command:
         self.folder.mkdir()
 
     def start(self, *arguments):
+        self.shown = (self.folder.parent / "stderr.txt").open("w+")
         return subprocess.Popen(
             [sys.executable, "-c", COMMAND, "run", str(self.config), *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.shown,
             text=True,
             cwd=self.folder,
             env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
         )
 
+    def stderr(self):
+        return Path(self.shown.name).read_text()
+
+    def interrupt(self, number, happened, seconds=200):
+        """Start the command, send it a signal once `happened()`, and see that nothing it started lives on."""
+        process = self.start()
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert process.poll() is None, self.stderr()[-3000:]
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        self.wait_until_gone()
+        assert out == ""
+        return process.returncode
+
     def finish(self, *arguments):
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=280)
-        assert process.returncode == 0, err[-3000:]
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, self.stderr()[-3000:]
+        self.wait_until_gone()
         return out
 
     def processes(self):
@@ -85,47 +115,61 @@ def _lives_in(entry, folder):
         return False
 
 
-def wait_for(happened, process, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.1)
-
-
-@pytest.mark.timeout(600)
-def test_a_run_killed_in_the_middle_goes_on_and_its_report_is_true(tmp_path):
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     log = tmp_path / "access.jsonl"
-    teacher = {"base_url": "sandbox", "sandbox": {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1}}
+    sandbox = {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1, "latency_s": 0.5}
+    teacher = {"base_url": "sandbox", "sandbox": sandbox, "max_in_flight": IN_FLIGHT}
     command = Command(tmp_path, {"name": "try", "storage": str(tmp_path / "runs"), "teacher": teacher, **SETTINGS})
-    exam, train = (command.store.child("rounds", "01", name) for name in ("exam", "train"))
-
-    process = command.start()
-    wait_for(lambda: committed_parts(exam, "attempts", verify=False), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    command.wait_until_gone()
-    committed = {part.index: part.entry.sha256 for part in committed_parts(exam, "attempts")}
     student = command.store.child("rounds", "00", "student")
-    made = read_manifest(student).digest()
+    exam, teach, train, evaluate = (
+        command.store.child("rounds", "01", name) for name in ("exam", "teach", "train", "evaluate")
+    )
 
-    process = command.start()
-    wait_for(lambda: train.exists("examples-00000.json"), process)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 3, err[-3000:]
-    assert "the same command goes on" in err
-    assert out == ""
-    command.wait_until_gone()
+    def schooling():
+        return "round 0 schooling: " in command.stderr()
+
+    def mistake_mining():
+        return committed_parts(exam, "attempts", verify=False)
+
+    def teaching():
+        return read_manifest(exam) and log.read_text().count("answered") >= 2 * IN_FLIGHT
+
+    def training():
+        return train.exists("checkpoints/step-00000010.json")
+
+    def evaluation():
+        return committed_parts(evaluate, "validation", verify=False)
+
+    assert command.interrupt(signal.SIGTERM, schooling) == Stopped.exit_code
+    assert "the same command goes on" in command.stderr()
+    assert command.interrupt(signal.SIGKILL, schooling) == -signal.SIGKILL
+    assert not student.exists("manifest.json")
+
+    assert command.interrupt(signal.SIGKILL, mistake_mining) == -signal.SIGKILL
+    made, shards = read_manifest(student).digest(), _committed(exam)
+    assert not exam.exists("manifest.json")
+
+    assert command.interrupt(signal.SIGKILL, teaching) == -signal.SIGKILL
+    assert not teach.exists("manifest.json")
+    assert shards.items() <= _committed(exam).items()
+
+    assert command.interrupt(signal.SIGKILL, training) == -signal.SIGKILL
+    assert not train.exists("manifest.json")
+    taught, history = read_manifest(teach).digest(), _latest_history(train)
+    assert len(history) >= 10
+
+    assert command.interrupt(signal.SIGKILL, evaluation) == -signal.SIGKILL
+    assert not evaluate.exists("manifest.json")
+    trained = read_manifest(train).digest()
+    steps = pq.read_table(train.path("steps.parquet")).to_pylist()
+    assert [row["seconds"] for row in steps[: len(history)]] == [row["seconds"] for row in history]  # not done again
 
     table = command.finish()
-    command.wait_until_gone()
     assert len(table.splitlines()) == 5  # a head, rounds 0 to 2, the report's path
-    assert read_manifest(student).digest() == made
-    kept = {part.index: part.entry.sha256 for part in committed_parts(exam, "attempts")}
-    assert committed.items() <= kept.items()
-    assert len(kept) == 3
-    _each_request_was_answered_once(log)
+    kept = [read_manifest(stage).digest() for stage in (student, teach, train)]
+    assert kept == [made, taught, trained]
+    _each_request_was_answered_once(log, kills=5)
     _report_is_what_transformers_says(command.store)
     assert command.finish() == table  # a finished run says so again and starts nothing
     refused = subprocess.run(
@@ -138,15 +182,24 @@ def test_a_run_killed_in_the_middle_goes_on_and_its_report_is_true(tmp_path):
     assert "exam.samples: 2 → 3" in refused.stderr
 
 
-def _each_request_was_answered_once(log):
-    """Answered means paid for; a request in flight at the kill may be answered twice."""
+def _latest_history(train):
+    names = sorted(name for name in train.child("checkpoints").files() if name.endswith(".json") and "step-" in name)
+    return train.read_json(f"checkpoints/{names[-1].removesuffix('.json')}/history.json")
+
+
+def _committed(stage):
+    return {part.index: part.entry.sha256 for part in committed_parts(stage, "attempts")}
+
+
+def _each_request_was_answered_once(log, kills):
+    """Answered means paid for; a request in flight at a kill may be answered twice."""
     answered = Counter()
     for line in log.read_text().splitlines():
         row = json.loads(line)
         if row["status"] == 200 and row["outcome"] in ("answered", "wrong"):
             answered[row["request"]] += 1
     assert len(answered) >= 96
-    assert sum(count > 1 for count in answered.values()) <= 64  # teacher.max_in_flight
+    assert sum(answered.values()) - len(answered) <= kills * IN_FLIGHT
 
 
 def _report_is_what_transformers_says(store):
