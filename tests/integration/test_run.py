@@ -125,6 +125,11 @@ def test_a_run_killed_in_the_middle_goes_on_and_its_report_is_true(tmp_path):
     kept = {part.index: part.entry.sha256 for part in committed_parts(exam, "attempts")}
     assert committed.items() <= kept.items()
     assert len(kept) == 3
+    for number in ("01", "02"):  # transformers and the engines said the same before the round was committed
+        agreement = read_manifest(command.store.child("rounds", number, "evaluate")).metrics["agreement"]
+        assert agreement["prompts"] == 16
+        assert agreement["ties"] <= 1
+    assert "accuracy on test" in command.store.read_bytes("rounds/02/train/student/README.md").decode()
     _each_request_was_answered_once(log)
     _report_is_what_transformers_says(command.store)
     assert command.finish() == table  # a finished run says so again and starts nothing
