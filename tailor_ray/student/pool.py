@@ -88,9 +88,12 @@ class EnginePool:
             get(self._supervisor.release.remote(how))
 
     def stop(self) -> None:
-        """End all engines; harmless when none was started."""
+        """End all engines; harmless when none was started, or when a signal to all processes ended them before."""
         if self._supervisor is not None:
-            get(self._supervisor.stop.remote())
+            try:
+                get(self._supervisor.stop.remote())
+            except ray.exceptions.RayActorError as error:  # its engines ended with it
+                log.warning("the engines' supervisor is gone: %s", gist(error))
             ray.kill(self._supervisor)
             self._supervisor = None
 

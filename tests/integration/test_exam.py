@@ -157,8 +157,22 @@ class Hung:
     def generate(self):
         threading.Event().wait()
 
+    def stop(self):
+        """What it would do as a supervisor."""
+
     def progress(self):
         return 7
+
+
+def test_a_pool_whose_supervisor_is_gone_stops(ray_cluster):
+    """As after a SIGTERM to the whole process group; an error here would hide what the run ended of."""
+    import ray
+
+    pool = EnginePool(StudentConfig(), "student", seed=7)
+    pool._supervisor = ray.remote(Hung).options(num_cpus=0).remote()
+    ray.kill(pool._supervisor)
+    pool.stop()
+    assert pool._supervisor is None
 
 
 def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster):
