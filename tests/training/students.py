@@ -43,7 +43,7 @@ def make_model(kind: str, vocab_size: int = 96, seed: int = 0, **more: Any) -> A
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         shape |= {"num_key_value_heads": 4 if kind == "phi" else 2, "max_position_embeddings": 256, "pad_token_id": 0}
         shape |= {"head_dim": 8} if kind in ("qwen3", "gemma") else {}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **shape, **more))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(common | shape | more)))
 
 
 def make_student(folder: Path, kind: str = "llama", **more: Any) -> Path:

@@ -63,6 +63,45 @@ def test_the_tree_gives_the_naive_loss_and_gradients(kind, demos):
     assert_same(model, ours, reference, naive_loss(reference, examples))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("representation", ["last", "mean"])
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("long", [False, True])
+def test_every_kind_with_every_representation_and_prompt_gradient(monkeypatch, kind, representation, detached, long):
+    """`long`: spans go through the CPU's kernel one by one and in halves, as those of real length do."""
+    if long:
+        monkeypatch.setattr("tailor_ray.training.blocks.LONG", 1)
+        monkeypatch.setattr("tailor_ray.training.blocks.WHOLE", 5)
+    model, attention, reference = twins(kind)
+    examples = random_examples(seed=29)
+    ours = our_loss(model, attention, examples, PackSettings(0.1, representation, 192, detached))
+    assert_same(
+        model, ours, reference, naive_loss(reference, examples, representation=representation, detached=detached)
+    )
+
+
+@pytest.mark.parametrize("share_root", [True, False])
+def test_sequences_of_real_length(share_root):
+    """As long as a few-shot prompt and its rationales: no length is lowered for the test."""
+    model = make_model("llama", max_position_embeddings=1024).eval()
+    reference = copy.deepcopy(model)
+    attention = TreeAttention()
+    attention.install(model)
+    rng = random.Random(31)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(2, 96) for _ in range(length))
+
+    demos = ids(230)
+    examples = [
+        TokenExample("a", demos + ids(90), ids(130), ids(201), ids(77)),
+        TokenExample("b", demos + ids(41), ids(250)),
+        TokenExample("c", demos + ids(111), ids(64), ids(192), ids(100)),
+    ]
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192), share_root=share_root)
+    assert_same(model, ours, reference, naive_loss(reference, examples))
+
+
 @pytest.mark.parametrize("pairs", ["all", "some", "none"])
 @pytest.mark.parametrize("representation", ["last", "mean"])
 @pytest.mark.parametrize("detached", [False, True])
