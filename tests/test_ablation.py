@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tailor_ray.config import load_config
+from tailor_ray.rounds.runner import Runner
+from tailor_ray.rounds.spec import StageId, stages_of
+from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("ablation", ROOT / "jobs/benchmarks/ablation.py")
@@ -41,10 +44,51 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
         assert resolved(variant).training == full.model_copy(update=changed)
 
 
-def test_runs_of_one_seed_share_the_student_that_the_first_one_schools():
-    first, *others = ablation.VARIANTS
-    assert resolved(first).student.model == "tiny"
-    assert {resolved(name).student.model for name in others} == {f"/store/{first}-2/rounds/00/student/student"}
+def test_lanes_share_the_runs_out_and_each_waits_for_earlier_ones_only():
+    lanes = ablation.lanes_of(list(ablation.VARIANTS), [1, 2, 3], 2)
+    assert sorted(task for lane in lanes for task in lane) == sorted(
+        (variant, seed) for variant in ablation.VARIANTS for seed in (1, 2, 3)
+    )
+    assert [len(lane) for lane in lanes] == [6, 6]
+    done = set()
+    while any(lanes):  # a lane goes on when what its next run begins as is done
+        ready = [lane for lane in lanes if lane and _begun(lane[0], done)]
+        assert ready, f"each waits for another: {lanes}"
+        done |= {lane.pop(0) for lane in ready}
+
+
+def _begun(task, done):
+    other = ablation.BEGINS_AS.get(task[0])
+    return other is None or (other[0], task[1]) in done
+
+
+def test_one_variant_alone_brings_what_it_begins_as():
+    assert ablation.lanes_of(["plain"], [5], 1) == [[("full", 5), ("without_reflection", 5), ("plain", 5)]]
+    assert ablation.lanes_of(["full"], [5], 2) == [[("full", 5)], []]
+
+
+@pytest.mark.parametrize("variant", ablation.BEGINS_AS)
+def test_what_is_copied_is_what_the_variant_would_do_itself(tmp_path, variant):
+    """A runner that finds the copied stages takes them for its own and goes on behind them."""
+    other, stages = ablation.BEGINS_AS[variant]
+    extra = [f"student.model={tmp_path}"]
+    give, take = (
+        load_config(ROOT / "jobs/ablation.yaml", ablation.overrides(name, 2, str(tmp_path), extra))
+        for name in (other, variant)
+    )
+    store = Store.open(give.storage).child(give.name)
+    for number in (0, 1):
+        for stage in stages_of(give, number):
+            if stage.id in stages:
+                folder = store.child(*stage.id.folder)
+                inputs = {str(one): read_manifest(store.child(*one.folder)).digest() for one in stage.after}
+                metrics = {"validation": {"accuracy": 0.5}}
+                entry = folder.write_bytes("data", b"1")
+                commit_manifest(folder, Manifest(stage.id.name, number, stage.digest(), inputs, (entry,), 1.0, metrics))
+    ablation.begin(take, (variant, 2))
+    group = Runner(take, Store.open(take.storage).child(take.name)).next_group()
+    expected = "round 2 exam" if StageId(1, "train") in stages else "round 1 train"
+    assert str(group[0].id) == expected
 
 
 def answers(pattern: str) -> dict[str, bool]:

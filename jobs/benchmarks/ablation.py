@@ -1,26 +1,35 @@
 """Does the method teach? The full method against what is left when a part is taken away, at equal training steps.
 
-    python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml] [--seeds 1 2 3] [--storage runs/ablation]
+    python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml] [--storage runs/ablation]
+        [--seeds 1 2 3] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--report FILE]
 
-Each variant is a whole run of its own (`tailor-ray run`), so the same command goes on where it was stopped. The runs
-of one seed share questions and schooled student. Prints a table of the last round's test accuracy, and as its last
-line one JSON object: for each variant accuracy_mean, ci95 (Wilson, all seeds' questions together) and seeds (the
-accuracy of each); p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds.
+Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
+seed may be run alone. What two variants do alike is done once and copied: questions, schooled student, first exam and
+first lessons by all variants of a seed, and the whole first round by those that differ in feedback alone, which comes
+in round 2. Lanes are processes side by side that share the machine's cores; each has its own Ray and keeps its engines
+and workers from run to run. Prints a table of the last round's test accuracy, and as its last line one JSON object:
+for each variant accuracy_mean, ci95 (Wilson, all seeds' questions together) and seeds (the accuracy of each);
+p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tailor_ray.config import RunConfig, load_config
 from tailor_ray.records import Attempt, Verdict, from_table
+from tailor_ray.rounds.session import Staff
+from tailor_ray.rounds.spec import StageId
 from tailor_ray.statistics import paired_p_value, sign_flip_p_value, wilson_interval
-from tailor_ray.storage import Store, committed_parts, read_part
+from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
 FULL, PLAIN = "full", "plain"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -29,20 +38,104 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without_reflection": ("training.triplet_weight=0",),
     PLAIN: ("training.feedback=false", "training.triplet_weight=0"),
 }
+BEGUN = tuple(
+    StageId(*stage) for stage in ((0, "questions"), (0, "student"), (0, "evaluate"), (1, "exam"), (1, "teach"))
+)
+ROUND_1 = (*BEGUN, StageId(1, "train"), StageId(1, "evaluate"))
+BEGINS_AS = {  # a variant's first stages are another's
+    "without_feedback": (FULL, ROUND_1),
+    "without_reflection": (FULL, BEGUN),
+    PLAIN: ("without_reflection", ROUND_1),
+}
+POLL_S = 2.0
+Task = tuple[str, int]  # variant, seed
 
 
-def overrides(variant: str, seed: int, storage: str, extra: list[str]) -> list[str]:
-    """The settings of one run. All but the first run of a seed take the student that the first one schooled."""
-    name = f"{variant}-{seed}"
-    shared = [] if variant == FULL else [f"student.model={storage}/{FULL}-{seed}/rounds/00/student/student"]
-    return [*extra, f"storage={storage}", f"name={name}", f"seed={seed}", *shared, *VARIANTS[variant]]
+def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: int = 1) -> list[str]:
+    """The settings of one run, on its lane's share of the machine."""
+    cores = max(1, (os.cpu_count() or 1) // lanes)
+    share = [f"cluster.num_cpus={max(1, cores)}", f"student.engines={cores}", f"training.threads={cores}"]
+    return [*share, *extra, f"storage={storage}", f"name={variant}-{seed}", f"seed={seed}", *VARIANTS[variant]]
 
 
-def run(config: str, settings: list[str]) -> RunConfig:
-    """Run or resume one variant in a process of its own; raises CalledProcessError when it fails."""
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    subprocess.run([sys.executable, "-m", "tailor_ray", "run", config, *arguments], check=True, stdout=sys.stderr)
-    return load_config(config, settings)
+def lanes_of(variants: list[str], seeds: list[int], lanes: int) -> list[list[Task]]:
+    """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it begins as."""
+    ordered = [name for name in (FULL, "without_reflection", "without_feedback", PLAIN) if name in _needed(variants)]
+    whole = len(seeds) // lanes * lanes
+    out: list[list[Task]] = [[] for _ in range(lanes)]
+    for index, seed in enumerate(seeds[:whole]):
+        out[index % lanes] += [(variant, seed) for variant in ordered]
+    rest = [(variant, seed) for seed in seeds[whole:] for variant in ordered]
+    for index, task in enumerate(rest):
+        out[index % lanes].append(task)
+    return out
+
+
+def _needed(variants: list[str]) -> set[str]:
+    """The variants and those that they begin as."""
+    needed = set(variants)
+    for _ in VARIANTS:
+        needed |= {BEGINS_AS[name][0] for name in needed if name in BEGINS_AS}
+    return needed
+
+
+def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int) -> None:
+    """Do or resume the runs of one lane, on one Ray and by the same engines."""
+    from tailor_ray.rounds.cluster import connected
+
+    os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand
+    staff = Staff()
+    with ExitStack() as stack:
+        settings = [overrides(*task, storage, extra, lanes) for task in tasks]
+        runs = [load_config(config, one) for one in settings]
+        stack.enter_context(connected(runs[0].cluster))
+        for task, run in zip(tasks, runs, strict=True):
+            _say(f"{task[0]}, seed {task[1]}")
+            begin(run, task)
+            staff = do(run, staff)
+        staff.dismiss()
+
+
+def finish(lanes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for all; when one fails the others end too, for they may be waiting for it."""
+    while (codes := [lane.poll() for lane in lanes]).count(0) < len(lanes):
+        if any(codes):
+            for lane in lanes:
+                lane.terminate()
+            sys.exit("a lane failed: its run.log says why, and the same command goes on")
+        time.sleep(POLL_S)
+
+
+def do(config: RunConfig, staff: Staff) -> Staff:
+    """One run by the engines and workers that are there already, or else by new ones; returns them."""
+    from tailor_ray.observe.report import write_report
+    from tailor_ray.rounds.launch import open_run
+
+    with open_run(config) as (runner, session):
+        if runner.next_group() is not None:
+            with session:
+                session.take_staff(staff)
+                runner.run(session)
+                staff = session.part_with_staff()
+        write_report(session.store)
+    return staff
+
+
+def begin(config: RunConfig, task: Task) -> None:
+    """Copy what a run begins with from the run that did it, once that is committed there."""
+    variant, seed = task
+    target = Path(config.storage) / config.name
+    if target.exists() or variant not in BEGINS_AS:
+        return
+    other, stages = BEGINS_AS[variant]
+    source = target.with_name(f"{other}-{seed}")
+    while not all(read_manifest(Store.open(str(source)).child(*stage.folder)) for stage in stages):
+        time.sleep(POLL_S)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for stage in stages:
+        shutil.copytree(source.joinpath(*stage.folder), temporary.joinpath(*stage.folder))
+    temporary.rename(target)
 
 
 def test_answers(config: RunConfig) -> dict[str, bool]:
@@ -68,7 +161,7 @@ def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
         interval = [round(bound, 4) for bound in wilson_interval(correct, total)]
         accuracies = [round(share, 4) for share in shares]
         result[variant] = {"accuracy_mean": round(sum(shares) / len(shares), 4), "ci95": interval, "seeds": accuracies}
-    for variant in right.keys() - {FULL}:
+    for variant in right.keys() - {FULL} if FULL in right else ():
         result[f"p_value_full_vs_{variant}"] = paired(right[FULL], right[variant])
         # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
         gains = [_share(full) - _share(other) for full, other in zip(right[FULL], right[variant], strict=True)]
@@ -83,8 +176,9 @@ def _share(answers: dict[str, bool]) -> float:
 def table(result: dict[str, object]) -> str:
     lines = ["| variant | test accuracy | 95 % interval | by seed | p against full |", "|---|---|---|---|---|"]
     for variant in VARIANTS:
-        row = result[variant]
-        assert isinstance(row, dict)
+        row = result.get(variant)
+        if not isinstance(row, dict):
+            continue
         low, high = row["ci95"]
         p = result.get(f"p_value_full_vs_{variant}")
         seeds = ", ".join(f"{share:.1%}" for share in row["seeds"])
@@ -95,24 +189,49 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def _say(text: str) -> None:
+    print(f"{time.strftime('%X')}  {text}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="jobs/ablation.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--storage", default="runs/ablation")
+    parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
+    parser.add_argument("--lane", type=int, help="do this lane's runs alone, and no table")
+    parser.add_argument("--report", help="write the table to this file as well")
     parser.add_argument("--set", dest="extra", action="append", default=[], help="a.b=c, for every run")
     given = parser.parse_args()
     storage = str(Path(given.storage).resolve())
+    tasks = lanes_of(given.variants, given.seeds, given.lanes)
+    if given.lane is not None:
+        run_lane(given.config, tasks[given.lane], storage, given.extra, given.lanes)
+        return
     started = time.monotonic()
-    right: dict[str, list[dict[str, bool]]] = {variant: [] for variant in VARIANTS}
-    for seed in given.seeds:
-        for variant in VARIANTS:
-            print(f"{time.monotonic() - started:6.0f} s  {variant}, seed {seed}", file=sys.stderr, flush=True)
-            config = run(given.config, overrides(variant, seed, storage, given.extra))
-            right[variant].append(test_answers(config))
-    result = summary(right)
-    print(table(result))
-    print(json.dumps({**result, "seconds": round(time.monotonic() - started)}))
+    command = [sys.executable, *sys.argv, "--lanes", str(given.lanes)]
+    finish(
+        [
+            subprocess.Popen([*command, "--lane", str(lane)], stdout=sys.stderr)
+            for lane in range(given.lanes)
+            if tasks[lane]
+        ]
+    )
+    right = {
+        variant: [
+            test_answers(load_config(given.config, overrides(variant, seed, storage, given.extra)))
+            for seed in given.seeds
+        ]
+        for variant in VARIANTS
+        if variant in given.variants
+    }
+    result = {**summary(right), "seconds": round(time.monotonic() - started)}
+    text = f"{table(result)}\n"
+    if given.report:
+        Path(given.report).write_text(f"{text}\n{json.dumps(result)}\n", encoding="utf-8")
+    print(text)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

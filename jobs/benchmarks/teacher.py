@@ -42,7 +42,6 @@ from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
 
 IN_FLIGHT = 256
-LEASED = IN_FLIGHT + IN_FLIGHT // 4 + 4  # with those that wait at an actor for a free slot
 SKIPPED = 2 * IN_FLIGHT  # replies before the clock starts
 LIMIT = 6000.0
 UNLIMITED = 1e7  # a limit that is known and never reached: the rate need not be found
@@ -281,10 +280,10 @@ def kill(folder: Path, count: int) -> dict[str, Any]:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         assert json.loads(done.stdout.splitlines()[-1]) == {"rows": count}
         twice["the driver"] = answered_twice(log)
+    most = {"an actor": IN_FLIGHT // 2, "the driver": IN_FLIGHT}
     for who, number in twice.items():
         show(f"{who} killed half-way", f"{count} rows for {count} requests",
-             f"{number} answered twice, at most {LEASED} were leased")  # fmt: skip
-    most = {"an actor": LEASED // 2, "the driver": LEASED}
+             f"{number} answered twice, at most {most[who]} were in flight")  # fmt: skip
     over = sum(max(0, number - most[who]) for who, number in twice.items())
     return {"paid_twice": over, "answered_twice_in_flight": twice}
 

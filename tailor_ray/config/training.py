@@ -75,6 +75,11 @@ class TrainingConfig(Section):
     """The student's own correct attempts may serve as positives."""
     gold_rationales: bool = False
     """The task's gold rationales may serve as positives."""
+    select: Literal["last", "validation_loss", "validation_exam"] = "last"
+    """Which student of a round is kept: the last, or the best of `candidates` by the loss of the validation questions'
+    own rationales or by the questions answered correctly."""
+    candidates: int = Field(default=4, ge=2)
+    """Students, evenly spread over a round's steps, that `select` chooses among."""
 
     workers: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
     """Ray Train workers."""
@@ -115,6 +120,9 @@ class TrainingConfig(Section):
     """Steps skipped in a row (overflow, NaN or Inf) that end the stage; without loss scaling the first one does."""
     max_failures: Annotated[int, OPERATIONAL] = Field(default=3, ge=0)
     """Lost workers or memory shortages after which the stage fails; each one goes on from the last checkpoint."""
+    greedy_check: Annotated[int, OPERATIONAL] = Field(default=32, ge=0)
+    """Validation questions that the student must answer alike in transformers and in the engines before its round is
+    committed; 0 leaves it out."""
     max_shard_size: Annotated[str, OPERATIONAL] = "4GB"
     """Safetensors files of the exported student are split above this size."""
 
@@ -128,6 +136,15 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"training.batch_size={self.batch_size} cannot be split into training.accumulation={self.accumulation} "
                 f"passes on training.workers={self.workers}: raise batch_size or lower one of the others"
+            )
+        if self.attention == "separate" and self.triplet_prompt_gradient == "detached" and self.triplet_weight:
+            raise ValueError(
+                "training.triplet_prompt_gradient=detached needs the tree: set training.attention to auto, or "
+                "triplet_prompt_gradient to attached"
+            )
+        if self.schedule == "constant" and self.final_learning_rate:
+            raise ValueError(
+                "training.final_learning_rate is for the schedules linear and cosine: set training.schedule"
             )
         if self.lora is not None and self.zero_stage == 3:
             raise ValueError("training.lora keeps the base weights whole; use training.zero_stage of 2 or lower")

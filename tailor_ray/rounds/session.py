@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,12 @@ from tailor_ray.observe.logs import adopt_ray_output
 from tailor_ray.observe.progress import Progress
 from tailor_ray.prompts.chat import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import Question, from_table
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.rounds.hosting import hosted_teachers
 from tailor_ray.rounds.spec import BASE_STUDENT, QUESTIONS, StageId, student_after
 from tailor_ray.statistics import accuracy
-from tailor_ray.storage import FileEntry, Part, Store, read_manifest
+from tailor_ray.storage import FileEntry, Part, Store, committed_parts, read_manifest, read_part
 from tailor_ray.student.model import find_student, folder_sha256
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.tasks.base import TaskData
@@ -34,7 +36,22 @@ if TYPE_CHECKING:
     from tailor_ray.config.teacher import TeacherConfig
     from tailor_ray.student.pool import EnginePool
     from tailor_ray.teacher.teach import TeachJob
-    from tailor_ray.training.launch import TrainJob
+    from tailor_ray.training.agreement import HeldOut
+    from tailor_ray.training.launch import OnProgress, Trainers, TrainJob, TrainResult
+
+
+@dataclass
+class Staff:
+    """What is costly to start: the student's engines and its training workers."""
+
+    engines: EnginePool | None = None
+    trainers: Trainers | None = None
+
+    def dismiss(self) -> None:
+        if self.trainers is not None:
+            self.trainers.close()
+        if self.engines is not None:
+            self.engines.stop()
 
 
 class Session:
@@ -47,7 +64,7 @@ class Session:
         self._opened = ExitStack()
         self._connected = False
         self._hosted: TeacherConfig | None = None
-        self._pool: EnginePool | None = None
+        self._staff = Staff()
         self._serving: StageId | None = None
         self._checksum = ""
 
@@ -70,6 +87,7 @@ class Session:
         """Be connected to the Ray cluster from now on; a wrong data file is found before this costs anything."""
         if not self._connected:
             self._opened.enter_context(connected(self.config.cluster))
+            self._opened.callback(self._dismiss)
             adopt_ray_output()
             self._connected = True
 
@@ -137,24 +155,35 @@ class Session:
 
         self.connect()
         folder = str(self.student_folder(stage))
-        if self._pool is None:
-            pool = EnginePool(self.config.student, folder, self.config.seed)
-            self._opened.callback(pool.stop)
+        if self._staff.engines is None:
+            pool = self._staff.engines = EnginePool(self.config.student, folder, self.config.seed)
             with self.progress.stage("engines start", unit="engines") as bar:
                 pool.start()
                 bar.update(done=pool.engines)
-            self._pool = pool
         if self._serving != stage:
             started = time.monotonic()
-            self._checksum = self._pool.load(folder)
+            self._checksum = self._staff.engines.load(folder)
             metrics.gauge("weight_swap_seconds", time.monotonic() - started)
             self._serving = stage
         return self._checksum
 
+    def part_with_staff(self) -> Staff:
+        """Engines and training workers, running on, for `take_staff` of another session of like students."""
+        staff, self._staff, self._serving = self._staff, Staff(), None
+        return staff
+
+    def take_staff(self, staff: Staff) -> None:
+        """Work with what another session started; it is dismissed at the end of this one, unless parted with."""
+        self.connect()
+        self._staff = staff
+
+    def _dismiss(self) -> None:
+        self._staff.dismiss()
+
     def release_engines(self) -> None:
         """Free the engines' accelerator memory for training; the next `serve_student` takes it back."""
-        if self._pool is not None:
-            self._pool.release()
+        if self._staff.engines is not None:
+            self._staff.engines.release()
             self._serving = None
 
     # The stages' jobs
@@ -179,7 +208,7 @@ class Session:
             round=stage.round,
             max_engine_restarts=exam.max_engine_restarts,
         )
-        assert self._pool is not None
+        assert self._staff.engines is not None
         asked = self.rows(QUESTIONS, split) * job.samples
         with self.progress.stage(f"{stage} {split}", total=asked, unit="samples") as bar:
 
@@ -188,7 +217,7 @@ class Session:
                 live.answered(part)
                 on_part(part)
 
-            return run_exam(self._pool, job, self.folder(QUESTIONS), out, part_done)
+            return run_exam(self._staff.engines, job, self.folder(QUESTIONS), out, part_done)
 
     def score(self, out: Store, split: str, stage: StageId) -> dict[str, Any]:
         """Greedy accuracy on a split with its Wilson interval; undecided answers count as not correct."""
@@ -208,6 +237,15 @@ class Session:
             self._hosted = self._opened.enter_context(hosted_teachers(self.teacher, self.config.name))
         return TeachJob(self._hosted, stage.round, grader_for(self.config.task), taught, on_progress)
 
+    def train(self, stage: StageId, on_progress: OnProgress) -> TrainResult:
+        """Train on the stage's examples, by workers that are kept for the next round."""
+        from tailor_ray.training.launch import Trainers
+
+        self.connect()
+        if self._staff.trainers is None:
+            self._staff.trainers = Trainers()
+        return self._staff.trainers.train(self.train_job(stage), on_progress)
+
     def train_job(self, stage: StageId) -> TrainJob:
         from tailor_ray.training.launch import TrainJob
 
@@ -221,8 +259,38 @@ class Session:
             seed=self.config.seed,
             round=stage.round,
             special_tokens=self.config.student.prompt_style == "plain",
-            card={"run": self.config.name, "task": self.config.task.name, "student": self.config.student.model},
+            held_out=self._held_out(),
         )
+
+    def _held_out(self) -> HeldOut:
+        from tailor_ray.training.agreement import HeldOut
+
+        folder = self.folder(QUESTIONS)
+        parts = committed_parts(folder, "validation")
+        return HeldOut(
+            questions=tuple(row for part in parts for row in from_table(read_part(folder, part), Question)),
+            prompt=self.prompt,
+            grader=grader_for(self.config.task),
+            max_new_tokens=self.config.evaluation.max_new_tokens,
+            dtype=self.config.student.dtype,
+        )
+
+    def check_agreement(self, stage: StageId) -> dict[str, int]:
+        """Compare the engines, which serve the stage's student, with what transformers said when it was exported.
+
+        Raises StageError where they differ; {} when training was told to leave the comparison out.
+        """
+        from tailor_ray.student.sampling import Sampling
+        from tailor_ray.training.agreement import check_agreement, read_answers
+
+        assert self._staff.engines is not None
+        answers, tokens = read_answers(self.folder(stage))
+        if not answers:
+            return {}
+        sampling = Sampling(0.0, 1.0, tokens, self.prompt.stop, self.prompt.style == "plain")
+        names, prompts = ([getattr(answer, key) for answer in answers] for key in ("question_id", "prompt"))
+        said = self._staff.engines.answer(names, prompts, [[0]] * len(answers), sampling)
+        return check_agreement(answers, said.texts)
 
     def student_uri(self, stage: StageId) -> str:
         """Where workers on any node find a stage's student."""

@@ -79,7 +79,7 @@ def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[
         StageSpec(teach, {"teacher": settings["teacher"], "seed": config.seed}, (QUESTIONS, exam, *earlier)),
         StageSpec(
             train,
-            {"training": settings["training"], "student": _served(settings), "seed": config.seed},
+            {"training": _trained(settings, round_), "student": _served(settings), "seed": config.seed},
             (QUESTIONS, BASE_STUDENT, student_after(round_ - 1), exam, teach, *earlier),
         ),
     )
@@ -89,6 +89,11 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     """How the student is prompted and run; what it is made of comes in by its stage's hash."""
     made_of = ("model", "revision", "tiny")
     return {name: value for name, value in settings["student"].items() if name not in made_of}
+
+
+def _trained(settings: dict[str, Any], round_: int) -> dict[str, Any]:
+    """How the student is trained; round 1 has no lessons of kind feedback to learn from or to leave out."""
+    return {name: value for name, value in settings["training"].items() if round_ > 1 or name != "feedback"}
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -23,6 +23,7 @@ from tailor_ray.records import (
     from_table,
     to_table,
 )
+from tailor_ray.rounds.card import write_card
 from tailor_ray.rounds.feed import Feed
 from tailor_ray.rounds.session import Session
 from tailor_ray.rounds.spec import QUESTIONS, StageId, student_after
@@ -110,7 +111,6 @@ def teach(run: Session, stage: StageId, shards: Iterable[Part]) -> Outcome:
 def train(run: Session, stage: StageId) -> Outcome:
     """The student learns from all accepted lessons so far and from its latest mistakes."""
     from tailor_ray.training.examples import build_examples
-    from tailor_ray.training.launch import train as fit
 
     out = run.folder(stage)
     lessons = [
@@ -137,19 +137,26 @@ def train(run: Session, stage: StageId) -> Outcome:
         export(done, steps, figures)
 
     with run.progress.stage(str(stage), unit="steps") as bar:
-        result = fit(run.train_job(stage), show)
+        result = run.train(stage, show)
     return Outcome((part.entry, *result.files), {**counts, **result.metrics})
 
 
 def evaluate(run: Session, stage: StageId) -> Outcome:
-    """Greedy answers on validation, which decides when to stop, and on test, for the report alone."""
+    """Greedy answers on validation, which decides when to stop, and on test, for the report alone.
+
+    A trained student is first compared with what transformers makes of it, and gets its model card at the end.
+    """
     checksum = run.serve_student(student_after(stage.round))
     out = run.folder(stage)
     metrics: dict[str, Any] = {}
+    if stage.round:
+        metrics["agreement"] = run.check_agreement(student_after(stage.round))
     files: tuple[FileEntry, ...] = ()
     for split in ("validation", "test"):
         metrics[split] = run.score(out, split, stage)
         files += _entries(out, split)
+    if stage.round:
+        write_card(run.store, run.config, stage.round, metrics)
     return Outcome(files, {**metrics, "student_sha256": checksum})
 
 

@@ -2,13 +2,16 @@
 
 Driver and actor exchange leases and outcomes many at a time, so that Ray's cost a request stays small. At most `share`
 calls an endpoint are in flight here; further leases wait for a free slot, so that a slot is not idle until the driver
-asks again.
+asks again. Once the driver has ended they are not sent any more, for nobody would write their replies down.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
+
+import ray
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.teacher.client import Sender
@@ -21,7 +24,10 @@ GATHER_S = 0.02  # after the first outcome, so long for others to come along
 class TeacherActor:
     """One async client for each endpoint. Methods run in the actor's event loop."""
 
-    def __init__(self, endpoints: Sequence[EndpointConfig], shares: Mapping[str, int]) -> None:
+    def __init__(
+        self, endpoints: Sequence[EndpointConfig], shares: Mapping[str, int], driver: tuple[str, int] | None = None
+    ) -> None:
+        """`shares` are calls in flight by model; `driver` is node and process id of who leases to this actor."""
         self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
         self._shares = dict(shares)
         self._senders: dict[str, Sender] = {}
@@ -29,6 +35,8 @@ class TeacherActor:
         self._running: set[asyncio.Task[None]] = set()
         self._ended: list[Outcome] = []
         self._news = asyncio.Event()
+        self._driver = driver
+        self._orphaned = False
 
     def __repr__(self) -> str:
         """What Ray's dashboard and log lines call this actor."""
@@ -38,6 +46,7 @@ class TeacherActor:
         """Returns once the actor is up, with its keys read; raises TeacherAccessError where one is missing."""
         for model, endpoint in self._endpoints.items():
             self._senders[model] = Sender(endpoint, self._shares[model])
+        self._watch_driver()
 
     async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
         """Start these attempts; return what has ended, waiting at most `wait_s` for the first."""
@@ -58,6 +67,24 @@ class TeacherActor:
         if lease.delay > 0:
             await asyncio.sleep(lease.delay)
         async with self._slots[lease.model]:
+            if self._orphaned:
+                return
             outcome = await self._senders[lease.model].attempt(lease.key, lease.body)
         self._ended.append(outcome)
         self._news.set()
+
+    def _watch_driver(self) -> None:
+        """Hear of the driver's end at once where it is on this node; Ray's own notice takes long enough for hundreds of
+        requests."""
+        if self._driver is None or not hasattr(os, "pidfd_open"):
+            return
+        node, pid = self._driver
+        if node != ray.get_runtime_context().get_node_id():
+            return
+        loop, handle = asyncio.get_running_loop(), os.pidfd_open(pid)
+
+        def ended() -> None:
+            loop.remove_reader(handle)
+            self._orphaned = True
+
+        loop.add_reader(handle, ended)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -194,7 +195,8 @@ async def _start(config: TeacherConfig, share: dict[str, int]) -> Any:
     Raises TimeoutError when it is not up after START_S: a node that was lost meanwhile may never say so.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
-    actor: Any = ray.remote(TeacherActor).options(**options).remote(endpoint_parts(config), share)
+    driver = (ray.get_runtime_context().get_node_id(), os.getpid())
+    actor: Any = ray.remote(TeacherActor).options(**options).remote(endpoint_parts(config), share, driver)
     await asyncio.wait_for(actor.ready.remote(), START_S)
     return actor
 

@@ -107,8 +107,8 @@ def _tokens(cut: list[int], sizes: Sequence[int], shared: int) -> int:
     return shared + sum(sizes[index] - shared for index in cut)
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix of token rows; 0 for no rows."""
+def common_prefix(rows: Sequence[Sequence[int]] | Sequence[str]) -> int:
+    """Length of the longest common prefix of token rows, or of texts; 0 for no rows."""
     if not rows:
         return 0
     texts = [tuple(row) for row in rows]

@@ -117,7 +117,7 @@ class BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, tree: Tree, scale: float) -> Tensor:
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HTE, k_HTE, v_HTE))
         blocks = _Blocks(tree)
-        demos, main, sides = blocks.parts(len(q))
+        demos = slice(0, tree.root)
 
         def whole(queries: slice, keys: slice, causal: bool = False) -> _Part:
             spans = (_heads_first(x) for x in (q[queries], k[keys], v[keys]))
@@ -130,20 +130,19 @@ class BlockAttention(torch.autograd.Function):
                 return whole(span, span, causal=True)
             return _join([itself(first), _merge([whole(second, first), itself(second)])])
 
-        def on_demos(span: slice) -> list[_Part]:
-            return [whole(span, demos)] if tree.root else []
-
         def among(rows: Rows) -> _Part:
             """Each span on itself."""
             if blocks.one_by_one(rows):
                 return _join([itself(span) for span in rows.spans])
             return blocks.flat(rows, *_forward(*(blocks.pick(rows, x) for x in (q, k, v)), 0.0, True, scale=scale))
 
-        done = [itself(demos)] if tree.root else []
-        done.append(_merge([*on_demos(main), among(tree.main)]))
+        done = [among(tree.main)]
         if tree.sides.count:
             on_trunk = _join([whole(own, trunk) for trunk, own in tree.families])
-            done.append(_merge([*on_demos(sides), on_trunk, among(tree.sides)]))
+            done.append(_merge([on_trunk, among(tree.sides)]))
+        if tree.root:
+            after = slice(demos.stop, len(q))
+            done = [itself(demos), _merge([whole(after, demos), _join(done)])]
         out_THE, lse_TH = _join(done)
         ctx.save_for_backward(q, k, v, out_THE, lse_TH)
         ctx.tree, ctx.scale = tree, scale
@@ -190,11 +189,10 @@ class BlockAttention(torch.autograd.Function):
 
         if tree.root:
             itself(demos)
-            whole(main, demos)
+            for span in (main, sides) if tree.detached else (slice(main.start, sides.stop),):
+                whole(span, demos, keep=span is not sides)
         among(tree.main)
         if tree.sides.count:
-            if tree.root:
-                whole(sides, demos, keep=not tree.detached)
             among(tree.sides)
             for trunk, own in tree.families:
                 whole(own, trunk, keep=not tree.detached)

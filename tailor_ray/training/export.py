@@ -1,12 +1,13 @@
 """The trained student as a Hugging Face folder.
 
 In: whole weights and the student that was loaded. Out: `<stage>/student/` with config, safetensors (sharded above a
-size), tokenizer with its chat template, generation config and a model card; transformers and vLLM load it without
-remote code. What always holds: weights with NaN or Inf are never written.
+size), tokenizer with its chat template and generation config; transformers and vLLM load it without remote code. What
+always holds: weights with NaN or Inf are never written.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,13 @@ def export_student(
     store: Store,
     scratch: Path,
     max_shard_size: str,
-    card: Mapping[str, str],
+    name: str = "student",
+    final: bool = True,
 ) -> list[FileEntry]:
-    """Write the folder `student` of `store`; `weights` are the loss module's, by its names."""
+    """Write the folder `name` of `store`, and of `scratch`; `weights` are the loss module's, by its names.
+
+    Unless it is `final`, the student is trained on afterwards, so adapters are merged into a copy.
+    """
     weights = {name.removeprefix("student."): tensor.detach() for name, tensor in weights.items()}
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -40,15 +45,14 @@ def export_student(
     model = student.model
     if student.adapted is not None:
         student.model.load_state_dict(weights, strict=False)
-        model = student.adapted.merge_and_unload()
+        model = (student.adapted if final else copy.deepcopy(student.adapted)).merge_and_unload()
         weights = model.state_dict()
-    folder = scratch / "student"
+    folder = scratch / name
     _complete_generation_config(model, student)
     model.save_pretrained(folder, state_dict=dict(weights), max_shard_size=max_shard_size)
     student.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(card, student.layout_note), encoding="utf-8")
-    store.delete("student")  # of an attempt that was cut off
-    return store.upload_folder(folder, "student")
+    store.delete(name)  # of an attempt that was cut off
+    return store.upload_folder(folder, name)
 
 
 def _complete_generation_config(model: Any, student: Student) -> None:
@@ -57,28 +61,3 @@ def _complete_generation_config(model: Any, student: Student) -> None:
     if settings.eos_token_id is None:
         settings.eos_token_id = student.tokenizer.eos_token_id
     settings.pad_token_id = student.pad_id
-
-
-def model_card(card: Mapping[str, str], layout_note: str) -> str:
-    """What the student learnt from, with which settings, and what was measured, as Markdown."""
-    rows = [f"| {name} | {str(value).replace('|', '/').replace(chr(10), ' ')} |" for name, value in card.items()]
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [reasoning, distillation, tailor-ray]",
-            "---",
-            "",
-            "# A student distilled by tailor-ray",
-            "",
-            "A small causal language model that learnt step-by-step reasoning from a larger one, in rounds: on the",
-            "teacher's rationales (weighted cross-entropy) and on its own mistakes (triplet loss).",
-            "",
-            "| | |",
-            "|---|---|",
-            *rows,
-            f"| trained with | {layout_note} |",
-            "",
-        ]
-    )

@@ -7,16 +7,34 @@ split. Axes: K targets, V vocabulary, P pairs, H hidden size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the logits and one number a target; torch's own keeps the log-probabilities besides, as large again."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_KV: Tensor, targets_K: Tensor, weights_K: Tensor) -> Tensor:
+        scores_KV = logits_KV.float()
+        lse_K = scores_KV.logsumexp(dim=-1)
+        ctx.save_for_backward(logits_KV, targets_K, weights_K, lse_K)
+        return ((lse_K - scores_KV.gather(1, targets_K[:, None])[:, 0]) * weights_K).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits_KV, targets_K, weights_K, lse_K = ctx.saved_tensors
+        found_KV = (logits_KV.float() - lse_K[:, None]).exp_()  # the probabilities; less 1 at the target
+        found_KV.scatter_add_(1, targets_K[:, None], found_KV.new_full((len(targets_K), 1), -1.0))
+        return found_KV.mul_((weights_K * grad)[:, None]).to(logits_KV.dtype), None, None
+
+
 def mle_sum(logits_KV: Tensor, targets_K: Tensor, weights_K: Tensor) -> Tensor:
     """Weighted token cross-entropy, summed, in float32."""
-    return (F.cross_entropy(logits_KV.float(), targets_K, reduction="none") * weights_K).sum()
+    return _CrossEntropy.apply(logits_KV, targets_K, weights_K)
 
 
 class TripletSums(NamedTuple):

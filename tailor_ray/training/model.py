@@ -64,6 +64,10 @@ def load_student(folder: Path, config: TrainingConfig, dtype: torch.dtype, seed:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
     except (OSError, ValueError) as error:
         raise ModelError(f"the student {folder} cannot be loaded: {error}; set student.model to another one") from error
+    except ImportError as error:
+        raise ModelError(
+            f"training.attention_kernel={config.attention_kernel} is not to be had here: {error}; set it to sdpa"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no end-of-sequence token: set eos_token in its configuration")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -72,7 +76,8 @@ def load_student(folder: Path, config: TrainingConfig, dtype: torch.dtype, seed:
     max_length = min(config.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
     _check_head(model)
     attention, note = _choose_attention(model, config, max_length)
-    log.info("the student is trained with %s", note)
+    fallback = attention is None and config.attention != "separate"
+    log.log(logging.WARNING if fallback else logging.INFO, "the student is trained with %s", note)
     adapted = _add_adapters(model, config) if config.lora is not None else None
     if config.compile:
         model.base_model.compile(dynamic=True)

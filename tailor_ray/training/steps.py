@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,13 +129,32 @@ class Stepper:
             "seconds": time.perf_counter() - begun,
         }
 
+    def held_out_loss(self, examples: Sequence[TokenExample]) -> float:
+        """Mean loss of these examples' rationale tokens, shared out over the workers, who all must call this."""
+        settings = replace(self.pack_settings, prompt_weight=0.0)
+        sizes = [example.tokens for example in examples]
+        split = split_batch(range(len(examples)), sizes, self.plan.workers, 1, self.config.micro_batch_tokens)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.engine.inner.eval()
+        with torch.no_grad():
+            for indices in split[self.rank]:
+                sums: Sums = self.engine.inner(self._lay([examples[index] for index in indices or [0]], settings))
+                total += sums.mle.double() if indices else 0.0
+        self.engine.inner.train()
+        if self.plan.workers > 1:
+            dist.all_reduce(total)
+        return total.item() / sum(len(example.rationale) for example in examples)
+
     def _pack(self, indices: list[int], step: int) -> Pack:
         """A worker without a share of this pass computes any example, and its loss counts nothing."""
         chosen = [self.plan.examples[index] for index in indices or self.plan.schedule.batch(step)[:1]]
+        return self._lay(chosen, self.pack_settings)
+
+    def _lay(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
         if self.student.attention is None:
-            pack = pack_separate(chosen, self.pack_settings, self.student.pad_id)
+            pack = pack_separate(examples, settings, self.student.pad_id)
         else:
-            pack = pack_tree(chosen, self.pack_settings)
+            pack = pack_tree(examples, settings)
         return pack.to(self.device, self.dtype)
 
     def _check(self, step: int, loss: float, norm: float, skipped: bool) -> None:

@@ -28,10 +28,11 @@ from tailor_ray.errors import Stopped, TailorError
 from tailor_ray.observe import metrics
 from tailor_ray.records import TrainExample, from_table
 from tailor_ray.storage import FileEntry, Store, committed_parts, read_part
+from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.checkpoint import Checkpoints
 from tailor_ray.training.engine import Engine, choose_dtype
-from tailor_ray.training.export import export_student
 from tailor_ray.training.model import Student, load_student
+from tailor_ray.training.selection import Selection
 from tailor_ray.training.steps import Plan, Stepper
 from tailor_ray.training.tokens import TokenData, tokenize_examples
 
@@ -46,6 +47,7 @@ STEP_SCHEMA = pa.schema(
         ("learning_rate", pa.float64()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
+        ("validation", pa.float64()),
     ]
 )
 PROGRESS, STOP = "progress.json", "stop"  # below <out>/checkpoints: how far we are; the driver asks us to stop
@@ -62,18 +64,18 @@ class WorkerTask:
     seed: int
     round: int
     fingerprint: str
-    started: float  # time.time() when fit() was called
+    started: float  # time.time() when the job was given
     special_tokens: bool
-    card: dict[str, str]
+    held_out: HeldOut | None
 
 
-def run_worker(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Ray Train's entry; `settings["task"]` is the WorkerTask."""
+def run_worker(task: WorkerTask) -> dict[str, Any] | None:
+    """Do one job's share."""
     try:
         with tempfile.TemporaryDirectory(prefix="tailor-ray-training-") as scratch:
             # one a run: a build that was killed leaves a lock behind that would hang the next one
             os.environ["TORCH_EXTENSIONS_DIR"] = f"{scratch}/extensions"
-            return _Worker(settings["task"], Path(scratch)).run()
+            return _Worker(task, Path(scratch)).run()
     except TailorError as error:
         return {"error": error}
 
@@ -100,9 +102,10 @@ class _Worker:
         checkpoints = Checkpoints(self.task.out, self.task.fingerprint, self.config.keep_checkpoints)
         self._resume(checkpoints, engine)
         stepper = Stepper(plan, engine, student, self.config, self.task.round, self.rank, self.device, dtype)
+        selection = Selection(stepper, self.task.held_out, self.task.out, self.scratch)
         self.times["ready"] = time.time() - self.task.started
-        self._steps(stepper, plan, checkpoints, engine)
-        return self._finish(student, data, engine)
+        self._steps(stepper, plan, checkpoints, engine, selection)
+        return self._finish(student, data, engine, selection)
 
     def _data(self, student: Student) -> TokenData:
         parts = committed_parts(self.task.examples, "examples")
@@ -124,10 +127,13 @@ class _Worker:
             checkpoints.load(name, engine.inner, partial=self.config.lora is not None)
             log.info("training goes on after %s", name)
 
-    def _steps(self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine) -> None:
+    def _steps(
+        self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection
+    ) -> None:
         saved_at, saved_step = time.monotonic(), len(self.history)
         for step in range(len(self.history), plan.steps):
             row = stepper.step(step)
+            row["validation"] = selection.consider(step + 1) if selection.due(step + 1) else None
             self.history.append(row)
             if self.rank == 0:
                 _observe(row)
@@ -170,17 +176,19 @@ class _Worker:
             stop = self.signals.exists(STOP)
         return stop
 
-    def _finish(self, student: Student, data: TokenData, engine: Engine) -> dict[str, Any] | None:
+    def _finish(self, student: Student, data: TokenData, engine: Engine, selection: Selection) -> dict[str, Any] | None:
         weights = engine.state_dict()
         if self.rank != 0:
             return None
         out = self.task.out
-        files = export_student(student, weights, out, self.scratch, self.config.max_shard_size, self.task.card)
+        kept, files = selection.keep(weights, self.history)
         table = pa.Table.from_pylist(self.history, schema=STEP_SCHEMA)
         files.append(_write_table(out, "steps.parquet", table))
+        files.append(out.write_json("left_out.json", {"truncated": data.truncated, "skipped": data.skipped}))
         self.times["finished"] = time.time() - self.task.started
         return {
             "steps": len(self.history),
+            "step_kept": kept,
             "tokens": sum(row["tokens"] for row in self.history),
             "loss_first": self.history[0]["loss"] if self.history else math.nan,
             "loss_last": self.history[-1]["loss"] if self.history else math.nan,
@@ -204,10 +212,7 @@ def _observe(row: dict[str, Any]) -> None:
 
 def student_folder(where: str) -> Path:
     """A local folder as it is; a storage URI copied to this node."""
-    if "://" in where:
-        base, _, name = where.rpartition("/")
-        return Store.open(base).local_folder(name)
-    return Path(where)
+    return Store.open(where).local_folder("") if "://" in where else Path(where)
 
 
 def _device(config: TrainingConfig, local_workers: int) -> torch.device:

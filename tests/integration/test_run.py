@@ -235,7 +235,10 @@ def _report_is_what_transformers_says(store):
 
 @pytest.mark.timeout(600)
 def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
-    """A student that never saw such text: the accuracy may be 0, and the report says so plainly."""
+    """A student that never saw such text: the accuracy may be 0, and the report says so plainly.
+
+    The first start has a budget that it uses up; the second goes on with what was paid for.
+    """
     job = Path(__file__).parents[2] / "jobs" / "gsm8k.yaml"
     settings = [
         *(f"storage={tmp_path}/runs", "name=gsm8k", f"task.path={data_folder}/gsm8k", "task.limit_train=64"),
@@ -248,19 +251,27 @@ def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
         *("training.offload_parameters=false", "training.max_length=512", "training.precision=float32"),
         *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in settings)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+
+    def run(*more):
+        return subprocess.run(
+            [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in (*settings, *more))],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+            env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+
+    stopped = run("teacher.budget_tokens=6000")  # of some 13,000
+    assert stopped.returncode == Stopped.exit_code, stopped.stderr[-3000:]
+    assert "teacher.budget_tokens allows 6000 tokens" in stopped.stderr
+    done = run()
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "runs" / "gsm8k" / "report" / "report.json").read_text())
     assert [entry["round"] for entry in report["rounds"]] == [0, 1, 2]
     first, second = (entry["teacher"] for entry in report["rounds"][1:])
     assert first["accepted"] >= 60  # of 64: a few gold rationales do not end in the answer
+    assert 0 < first["from_ledger"] < 64
     assert second["requests"] + second["from_ledger"] > 0
     last = report["rounds"][-1]["evaluation"]
     assert last["total"] == 16

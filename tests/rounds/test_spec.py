@@ -50,6 +50,11 @@ def test_a_setting_makes_new_just_the_stages_that_it_changes(override, changed):
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_leaving_feedback_out_makes_no_difference_before_there_is_any():
+    assert digests(1) == digests(1, "training.feedback=false")
+    assert digests(2)["train"] != digests(2, "training.feedback=false")["train"]
+
+
 def test_changed_settings_name_old_and_new():
     assert changed_settings({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "d": 3, "e": 4}) == [
         "a.c: 2 → 5",

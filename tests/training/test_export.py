@@ -8,11 +8,9 @@ import torch
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import StageError
 from tailor_ray.storage import Store
-from tailor_ray.training.export import export_student, model_card
+from tailor_ray.training.export import export_student
 from tailor_ray.training.model import load_student
 from tests.training.students import KINDS, make_student, make_tokenizer
-
-CARD = {"task": "sums", "accuracy of round 1 on test": "0.412 (0.37–0.45)"}
 
 
 def export(folder, tmp_path, change=None, max_shard_size="4GB", **settings):
@@ -22,7 +20,7 @@ def export(folder, tmp_path, change=None, max_shard_size="4GB", **settings):
             change(student)
     weights = {f"student.{name}": value for name, value in student.model.state_dict().items()}
     store = Store.open(str(tmp_path / "stage"))
-    return student, export_student(student, weights, store, tmp_path / "scratch", max_shard_size, CARD)
+    return student, export_student(student, weights, store, tmp_path / "scratch", max_shard_size)
 
 
 def logits(folder):
@@ -56,6 +54,17 @@ def test_adapters_are_merged(tmp_path):
     assert "adapter_config.json" not in names
 
 
+def test_a_candidate_with_adapters_can_be_trained_on(tmp_path):
+    make_student(tmp_path / "given")
+    student = load_student(tmp_path / "given", TrainingConfig(lora={"rank": 4}), torch.float32, seed=0)
+    names = list(student.model.state_dict())
+    weights = {f"student.{name}": value for name, value in student.model.state_dict().items()}
+    store = Store.open(str(tmp_path / "stage"))
+    export_student(student, weights, store, tmp_path / "scratch", "4GB", "candidates/step-1", final=False)
+    assert list(student.model.state_dict()) == names
+    assert torch.allclose(logits(tmp_path / "stage/candidates/step-1"), logits(tmp_path / "given"), atol=1e-6)
+
+
 def test_weights_are_split_above_a_size(tmp_path):
     make_student(tmp_path / "given")
     _, files = export(tmp_path / "given", tmp_path, max_shard_size="20KB")
@@ -83,10 +92,3 @@ def test_generation_config_and_chat_template_go_along(tmp_path):
     assert {entry.path for entry in files} >= {"student/chat_template.jinja", "student/generation_config.json"}
     settings = json.loads((tmp_path / "stage/student/generation_config.json").read_text())
     assert settings["eos_token_id"] == tokenizer.eos_token_id
-
-
-def test_the_card_names_what_was_measured_and_cannot_break_its_table():
-    card = model_card({"task": "a|b\nc", **CARD}, "the tree")
-    assert "| accuracy of round 1 on test | 0.412 (0.37–0.45) |" in card
-    assert "| task | sums |" in card
-    assert "a/b c" in model_card({"task": "a|b\nc"}, "the tree")

@@ -15,6 +15,21 @@ def test_mle_of_two_tokens():
     assert loss.item() == pytest.approx(0.1386294 + 0.2876821, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mle_has_torchs_gradient(dtype):
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(7, 13)).to(dtype)
+    targets, weights = torch.randint(13, (7,)), torch.rand(7)
+    found, expected = (logits.clone().requires_grad_() for _ in range(2))
+    loss = 3.0 * mle_sum(found, targets, weights)
+    theirs = 3.0 * (torch.nn.functional.cross_entropy(expected.float(), targets, reduction="none") * weights).sum()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
+    loss.backward()
+    theirs.backward()
+    assert found.grad.dtype == dtype
+    assert torch.allclose(found.grad, expected.grad, atol=1e-6 if dtype == torch.float32 else 1e-2)
+
+
 def test_mle_of_no_target_is_zero():
     assert mle_sum(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0)).item() == 0.0
 

@@ -82,3 +82,24 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"student\.model"):
         load(tmp_path)
+
+
+def test_a_kernel_that_is_not_installed_is_refused_with_the_cure(tmp_path):
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        with pytest.raises(ModelError, match=r"training\.attention_kernel=flash_attention_2 .*set it to sdpa"):
+            load(make_student(tmp_path), attention_kernel="flash_attention_2")
+    else:
+        pytest.skip("it is installed here")
+
+
+def test_a_fallback_is_a_warning(tmp_path, caplog):
+    make_student(tmp_path, "mistral", sliding_window=48)
+    load(tmp_path)
+    assert [record.levelname for record in caplog.records if "separate passes" in record.getMessage()] == ["WARNING"]
+    caplog.clear()
+    load(tmp_path, attention="separate")
+    assert not [
+        record for record in caplog.records if record.levelname == "WARNING" and "passes" in record.getMessage()
+    ]

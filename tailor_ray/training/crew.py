@@ -1,0 +1,167 @@
+"""Ray Train workers that are kept from job to job, for to start them takes 15 to 25 s on two cores.
+
+In: one worker's tasks, put on a desk. Out: worker 0's result of each. What always holds: all workers take the same
+tasks in the same order; when a worker is lost the whole crew ends, and a new one is started for the same job.
+
+`fit()` starts a controller and the workers, whose imports (Ray Train, torch, transformers, DeepSpeed) are what takes
+long. Its training function here takes tasks from the desk, an actor, until there are no more. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any, cast
+
+import ray
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.storage import Store
+
+POLL_S = 1.0
+LEAVE_S = 30.0
+# Ray Train's own settings, read from the driver's environment; what a user has set there stays.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s, which a lost worker waits for
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # of 60 s, too short for the imports on a busy machine
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process a node, to warn of what our checkpoints cover
+}
+
+
+class WorkersFailed(Exception):
+    """A worker was lost, or ended by an error that is not ours."""
+
+    def __init__(self, message: str, out_of_memory: bool) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+
+
+class Desk:
+    """The actor between driver and workers: tasks in order, worker 0's results, and the end."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Any] = []
+        self._results: dict[int, Any] = {}
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def put(self, task: Any) -> None:
+        async with self._changed:
+            self._tasks.append(task)
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def task(self, number: int) -> Any:
+        """Task `number` once it is there; None when no more will come."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or number < len(self._tasks))
+            return self._tasks[number] if number < len(self._tasks) else None
+
+    async def finish(self, number: int, result: Any) -> None:
+        async with self._changed:
+            self._results[number] = result
+            self._changed.notify_all()
+
+    async def result(self, number: int) -> Any:
+        async with self._changed:
+            await self._changed.wait_for(lambda: number in self._results)
+            return self._results.pop(number)
+
+
+class Crew:
+    """Workers of one shape; `fit()` runs in a thread, for on the main thread it would take over SIGINT."""
+
+    def __init__(self, config: TrainingConfig, gpus: bool, out: Store) -> None:
+        self.shape = crew_shape(config, gpus)
+        self._jobs = 0
+        self._error: BaseException | None = None
+        desk: Any = ray.remote(Desk)
+        self._desk = desk.options(num_cpus=0, max_concurrency=1000).remote()
+        trainer = _trainer(config, gpus, out, self._desk)
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="tailor-ray-training", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def do(self, task: Any, tick: Callable[[], None]) -> Any:
+        """Worker 0's result; `tick` is called about every second. Raises WorkersFailed when the crew ends without."""
+        number, self._jobs = self._jobs, self._jobs + 1
+        ray.get(self._desk.put.remote(task))
+        self._pending = self._desk.result.remote(number)
+        while not ray.wait([self._pending], timeout=POLL_S)[0]:
+            if not self.alive:
+                raise self._error or WorkersFailed("the workers left before the job was done", False)
+            tick()
+        return ray.get(self._pending)
+
+    def wait(self, seconds: float) -> None:
+        """For the job that `do` was interrupted in to end, but no longer than this."""
+        ray.wait([self._pending], timeout=seconds)
+
+    def close(self) -> None:
+        """Let the workers go. One that hangs ends with the cluster, or with the driver's job."""
+        if self.alive:
+            ray.get(self._desk.close.remote())
+            self._thread.join(LEAVE_S)
+        ray.kill(self._desk)
+
+    def _fit(self, trainer: Any) -> None:
+        from ray.exceptions import RayError
+        from ray.train import TrainingFailedError
+
+        try:
+            trainer.fit()
+        except (TrainingFailedError, RayError) as error:
+            text = _root_cause(error)
+            memory = any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))
+            self._error = WorkersFailed(text, memory)
+        except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
+            self._error = error
+
+
+def crew_shape(config: TrainingConfig, gpus: bool) -> tuple[int, float, bool]:
+    """What must stay the same for a crew to do another job."""
+    return config.workers, config.cpus_per_worker, gpus
+
+
+def _trainer(config: TrainingConfig, gpus: bool, out: Store, desk: Any) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig
+
+    from tailor_ray.training.trainer import LeanTrainer
+    from tailor_ray.training.worker_entry import enter
+
+    resources: dict[str, float] = {"CPU": config.cpus_per_worker}
+    if gpus:
+        resources["GPU"] = 1
+    return LeanTrainer(
+        cast(Any, enter),  # Ray's types know no return value
+        train_loop_config={"desk": desk},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            # a name of its own, or Ray would resume, even a finished run: resuming is ours
+            name=f"training-{uuid.uuid4().hex[:12]}",
+            storage_path=out.path("checkpoints/ray"),
+            storage_filesystem=out.filesystem,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+        ),
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of what the workers said, for Ray wraps it several times."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"

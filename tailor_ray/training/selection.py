@@ -1,0 +1,120 @@
+"""Which student of a round is kept: the last one, or the best of several by what held-out questions say.
+
+In: the job and its worker's engine. Out: candidates below `<out>/candidates/`, each a whole Hugging Face folder with
+a score, and at the end `<out>/student/`. What always holds: a candidate's step depends on the settings alone, so
+training that was resumed finds the candidates that it made before, or makes the same again; the test split is never
+asked; of equal scores the later student is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailor_ray.errors import ConfigError
+from tailor_ray.records import TrainExample, Verdict
+from tailor_ray.storage import FileEntry, Store
+from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
+from tailor_ray.training.export import export_student
+from tailor_ray.training.steps import Stepper
+from tailor_ray.training.tokens import TokenExample, tokenize_examples
+
+log = logging.getLogger(__name__)
+
+GREEDY_TOKENS = 64  # of the comparison with the engines; long enough to part, short enough to cost little
+
+
+class Selection:
+    """One worker's view of it: all workers call `consider`, worker 0 alone `keep`."""
+
+    def __init__(self, stepper: Stepper, held_out: HeldOut | None, out: Store, scratch: Path) -> None:
+        self.stepper, self.config, self.student = stepper, stepper.config, stepper.student
+        self.held_out, self.out, self.scratch = held_out, out, scratch
+        self.examples = self._examples() if self.config.select == "validation_loss" else []
+
+    def due(self, done: int) -> bool:
+        """Whether the student after `done` steps is a candidate: they lie evenly, and the last is one."""
+        if self.config.select == "last":
+            return False
+        steps, count = self.stepper.plan.steps, self.config.candidates
+        return done in {max(1, round(steps * number / count)) for number in range(1, count + 1)}
+
+    def consider(self, done: int) -> float | None:
+        """Write the candidate and return its score, higher is better; the exam's is known to worker 0 alone."""
+        weights = self.stepper.engine.state_dict()
+        name = _name(done)
+        if self.stepper.rank == 0:
+            self._export(weights, name, final=False)
+        if self.config.select == "validation_loss":
+            return -self.stepper.held_out_loss(self.examples)
+        return self._exam(self.scratch / name) if self.stepper.rank == 0 else None
+
+    def keep(self, weights: Mapping[str, torch.Tensor], history: list[dict[str, Any]]) -> tuple[int, list[FileEntry]]:
+        """Make the chosen student `student/`; its step, and its files with what it says greedily."""
+        scores = [(row["validation"], row["step"] + 1) for row in history if row.get("validation") is not None]
+        step = max(scores)[1] if scores else len(history)
+        if scores:
+            log.info("of the students after these steps, with these scores, %d is kept: %s", step, scores)
+            folder = self.out.local_folder(_name(step))
+            self.out.delete("student")  # of an attempt that was cut off
+            files = self.out.upload_folder(folder, "student")
+        else:
+            folder = self.scratch / "student"
+            files = self._export(weights, "student", final=True)
+        files += self._answers(folder)
+        self.out.delete("candidates")
+        return step, files
+
+    def _export(self, weights: Mapping[str, torch.Tensor], name: str, final: bool) -> list[FileEntry]:
+        return export_student(self.student, weights, self.out, self.scratch, self.config.max_shard_size, name, final)
+
+    def _answers(self, folder: Path) -> list[FileEntry]:
+        """What the student says to some questions, for the comparison with the engines."""
+        if self.held_out is None or not self.config.greedy_check:
+            return []
+        tokens = min(GREEDY_TOKENS, self.held_out.max_new_tokens)
+        answers = self._ask(folder, self.config.greedy_check, tokens)
+        return [write_answers(self.out, answers, tokens)]
+
+    def _exam(self, folder: Path) -> float:
+        """Share of the held-out questions that are answered correctly."""
+        assert self.held_out is not None
+        asked = {question.id: question for question in self.held_out.questions}
+        answers = self._ask(folder, len(asked), self.held_out.max_new_tokens)
+        grade = self.held_out.grader.grade
+        verdicts = [grade(asked[one.question_id], one.text, one.finish_reason).verdict for one in answers]
+        return verdicts.count(Verdict.CORRECT) / max(1, len(asked))
+
+    def _ask(self, folder: Path, count: int, tokens: int) -> list[GreedyAnswer]:
+        assert self.held_out is not None
+        # a recurrent student would read the padding that a batch's shorter prompts begin with
+        at_once = 1 if self.student.attention is None else AT_ONCE
+        return greedy_answers(folder, self.held_out, count, tokens, self.stepper.device, at_once)
+
+    def _examples(self) -> list[TokenExample]:
+        """Held-out questions with the task's own rationales."""
+        held_out = self.held_out
+        rows = [q for q in held_out.questions if q.rationale] if held_out is not None else []
+        if held_out is None or not rows:
+            raise ConfigError(
+                "training.select=validation_loss needs rationales of the validation questions, and the task has none; "
+                "set it to validation_exam or last"
+            )
+        prompt = held_out.prompt
+        examples = [
+            TrainExample(q.id, prompt.render(q), prompt.completion(q.rationale or "", q.answer), None, None)
+            for q in rows
+        ]
+        student = self.student
+        special = prompt.style == "plain"
+        return tokenize_examples(
+            examples, student.tokenizer, student.max_length, self.config.rationale_cap, False, special
+        ).examples
+
+
+def _name(step: int) -> str:
+    return f"candidates/step-{step:08d}"

@@ -1,0 +1,25 @@
+"""One training worker in the test's own process, without Ray: student, optimizer and steps."""
+
+import torch
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.storage import Store
+from tailor_ray.training.engine import Engine
+from tailor_ray.training.model import load_student
+from tailor_ray.training.steps import Plan, Stepper
+from tailor_ray.training.tokens import tokenize_examples
+from tests.training.students import make_examples
+
+
+class Worker:
+    """On 40 examples; needs the fixture `one_worker`."""
+
+    def __init__(self, folder, tmp_path, **settings):
+        config = TrainingConfig(**{"steps": 8, "learning_rate": 1e-2, "warmup_steps": 0} | settings)
+        self.student = load_student(folder, config, torch.float32, seed=0)
+        data = tokenize_examples(make_examples(40), self.student.tokenizer, 256, 192)
+        self.plan = Plan.of(data.examples, config, 5, 1)
+        self.engine = Engine(self.student.loss_module(1.0), config, 1, torch.float32)
+        self.stepper = Stepper(self.plan, self.engine, self.student, config, 1, 0, torch.device("cpu"), torch.float32)
+        self.out = Store.open(str(tmp_path / "out"))
+        self.history = []

@@ -1,0 +1,139 @@
+"""The best of several students is kept, by what held-out questions say; all on one worker without Ray."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tailor_ray.answers import Grader
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.errors import ConfigError
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import AnswerKind, Question
+from tailor_ray.training.agreement import HeldOut, read_answers
+from tailor_ray.training.model import load_student
+from tailor_ray.training.selection import Selection
+from tests.training.alone import Worker
+from tests.training.naive import naive_loss
+from tests.training.students import make_examples, make_student
+
+STEPS = 8
+HELD_OUT = HeldOut(
+    questions=tuple(
+        Question(f"v{n}", f"{n} apples and 2 more", f"{n + 2}", rationale=f"{n} + 2 = {n + 2}") for n in range(5)
+    ),
+    prompt=StudentPrompt("plain", AnswerKind.NUMBER),
+    grader=Grader(AnswerKind.NUMBER),
+    max_new_tokens=8,
+    dtype="auto",
+)
+
+pytestmark = pytest.mark.usefixtures("one_worker")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+def choosing(folder, tmp_path, held_out=HELD_OUT, **settings):
+    """A worker with its selection, and how it trains to the end."""
+    worker = Worker(folder, tmp_path, **{"steps": STEPS} | settings)
+    worker.scratch = tmp_path / "scratch"
+    worker.selection = Selection(worker.stepper, held_out, worker.out, worker.scratch)
+    worker.weights = {}
+    return worker
+
+
+def train(worker):
+    for step in range(STEPS):
+        row = worker.stepper.step(step)
+        if worker.selection.due(step + 1):
+            row["validation"] = worker.selection.consider(step + 1)
+            worker.weights[step + 1] = {name: value.clone() for name, value in worker.engine.state_dict().items()}
+        worker.history.append(row)
+    return worker.selection.keep(worker.engine.state_dict(), worker.history)
+
+
+def kept_weights(worker):
+    return load_file(worker.out.path("student/model.safetensors"))
+
+
+def assert_kept(worker, step):
+    for name, value in kept_weights(worker).items():
+        assert torch.equal(value, worker.weights[step][f"student.{name}"]), name
+
+
+def test_the_last_student_is_kept_where_none_is_chosen(folder, tmp_path):
+    worker = choosing(folder, tmp_path)
+    step, files = train(worker)
+    assert (step, worker.weights) == (STEPS, {})
+    assert torch.equal(kept_weights(worker)["lm_head.weight"], worker.engine.state_dict()["student.lm_head.weight"])
+    answers, tokens = read_answers(worker.out)
+    assert tokens == 8
+    assert [answer.question_id for answer in answers] == [f"v{n}" for n in range(5)]
+    assert {"student/config.json", "greedy.json"} <= {entry.path for entry in files}
+
+
+def test_the_student_with_the_least_validation_loss_is_kept(folder, tmp_path):
+    worker = choosing(folder, tmp_path, select="validation_loss", candidates=4)
+    step, _ = train(worker)
+    scores = {row["step"] + 1: row["validation"] for row in worker.history if "validation" in row}
+    assert list(scores) == [2, 4, 6, 8]
+    assert scores[step] == max(scores.values())
+    assert_kept(worker, step)
+    assert not worker.out.exists("candidates")
+
+
+def test_an_earlier_student_is_kept_when_later_ones_are_worse(folder, tmp_path):
+    """What a resumed training finds: the candidates' folders, and the scores in the history of its checkpoint."""
+    worker = choosing(folder, tmp_path, select="validation_exam", candidates=4)
+    kept = []
+    worker.selection.keep = lambda weights, _: kept.append(weights)
+    train(worker)
+    assert all(0.0 <= row["validation"] <= 1.0 for row in worker.history[1::2])
+    for row, score in zip(worker.history[1::2], (0.2, 0.6, 0.6, 0.4), strict=True):
+        row["validation"] = score
+    again = Selection(worker.stepper, HELD_OUT, worker.out, tmp_path / "elsewhere")
+    step, _ = again.keep(kept[0], worker.history)
+    assert step == 6  # the later of the two best
+    assert_kept(worker, 6)
+
+
+def test_the_held_out_loss_is_the_naive_one(folder, tmp_path):
+    worker = choosing(folder, tmp_path, select="validation_loss", micro_batch_tokens=40)
+    examples = worker.selection.examples
+    assert len(examples) == 5
+    loss = worker.stepper.held_out_loss(examples)
+    reference = load_student(folder, TrainingConfig(attention="separate"), torch.float32, seed=0).model
+    targets = sum(len(e.prompt) + len(e.rationale) - 1 for e in examples)
+    expected = naive_loss(reference, examples, prompt_weight=0.0).item() * targets
+    assert loss == pytest.approx(expected / sum(len(e.rationale) for e in examples), rel=1e-5)
+
+
+def test_the_exam_counts_right_answers(folder, tmp_path):
+    """Asked what it was trained on, the student is right more often after than before."""
+    examples = make_examples(40)[:6]
+    asked = tuple(
+        Question(
+            e.question_id, e.prompt.removeprefix("Question: ").removesuffix("\nReasoning:"), e.rationale.split()[-1]
+        )
+        for e in examples
+    )
+    worker = choosing(folder, tmp_path, replace(HELD_OUT, questions=asked, max_new_tokens=20), steps=120)
+    for step in range(120):
+        worker.stepper.step(step)
+    worker.selection.keep(worker.engine.state_dict(), [{}] * 120)
+    after = worker.selection._exam(worker.scratch / "student")
+    answers = read_answers(worker.out)[0]
+    right = sum(one.text == e.rationale for one, e in zip(answers, examples, strict=True))
+    assert worker.selection._exam(folder) == 0.0
+    assert after >= right / 6
+    assert after > 0.0
+
+
+def test_a_loss_without_rationales_is_refused(folder, tmp_path):
+    nothing = replace(HELD_OUT, questions=tuple(replace(q, rationale=None) for q in HELD_OUT.questions))
+    with pytest.raises(ConfigError, match="set it to validation_exam or last"):
+        choosing(folder, tmp_path, nothing, select="validation_loss")

@@ -1,0 +1,114 @@
+"""One worker's steps: adapters, what NaN and a full disk do, and settings that only change how it is computed."""
+
+import resource
+import signal
+
+import pytest
+import torch
+
+from tailor_ray.errors import StageError
+from tailor_ray.training.checkpoint import Checkpoints
+from tailor_ray.training.export import export_student
+from tailor_ray.training.steps import Diverged
+from tests.training.alone import Worker
+from tests.training.students import make_student
+
+pytestmark = pytest.mark.usefixtures("one_worker")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+def steps(worker, count=4):
+    return [worker.stepper.step(step)["loss"] for step in range(count)]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(2, 40)[None]).logits
+
+
+def test_adapters_learn_alone_and_the_export_is_what_was_trained(folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    worker = Worker(folder, tmp_path, lora={"rank": 4})
+    before = {name: p.clone() for name, p in worker.student.model.named_parameters()}
+    losses = steps(worker, 8)
+    assert losses[-1] < losses[0]
+    for name, p in worker.student.model.named_parameters():
+        assert torch.equal(p, before[name]) != ("lora_" in name), name
+    # the exported folder answers as base weights and adapters together did, and holds no trace of them
+    worker.student.model.config._attn_implementation = "eager"  # of a plain row, not of the tree
+    trained = logits(worker.student.model)
+    export_student(worker.student, worker.engine.state_dict(), worker.out, tmp_path / "scratch", "4GB")
+    exported = AutoModelForCausalLM.from_pretrained(worker.out.path("student"))
+    assert torch.allclose(logits(exported), trained, atol=1e-5)
+    assert not [path for path in worker.out.files("student") if "adapter" in path]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True},
+        {"attention": "separate"},
+        {"micro_batch_tokens": 64},
+        {"accumulation": 4},
+        {"zero_stage": 3},
+        {"attention_kernel": "eager", "attention": "separate"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_how_it_is_computed_changes_no_loss(folder, tmp_path, settings):
+    expected = steps(Worker(folder, tmp_path))
+    assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_nan_weight_ends_the_stage_and_names_the_step_and_its_examples(folder, tmp_path):
+    worker = Worker(folder, tmp_path)
+    steps(worker, 2)
+    with torch.no_grad():
+        worker.student.model.model.norm.weight[3] = float("nan")
+    with pytest.raises(
+        Diverged, match=r"training step 2 gave a loss of nan .* on the examples of q\d+, .* and \d+ more"
+    ):
+        worker.stepper.step(2)
+    with pytest.raises(StageError, match=r"NaN or Inf in \d+ tensors.*not exported"):
+        export_student(worker.student, worker.engine.state_dict(), worker.out, tmp_path / "scratch", "4GB")
+    assert not worker.out.exists("student")
+
+
+def test_only_some_skipped_steps_in_a_row_are_borne(folder, tmp_path):
+    """Loss scaling skips a step whose gradient overflowed; a step that counts begins the count again."""
+    worker = Worker(folder, tmp_path, max_skipped_steps=3)
+    check = worker.stepper._check
+    for skipped in (True, True, False, True, True):
+        check(4, 1.0, float("inf") if skipped else 1.0, skipped)
+    with pytest.raises(Diverged, match=r"step 4 gave 3 skipped steps on the examples of q"):
+        check(4, 1.0, float("inf"), True)
+    with pytest.raises(Diverged, match="gradient norm of inf"):
+        check(4, 1.0, float("inf"), False)
+
+
+def test_a_full_disk_fails_loudly_and_leaves_the_checkpoint_before(folder, tmp_path):
+    worker = Worker(folder, tmp_path)
+    checkpoints = Checkpoints(worker.out, "job", keep=2)
+
+    def save(step):
+        history = [{"step": n, "loss": 1.0} for n in range(step)]
+        checkpoints.save(step, history, worker.engine.inner, tmp_path, 0, False, lambda entries: entries)
+
+    save(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk, and kills nobody
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoints.latest().step == 1
+    save(2)  # there is space again
+    assert checkpoints.latest().step == 2
