@@ -21,7 +21,7 @@ demo: $(READY)
 	$(RUN) jobs/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 Overrides = Annotated[
     list[str],
     typer.Option(
-        "--set", default_factory=list, metavar="a.b=c", help="Override one setting; may be given several times."
+        "--set", default_factory=list, show_default=False, metavar="a.b=c", help="Override one setting; repeatable."
     ),
 ]
 StorageOption = Annotated[str | None, typer.Option(help="Folder or filesystem URI for runs; overrides `storage`.")]
@@ -207,7 +207,10 @@ def doctor(
 @app.command("sandbox-teacher", epilog="Example: tailor-ray sandbox-teacher --port 8765 --answers gsm8k/train.jsonl")
 def sandbox_teacher(
     fault: Annotated[
-        list[str], typer.Option(metavar="NAME=SHARE", default_factory=list, help="A share of requests meets a fault.")
+        list[str],
+        typer.Option(
+            metavar="NAME=SHARE", default_factory=list, show_default=False, help="A share of requests meets a fault."
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,

@@ -133,6 +133,7 @@ def _round(record: RunRecord, number: int, mistakes: dict[str, int] | None) -> d
         "evaluation": test or validation,
         "validation": validation,
         "exam": _counts(exam, EXAM_COUNTS),
+        "undecided": _undecided(exam),
         "teacher": _teacher(teach),
         "training": _counts(train, TRAINING_COUNTS),
         "mistakes": mistakes,
@@ -161,6 +162,11 @@ def score(counts: Mapping[str, Any] | None, split: str) -> dict[str, Any] | None
 
 def _counts(metrics: Mapping[str, Any] | None, names: tuple[str, ...]) -> dict[str, Any] | None:
     return None if metrics is None else {name: metrics.get(name, 0) for name in names}
+
+
+def _undecided(exam: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the exam kept out of teaching by name: disputed attempts (the first of them), quarantined questions."""
+    return {key: (exam or {}).get(key, []) for key in ("disputed_attempts", "quarantined")}
 
 
 def _teacher(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class Slot:
     handle: Any = None  # the engine's actor handle, None while there is none
     epoch: int = 0
     lent: int = 0
-    alone: bool = False  # lent to a caller who must be the only one to ask alone
+    alone_until: float = 0.0  # lent to a caller who must be the only one to ask alone, and is lost if not back by then
     starting: bool = False
 
 
@@ -70,7 +70,7 @@ class Supervisor:
         with self._changed:
             self._restarts, self._max_restarts, self._failure, self._held = 0, max_restarts, None, False
             for slot in self._slots:
-                slot.lent, slot.alone = 0, False  # callers of a stage that was broken off gave nothing back
+                slot.lent, slot.alone_until = 0, 0.0  # callers of a stage that was broken off gave nothing back
         self._fill()
 
     def restarts(self) -> int:
@@ -87,26 +87,31 @@ class Supervisor:
         """The least busy engine; waits while all are being replaced, or held.
 
         With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine
-        would be blamed for it.
+        would be blamed for it. A caller whose node was lost never comes back; student.engine_timeout_s bounds that.
         """
         with self._changed:
             while True:
                 if self._failure:
                     raise StageError(self._failure)
-                free = [slot for slot in self._slots if slot.handle is not None and not (alone and slot.alone)]
+                now = time.monotonic()
+                there = [slot for slot in self._slots if slot.handle is not None]
+                free = [slot for slot in there if not alone or slot.alone_until <= now]
                 if free and not self._held:
                     slot = min(free, key=lambda slot: slot.lent)
                     slot.lent += 1
-                    slot.alone = slot.alone or alone
+                    if alone:
+                        slot.alone_until = now + self._config.engine_timeout_s
                     return Lease(slot.index, slot.epoch, slot.handle, alone)
-                self._changed.wait()
+                waits = [slot.alone_until - now for slot in there if slot.alone_until > now]
+                self._changed.wait(min(waits, default=None))
 
     def give_back(self, lease: Lease) -> None:
         with self._changed:
             slot = self._slots[lease.slot]
             if slot.epoch == lease.epoch:
                 slot.lent = max(0, slot.lent - 1)
-                slot.alone = slot.alone and not lease.alone
+                if lease.alone:
+                    slot.alone_until = 0.0
                 self._changed.notify_all()
 
     def lost(self, lease: Lease, why: str) -> None:
@@ -192,7 +197,7 @@ class Supervisor:
             self._fail(slot, handle, error)
         else:
             with self._changed:
-                slot.handle, slot.lent, slot.alone, slot.starting = handle, 0, False, False
+                slot.handle, slot.lent, slot.alone_until, slot.starting = handle, 0, 0.0, False
                 slot.epoch += 1
                 self._changed.notify_all()
 

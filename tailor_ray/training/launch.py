@@ -183,7 +183,10 @@ def _result(found: dict[str, Any]) -> TrainResult:
     metrics = {key: found[key] for key in (*keys, "step_kept")}
     metrics |= {"truncated": len(found["truncated"]), "skipped": len(found["skipped"])}
     metrics |= {key: found[key] for key in ("with_pair_trained", "layout", "peak_memory_bytes")}
-    metrics["seconds_to_first_step"] = found["times"]["ready"]
+    times = found["times"]  # of the last attempt
+    metrics["seconds_to_first_step"] = times["ready"]
+    metrics["seconds_between_steps"] = times["stepping"] - times["in_steps"]
+    metrics["seconds_in_steps"] = times["in_steps"]
     return TrainResult(
         **{key: found[key] for key in keys},
         truncated=found["truncated"],

@@ -104,7 +104,10 @@ class _Worker:
         stepper = Stepper(plan, engine, student, self.config, self.task.round, self.rank, self.device, dtype)
         selection = Selection(stepper, self.task.held_out, self.task.out, self.scratch)
         self.times["ready"] = time.time() - self.task.started
+        resumed = len(self.history)
         self._steps(stepper, plan, checkpoints, engine, selection)
+        self.times["stepping"] = time.time() - self.task.started - self.times["ready"]
+        self.times["in_steps"] = sum(row["seconds"] for row in self.history[resumed:])
         return self._finish(student, data, engine, selection)
 
     def _data(self, student: Student) -> TokenData:

@@ -101,7 +101,13 @@ def commit_exam(run, number, rows, seconds=30.0):
         table = pa.Table.from_pylist([row for row in rows if row["question_id"] in wanted], schema=ATTEMPT_SCHEMA)
         parts.append(commit_part(folder, "attempts", at // SHARD, table))
     counts = {name: sum(row["verdict"] == name for row in rows) for name in VERDICTS}
-    _commit(run, number, "exam", parts, seconds, {"questions": len(names), "attempts": len(rows), **counts})
+    disputed = [
+        {"question_id": row["question_id"], "sample": row["sample"], "answer": row["answer"], "detail": HOSTILE}
+        for row in rows
+        if row["verdict"] == "disputed"
+    ]
+    listed = {"disputed_attempts": disputed, "quarantined": ["train-0005"]}
+    _commit(run, number, "exam", parts, seconds, {"questions": len(names), "attempts": len(rows), **counts, **listed})
 
 
 VERDICTS = ("correct", "wrong", "unparsed", "truncated", "disputed", "error")

@@ -46,6 +46,17 @@ def test_report_holds_the_agreed_document(finished):
     assert document["unfinished"] == []
 
 
+def test_what_the_exam_could_not_decide_is_listed(finished):
+    run, document = finished
+    page = run.read_bytes("report/index.html").decode()
+    for entry in document["rounds"][1:]:
+        disputed = entry["undecided"]["disputed_attempts"]
+        assert len(disputed) == entry["exam"]["disputed"] > 0
+        assert f"Round {entry['round']}: disputed attempts: {len(disputed)}</summary>" in page
+        assert f"<code>{disputed[0]['question_id']}</code>, sample {disputed[0]['sample']}: " in page
+        assert f"Round {entry['round']}: questions that ended an engine twice: 1</summary>" in page
+
+
 def test_money_is_divided_by_what_it_fixed(finished):
     _, document = finished
     fixed = sum(entry["mistakes"]["fixed"] for entry in document["rounds"] if entry["mistakes"])

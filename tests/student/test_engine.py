@@ -166,3 +166,12 @@ def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
     supervisor.give_back(first)
     second.join(10)
     assert [lease.alone for lease in got] == [True]
+
+
+def test_an_engine_lent_alone_to_a_lost_caller_is_lent_again():
+    supervisor = Supervisor(StudentConfig(engine_timeout_s=1.0), "student", seed=0, engines=1, on_gpu=False, threads=1)
+    supervisor._slots[0].handle = object()
+    supervisor.lease(alone=True)  # and never given back
+    started = time.monotonic()
+    assert supervisor.lease(alone=True).alone
+    assert 0.9 < time.monotonic() - started < 10.0
