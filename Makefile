@@ -15,13 +15,17 @@ TORCH_BACKEND := $(if $(FIND_LINKS),,--torch-backend $(if $(filter gpu,$(ACCELER
 UV_ENV := $(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX="$(PIP_INDEX_URL)") \
 	$(if $(PIP_CERT),SSL_CERT_FILE="$(PIP_CERT)") UV_HTTP_TIMEOUT=180 UV_LINK_MODE=hardlink
 
-.PHONY: demo test lint bench bench-exam bench-teacher bench-training bench-ablation clean
+.PHONY: demo test scenarios lint bench bench-exam bench-teacher bench-training bench-ablation clean
 
 demo: $(READY)
 	$(RUN) jobs/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not scenario" -n 2 --dist loadgroup \
+		--cov --cov-report=term:skip-covered --cov-fail-under=85 $(PYTEST_ARGS)
+
+scenarios: $(READY)
+	$(BIN)/python -m pytest -m scenario $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -339,7 +339,7 @@ def in_rounds(rounds: int) -> dict[str, float]:
     figures = {"seconds_to_first_step": first, "share_between_steps": statistics.median(between)}
     if later:
         figures["seconds_to_first_step_later"] = statistics.median(later)
-    print(f"\n{rounds} rounds of {config.steps} steps of {config.batch_size}, {config.workers} workers, the demo's student")
+    print(f"\n{rounds} rounds of {config.steps} steps of {config.batch_size}, 2 workers, the demo's student")
     for name, value in figures.items():
         print(f"{name:34} {value:11.4f}")
     return figures

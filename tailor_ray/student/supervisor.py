@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -26,6 +26,7 @@ from tailor_ray.student.sampling import EngineBroken
 log = logging.getLogger(__name__)
 CALLERS = 256  # threads of the supervisor, for leases wait here; a pool has two callers an engine
 ENGINE_CALLERS = 64
+STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
 
 @dataclass(slots=True)
@@ -185,23 +186,28 @@ class Supervisor:
 
     def _start(self, slot: Slot) -> None:
         """Start the slot's engine; a failure is remembered, so that nobody waits for it for ever."""
-        handle = self._actor()
         bound = self._config.engine_timeout_s
-        try:
-            get(handle.ready.remote(), timeout=bound)
-        except ray.exceptions.GetTimeoutError:
-            self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
-        except ray.exceptions.RayError as error:
-            self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}"))
-        except TailorError as error:
-            self._fail(slot, handle, error)
-        else:
-            with self._changed:
-                slot.handle, slot.lent, slot.alone_until, slot.starting = handle, 0, 0.0, False
-                slot.epoch += 1
-                self._changed.notify_all()
+        for start in range(1, STARTS + 1):
+            handle = self._actor()
+            try:
+                get(handle.ready.remote(), timeout=bound)
+            except ray.exceptions.GetTimeoutError:
+                self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
+            except ray.exceptions.RayError as error:
+                if not isinstance(error, ray.exceptions.RayActorError) or start == STARTS:
+                    self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}"))
+                log.warning("engine %d ended while it started and is started again: %s", slot.index, gist(error))
+                ray.kill(handle)
+            except TailorError as error:
+                self._fail(slot, handle, error)
+            else:
+                with self._changed:
+                    slot.handle, slot.lent, slot.alone_until, slot.starting = handle, 0, 0.0, False
+                    slot.epoch += 1
+                    self._changed.notify_all()
+                return
 
-    def _fail(self, slot: Slot, handle: Any, error: TailorError) -> None:
+    def _fail(self, slot: Slot, handle: Any, error: TailorError) -> NoReturn:
         ray.kill(handle)
         with self._changed:
             slot.starting, self._failure = False, str(error)

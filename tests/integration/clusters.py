@@ -26,7 +26,7 @@ class RayNodes:
 
     def __init__(self, environment):
         """`environment` is that of the nodes, and so of what runs on them: keys, tokens, caches."""
-        self.dashboard, self.metrics = free_port(), free_port()
+        self.dashboard, self.metrics = free_port(), [free_port()]  # metrics of each node
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self._scratch = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))  # sockets' paths must be short
         own = {name: value for name, value in os.environ.items() if name not in (*COVERAGE, "PYTHONPATH")}
@@ -36,11 +36,13 @@ class RayNodes:
         self._gcs = free_port()
         dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
         head = ["--head", f"--port={self._gcs}", "--ray-client-server-port", str(free_port()), *dashboard]
-        self._start("head", *head, f"--metrics-export-port={self.metrics}", "--num-cpus=2")
+        self._start("head", *head, f"--metrics-export-port={self.metrics[0]}", "--num-cpus=2")
 
     def add(self, name):
         """Start a worker node with a CPU."""
-        self._start(name, f"--address=127.0.0.1:{self._gcs}", f"--metrics-export-port={free_port()}", "--num-cpus=1")
+        self.metrics.append(free_port())
+        ports = f"--address=127.0.0.1:{self._gcs}", f"--metrics-export-port={self.metrics[-1]}"
+        self._start(name, *ports, "--num-cpus=1")
 
     def _start(self, name, *arguments):
         ports = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")

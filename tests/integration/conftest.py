@@ -29,9 +29,14 @@ def ray_cluster():
     ray.shutdown()
 
 
+ENGINES = ("test_alone", "test_exam", "test_metrics_scrape", "test_serve")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items):
-    """Of two test workers, one has the session's cluster and engines; the other runs what starts its own."""
+    """Of two test workers one asks engines, the other teaches and trains; each has a cluster for its session."""
     for item in items:
         if "/integration/" in item.nodeid:
             item.add_marker(pytest.mark.integration)
-            item.add_marker(pytest.mark.xdist_group("cluster" if "ray_cluster" in item.fixturenames else "commands"))
+            group = "engines" if item.path.stem in ENGINES else "teaching and training"
+            item.add_marker(pytest.mark.xdist_group(group))

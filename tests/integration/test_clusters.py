@@ -22,7 +22,7 @@ from tailor_ray.storage import Store, committed_parts, read_manifest
 from tests.integration.clusters import RAY, RayNodes
 from tests.storage.s3 import s3_server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "cluster/grafana-dashboard.json"
 CANARY = "sk-canary-7d31c0b5"
@@ -89,13 +89,14 @@ def tailor(nodes, *arguments, **environment):
 
 
 def scraping(nodes, seen, stop):
-    """Collect the names of our metrics that the head node exports, once a second."""
-    while not stop.wait(1.0):
-        try:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{nodes.metrics}/metrics", timeout=10).read().decode()
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            continue
-        seen.metrics |= set(re.findall(r"^(ray_tailor_\w+)\{", text, re.MULTILINE))
+    """Collect the names of our metrics that any node exports, twice a second."""
+    while not stop.wait(0.5):
+        for port in list(nodes.metrics):
+            try:
+                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+            except (urllib.error.URLError, ConnectionError, TimeoutError):  # starting, or switched off
+                continue
+            seen.metrics |= set(re.findall(r"^(ray_tailor_\w+)\{", text, re.MULTILINE))
 
 
 def stop_half_way(nodes, config, seen):
@@ -124,9 +125,6 @@ def finish_without_a_node(nodes, config, seen):
         nodes.add(name)
     wait_for(lambda: len(alive(nodes)) == 3, "three nodes")
     seen.health = command(nodes, sys.executable, "-c", HEALTH, OPENAI_API_KEY="").stdout  # no address: it is found
-    stop = threading.Event()
-    scraper = threading.Thread(target=scraping, args=(nodes, seen, stop))
-    scraper.start()
     submit = [sys.executable, "-m", "tailor_ray", "submit", *config, "--set", "student.engines=2"]
     process = subprocess.Popen(
         [*submit, "--address", nodes.address],
@@ -145,8 +143,6 @@ def finish_without_a_node(nodes, config, seen):
     seen.lost = alive(nodes)[node_of_an_engine(nodes)]
     nodes.kill(seen.lost)
     out, err = process.communicate(timeout=300)
-    stop.set()
-    scraper.join()
     seen.finished = subprocess.CompletedProcess(submit, process.returncode, out, err)
 
 
@@ -180,18 +176,24 @@ def refuse_without_a_token(nodes, config, seen):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     base = tmp_path_factory.mktemp("clusters")
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OPENAI_API_KEY": CANARY}
+    shared = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OPENAI_API_KEY": CANARY}
+    # of 10 s, in which a run as short as this one is over; of 3 s, too short for last words on a busy machine
+    shared |= {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     with s3_server() as bucket:
         overrides = [text for setting in SETTINGS for text in ("--set", setting)]
         config = ["jobs/demo.yaml", "--storage", f"{bucket}/runs", *overrides]
         what = Seen(store=Store.open(f"{bucket}/runs").child("demo"))
         for scenes in ((refuse_without_a_token, stop_half_way), (finish_without_a_node,)):
-            nodes = RayNodes({**token, "TAILOR_RAY_CACHE": str(base / scenes[0].__name__)})
+            nodes, stop = RayNodes({**shared, "TAILOR_RAY_CACHE": str(base / scenes[0].__name__)}), threading.Event()
+            scraper = threading.Thread(target=scraping, args=(nodes, what, stop))
+            scraper.start()
             try:
                 wait_for(lambda nodes=nodes: ask(nodes, "/api/jobs/") is not None, "the Jobs API")
                 for scene in scenes:
                     scene(nodes, config, what)
             finally:
+                stop.set()
+                scraper.join()
                 nodes.close()
         yield what
 

@@ -1,4 +1,4 @@
-"""The whole loop through the command line, killed in each of its stages, and on real GSM8K text."""
+"""The whole loop through the command line, stopped in each of its stages, and on real GSM8K text."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from tailor_ray.errors import Stopped
 from tailor_ray.records import Question, Verdict, from_table
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
+pytestmark = pytest.mark.scenario
 IN_FLIGHT = 8
 TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "school_steps": 40, "school_questions": 400}
 SETTINGS = {
@@ -31,7 +32,7 @@ SETTINGS = {
         "warmup_steps": 2,
         "max_length": 256,
     },
-    "rounds": {"max_rounds": 2},
+    "rounds": {"max_rounds": 1},
     "cluster": {"dashboard": False, "object_store_gib": 0.3, "num_cpus": 2},
     "observe": {"log_every_s": 0.5},
 }
@@ -116,7 +117,8 @@ def _lives_in(entry, folder):
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
+def test_a_run_stopped_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
+    """By SIGTERM in schooling, SIGKILL in the exam, its budget in teaching, SIGKILL in training and in evaluation."""
     log = tmp_path / "access.jsonl"
     sandbox = {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1, "latency_s": 0.5}
     teacher = {"base_url": "sandbox", "sandbox": sandbox, "max_in_flight": IN_FLIGHT}
@@ -132,9 +134,6 @@ def test_a_run_killed_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     def mistake_mining():
         return committed_parts(exam, "attempts", verify=False)
 
-    def teaching():
-        return read_manifest(exam) and log.read_text().count("answered") >= 2 * IN_FLIGHT
-
     def training():
         return train.exists("checkpoints/step-00000010.json")
 
@@ -143,16 +142,19 @@ def test_a_run_killed_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
 
     assert command.interrupt(signal.SIGTERM, schooling) == Stopped.exit_code
     assert "the same command goes on" in command.stderr()
-    assert command.interrupt(signal.SIGKILL, schooling) == -signal.SIGKILL
     assert not student.exists("manifest.json")
 
     assert command.interrupt(signal.SIGKILL, mistake_mining) == -signal.SIGKILL
     made, shards = read_manifest(student).digest(), _committed(exam)
     assert not exam.exists("manifest.json")
 
-    assert command.interrupt(signal.SIGKILL, teaching) == -signal.SIGKILL
+    stopped = command.start("--set=teacher.budget_tokens=6000")  # of some 20,000
+    stopped.communicate(timeout=200)
+    assert stopped.returncode == Stopped.exit_code, command.stderr()[-3000:]
+    assert "teacher.budget_tokens allows 6000 tokens" in command.stderr()
+    command.wait_until_gone()
     assert not teach.exists("manifest.json")
-    assert shards.items() <= _committed(exam).items()
+    assert shards.items() <= _committed(exam).items()  # with their times: they were not done again
 
     assert command.interrupt(signal.SIGKILL, training) == -signal.SIGKILL
     assert not train.exists("manifest.json")
@@ -166,10 +168,10 @@ def test_a_run_killed_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     assert [row["seconds"] for row in steps[: len(history)]] == [row["seconds"] for row in history]  # not done again
 
     table = command.finish()
-    assert len(table.splitlines()) == 5  # a head, rounds 0 to 2, the report's path
+    assert len(table.splitlines()) == 4  # a head, rounds 0 and 1, the report's path
     kept = [read_manifest(stage).digest() for stage in (student, teach, train)]
     assert kept == [made, taught, trained]
-    _each_request_was_answered_once(log, kills=5)
+    _each_request_was_answered_once(log, kills=3)
     _report_is_what_transformers_says(command.store)
     assert command.finish() == table  # a finished run says so again and starts nothing
     refused = subprocess.run(
@@ -188,7 +190,8 @@ def _latest_history(train):
 
 
 def _committed(stage):
-    return {part.index: part.entry.sha256 for part in committed_parts(stage, "attempts")}
+    parts = committed_parts(stage, "attempts")
+    return {part.index: (part.entry.sha256, Path(stage.path(part.entry.path)).stat().st_mtime_ns) for part in parts}
 
 
 def _each_request_was_answered_once(log, kills):
@@ -212,7 +215,7 @@ def _report_is_what_transformers_says(store):
     from tailor_ray.records import AnswerKind
 
     report = store.read_json("report/report.json")
-    folder = store.local_folder("rounds/02/train/student")
+    folder = store.local_folder("rounds/01/train/student")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     questions = store.child("rounds", "00", "questions")
@@ -234,11 +237,10 @@ def _report_is_what_transformers_says(store):
 
 
 @pytest.mark.timeout(600)
-def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
-    """A student that never saw such text: the accuracy may be 0, and the report says so plainly.
+def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder, ray_cluster):
+    """On the session's cluster. A student that never saw such text: the accuracy may be 0, and the report says so."""
+    import ray
 
-    The first start has a budget that it uses up; the second goes on with what was paid for.
-    """
     job = Path(__file__).parents[2] / "jobs" / "gsm8k.yaml"
     settings = [
         *(f"storage={tmp_path}/runs", "name=gsm8k", f"task.path={data_folder}/gsm8k", "task.limit_train=64"),
@@ -251,27 +253,23 @@ def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder):
         *("training.offload_parameters=false", "training.max_length=512", "training.precision=float32"),
         *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),
     ]
-
-    def run(*more):
-        return subprocess.run(
-            [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in (*settings, *more))],
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-            env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-
-    stopped = run("teacher.budget_tokens=6000")  # of some 13,000
-    assert stopped.returncode == Stopped.exit_code, stopped.stderr[-3000:]
-    assert "teacher.budget_tokens allows 6000 tokens" in stopped.stderr
-    done = run()
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in settings)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={
+            **os.environ,
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "runs" / "gsm8k" / "report" / "report.json").read_text())
     assert [entry["round"] for entry in report["rounds"]] == [0, 1, 2]
     first, second = (entry["teacher"] for entry in report["rounds"][1:])
     assert first["accepted"] >= 60  # of 64: a few gold rationales do not end in the answer
-    assert 0 < first["from_ledger"] < 64
     assert second["requests"] + second["from_ledger"] > 0
     last = report["rounds"][-1]["evaluation"]
     assert last["total"] == 16

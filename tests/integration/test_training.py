@@ -14,7 +14,7 @@ from tailor_ray.errors import StageError, Stopped
 from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, to_table
 from tailor_ray.storage import Store, commit_part, verify_files
 from tailor_ray.storage.manifest import Manifest
-from tailor_ray.training.launch import TrainJob, train
+from tailor_ray.training.launch import Trainers, TrainJob
 from tests.training.students import make_examples, make_student
 
 CONFIG = TrainingConfig(epochs=6, learning_rate=1e-3, batch_size=16, warmup_steps=5, checkpoint_every_steps=7)
@@ -40,9 +40,18 @@ def student_hash(made, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(made):
+def trainers(ray_cluster):
+    """Workers are kept from test to test until one of them ends them."""
+    with Trainers() as trainers:
+        yield trainers
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made, trainers):
     done = []
-    result = train(job(made, "undisturbed"), lambda step, steps, figures: done.append((step, steps, figures["loss"])))
+    result = trainers.train(
+        job(made, "undisturbed"), lambda step, steps, figures: done.append((step, steps, figures["loss"]))
+    )
     return result, done
 
 
@@ -84,6 +93,33 @@ def test_the_exported_student_learnt_and_loads_without_us(made, undisturbed):
     assert loss(folder) < 0.8 * loss(made[0] / "student")
 
 
+def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, trainers):
+    # long enough that the interrupt, noticed within three seconds, comes before the end
+    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 90.0, "checkpoint_every_steps": 100_000}))
+
+    def interrupt(step: int, steps: int, figures: dict) -> None:
+        raise Stopped("enough for today")
+
+    with pytest.raises(Stopped, match="enough"):
+        trainers.train(task, interrupt)
+    (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
+    done = int(kept.removeprefix("step-").removesuffix(".json"))
+    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
+    assert 0 < done < 630
+    assert trainers.train(task).steps == 630
+    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
+    assert [row["step"] for row in rows] == list(range(630))
+    assert rows[:done] == history  # with their seconds: they were not done again
+
+
+def test_divergence_ends_the_stage_and_exports_nothing(made, trainers):
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
+    task = job(made, "diverged", config)
+    with pytest.raises(StageError, match=r"training step \d+ gave .*(nan|inf|skipped steps).*q\d+.*learning_rate"):
+        trainers.train(task)
+    assert not task.out.exists("student")
+
+
 def kill_after(task: TrainJob, record: str, tear: bool) -> threading.Event:
     """Kill worker 0 once a checkpoint is there, and cut its last checkpoint's weights off; set when it is done."""
     killed = threading.Event()
@@ -103,11 +139,11 @@ def kill_after(task: TrainJob, record: str, tear: bool) -> threading.Event:
     return killed
 
 
-def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturbed):
+def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturbed, trainers):
     """Its last checkpoint is torn as well, so it goes on from the one before."""
     task = job(made, "killed")
     killed = kill_after(task, "step-00000014.json", tear=True)
-    result = train(task)
+    result = trainers.train(task)
     assert killed.is_set()
     assert result.steps == 42
     assert student_hash(made, "killed") == student_hash(made, "undisturbed")
@@ -115,13 +151,13 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturb
     assert before.column("loss").to_pylist() == after.column("loss").to_pylist()
 
 
-def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed):
+def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed, trainers):
     """Their gradient shards (ZeRO-2) come back from the checkpoint; only the order of float additions differs."""
     from safetensors.numpy import load_file
 
     task = job(made, "two", CONFIG.model_copy(update={"workers": 2, "zero_stage": 2}))
     killed = kill_after(task, "step-00000007.json", tear=False)
-    result = train(task)
+    result = trainers.train(task)
     assert killed.is_set()
     assert result.steps == 42
     rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
@@ -129,30 +165,3 @@ def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed
     expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))
     for name, value in expected.items():
         assert abs(found[name] - value).max() < 1e-4, name  # each moved by up to 42 · 1e-3
-
-
-def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made):
-    # long enough that the interrupt, noticed within three seconds, comes before the end
-    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 150.0, "checkpoint_every_steps": 100_000}))
-
-    def interrupt(step: int, steps: int, figures: dict) -> None:
-        raise Stopped("enough for today")
-
-    with pytest.raises(Stopped, match="enough"):
-        train(task, interrupt)
-    (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
-    done = int(kept.removeprefix("step-").removesuffix(".json"))
-    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
-    assert 0 < done < 1050
-    assert train(task).steps == 1050
-    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
-    assert [row["step"] for row in rows] == list(range(1050))
-    assert rows[:done] == history  # with their seconds: they were not done again
-
-
-def test_divergence_ends_the_stage_and_exports_nothing(made):
-    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
-    task = job(made, "diverged", config)
-    with pytest.raises(StageError, match=r"training step \d+ gave .*(nan|inf|skipped steps).*q\d+.*learning_rate"):
-        train(task)
-    assert not task.out.exists("student")
