@@ -260,15 +260,23 @@ def limit_figures(lines: list[dict[str, Any]], skip: float) -> tuple[float, int,
 
 
 def kill(folder: Path, count: int) -> dict[str, Any]:
-    """SIGKILL half-way, to one of two actors and to a driver: what was answered twice, beyond what was in flight."""
-    twice = {}
+    """SIGKILL half-way, to one of two actors and to a driver: what was answered twice.
+
+    In flight is what was sent before the kill and not yet in the ledger, answered or not; `paid_twice` was sent later.
+    """
+    killed, logs = {}, {}
     with server(folder, latency_s=0.2) as (url, log):
         config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED, actors=2)
         client = Client(config, folder / "ledger-actor")
-        client.run(requests(config, 0, count), count // 2, lambda: processes("ray::TeacherActor")[0].kill())
+
+        def strike() -> None:
+            processes("ray::TeacherActor")[0].kill()
+            killed["an actor"] = time.time()
+
+        client.run(requests(config, 0, count), count // 2, strike)
         assert len(client.ledger.rows()) == count
         client.close()
-        twice["an actor"] = answered_twice(log)
+        logs["an actor"] = read_log(log)
     with server(folder, latency_s=0.2) as (url, log):
         command = [sys.executable, __file__, "--driver", url, "--folder", str(folder), "--requests", str(count)]
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -276,21 +284,28 @@ def kill(folder: Path, count: int) -> dict[str, Any]:
             assert driver.poll() is None, "the driver ended by itself"
             time.sleep(0.05)
         driver.kill()
+        killed["the driver"] = time.time()
         driver.wait()
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         assert json.loads(done.stdout.splitlines()[-1]) == {"rows": count}
-        twice["the driver"] = answered_twice(log)
-    most = {"an actor": IN_FLIGHT // 2, "the driver": IN_FLIGHT}
-    for who, number in twice.items():
+        logs["the driver"] = read_log(log)
+    in_flight, after = {}, {}
+    for who, lines in logs.items():
+        first = answered_twice(lines)
+        after[who] = sum(sent > killed[who] for sent in first)
+        in_flight[who] = len(first) - after[who]
         show(f"{who} killed half-way", f"{count} rows for {count} requests",
-             f"{number} answered twice, at most {most[who]} were in flight")  # fmt: skip
-    over = sum(max(0, number - most[who]) for who, number in twice.items())
-    return {"paid_twice": over, "answered_twice_in_flight": twice}
+             f"{len(first)} answered twice, {in_flight[who]} of them in flight")  # fmt: skip
+    return {"paid_twice": sum(after.values()), "answered_twice_in_flight": in_flight}
 
 
-def answered_twice(log: Path) -> int:
-    calls = Counter(line["request"] for line in read_log(log) if line["status"] in (200, 499))  # heard or not
-    return sum(number - 1 for number in calls.values())
+def answered_twice(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """When the requests that were answered more than once, heard or not, were first sent."""
+    sent: dict[str, list[float]] = {}
+    for line in lines:
+        if line["status"] in (200, 499):
+            sent.setdefault(line["request"], []).append(line["time"])
+    return [min(times) for times in sent.values() if len(times) > 1]
 
 
 def drive(url: str, folder: Path, count: int) -> None:

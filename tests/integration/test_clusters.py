@@ -52,7 +52,7 @@ class Seen:
     store: Store = None
 
 
-def wait_for(happened, what, seconds=180):
+def wait_for(happened, what, seconds=400):
     deadline = time.monotonic() + seconds
     while not (found := happened()):
         assert time.monotonic() < deadline, f"never happened: {what}"
