@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[None]:
-    """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, a running one, or of a local one started for this.
+    """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
 
     Only what was started here is stopped at the end. Raises ConfigError when a named address does not answer.
     """
@@ -69,7 +69,7 @@ def _init(config: ClusterConfig) -> bool:
 
     # Ray's own handlers would write to the terminal; without them its records reach ours (observe.logs).
     common: dict[str, Any] = {"namespace": "tailor_ray", "configure_logging": False, "log_to_driver": True}
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = config.address or os.environ.get("RAY_ADDRESS") or _started_here()
     if address and address != "local":
         try:
             _knock(address)
@@ -81,13 +81,8 @@ def _init(config: ClusterConfig) -> bool:
                 "RAY_ADDRESS to have a local one started"
             ) from None
         return False
-    if address is None:
-        try:
-            ray.init(address="auto", **common)
-        except ConnectionError:
-            log.info("no running Ray cluster found: starting a local one")
-        else:
-            return False
+    if not address:
+        log.info("no running Ray cluster found: starting a local one")
     ray.init(
         address="local",
         num_cpus=config.num_cpus,
@@ -97,6 +92,22 @@ def _init(config: ClusterConfig) -> bool:
         **common,
     )
     return True
+
+
+def _started_here() -> str | None:
+    """The cluster that `ray start` started on this node and that still answers.
+
+    Not Ray's "auto": that also takes the local cluster of another run, whose cores are taken and which ends with it.
+    """
+    from ray._private.utils import read_ray_address
+
+    address: str | None = read_ray_address(None)
+    try:
+        if address:
+            _knock(address)
+    except ConnectionError:
+        return None
+    return address
 
 
 def _knock(address: str) -> None:
