@@ -121,9 +121,9 @@ def stop_half_way(nodes, config, seen):
 
 def finish_without_a_node(nodes, config, seen):
     """`tailor-ray submit`, and a node with an engine is switched off once the exam goes on there."""
-    for name in ("worker-1", "worker-2"):
+    for count, name in ((2, "worker-1"), (3, "worker-2")):  # one by one: starting takes a core, and Ray's patience ends
         nodes.add(name)
-    wait_for(lambda: len(alive(nodes)) == 3, "three nodes")
+        wait_for(lambda count=count: len(alive(nodes)) == count, f"{count} nodes")
     seen.health = command(nodes, sys.executable, "-c", HEALTH, OPENAI_API_KEY="").stdout  # no address: it is found
     submit = [sys.executable, "-m", "tailor_ray", "submit", *config, "--set", "student.engines=2"]
     process = subprocess.Popen(
