@@ -7,7 +7,7 @@ rows_per_second, driver_growth_mb, overlap_ratio, and what they were computed fr
 3.2 M parameters with a token a character; its prompts have four worked questions, about 1,000 tokens. Starting
 engines and importing libraries is left out for all three. `million` and `kill` run the whole exam path, from question
 parts to attempt parts, over a stand-in for the engines that answers at once, four answers in five right. All of it
-takes 20 minutes on 2 cores; `--only` runs a part, and prints its keys.
+takes 25 minutes on 2 cores; `--only` runs a part, and prints its keys.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             if "swap" in options.only:
                 figures |= measure_swap(pool, students)
             if "overlap" in options.only:
-                figures |= measure_overlap(folder, pool, 8 * options.questions)
+                figures |= measure_overlap(folder, pool, 16 * options.questions)
             pool.stop()
     return figures
 
