@@ -27,7 +27,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
     Only what was started here is stopped at the end. Raises ConfigError when a named address does not answer.
     """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # else the dashboard's Train tab stays empty
+    # On, or the dashboard's Train tab stays empty; without a dashboard its actor has nobody to ask.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(config.dashboard)))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
