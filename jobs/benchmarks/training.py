@@ -297,8 +297,8 @@ def compare(
         "examples_per_s": len(examples) / min(statistics.median(t) for name, t in seconds.items() if "ours" in name),
         "ratio_to_naive": ratio(seconds["naive"], seconds["ours"]),
         "ratio_to_floor": ratio(seconds["floor"], seconds["ours"]),
-        "ratio_to_naive_shared_demos": ratio(seconds["naive"], seconds[wider]),
-        "ratio_to_naive_shared_demos_narrow": ratio(seconds["naive"], seconds["ours, demos once"]),
+        "ratio_to_naive_shared_demos_batch": ratio(seconds["naive"], seconds[wider]),
+        "ratio_to_naive_shared_demos": ratio(seconds["naive"], seconds["ours, demos once"]),
         "max_loss_difference": max(abs(values["naive"] - values[name]) for name in ("ours", "ours, demos once")),
         "padding_share": max(_padding(part) for part in batches + wide),
     }
@@ -385,7 +385,7 @@ def main() -> None:
         gc.collect()
     keys = ("ratio_to_naive", "ratio_to_floor")
     summary = {key: min(result[key] for result in results.values()) for key in keys}
-    demos = ("ratio_to_naive_shared_demos", "ratio_to_naive_shared_demos_narrow")
+    demos = ("ratio_to_naive_shared_demos", "ratio_to_naive_shared_demos_batch")
     summary |= {key: results["few-shot"][key] for key in demos}
     summary |= {key: max(r[key] for r in results.values()) for key in ("padding_share", "max_loss_difference")}
     if args.rounds:
