@@ -26,7 +26,7 @@ from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import Bill, Checked, Fate, Usage
+from tailor_ray.teacher.outcomes import Checked, Fate, Usage
 from tailor_ray.teacher.pricing import cost_usd, price_of
 from tailor_ray.teacher.request import TeacherRequest
 
@@ -233,33 +233,15 @@ class BatchPool:
         )
 
     def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, checked: Checked) -> LedgerRow:
-        usage = checked.usage or Usage()
-        cost = cost_usd(price_of(endpoint), usage, batch=True)
-        worst = Spend(row.pending_usd, row.pending_tokens)
-        lost = worst if checked.usage is None and checked.rule.bill is Bill.UNKNOWN else Spend()
-        paid = Spend(cost, usage.input + usage.output) + lost
+        cost = cost_usd(price_of(endpoint), checked.usage or Usage(), batch=True)
+        ended = row.ended(checked, cost, time.time())
+        worst, paid = Spend(row.pending_usd, row.pending_tokens), ended.spend - row.spend
         if row.key in self._reserved:
             self._reserved.remove(row.key)
             self._budget.settle(worst, paid)
         else:  # a dead driver's: its worst case was counted as spent when this one began
             self._budget.settle(Spend(), paid - worst)
-        return replace(
-            row,
-            outcome=checked.code,
-            reply=checked.text,
-            finish_reason=checked.finish_reason,
-            detail=checked.detail,
-            input_tokens=row.input_tokens + usage.input,
-            cached_tokens=row.cached_tokens + usage.cached,
-            output_tokens=row.output_tokens + usage.output,
-            reasoning_tokens=row.reasoning_tokens + usage.reasoning,
-            cost_usd=row.cost_usd + cost,
-            lost_tokens=row.lost_tokens + lost.tokens,
-            lost_usd=row.lost_usd + lost.usd,
-            pending_tokens=0,
-            pending_usd=0.0,
-            settled=time.time(),
-        )
+        return ended
 
     def _worst(self, request: TeacherRequest) -> Spend:
         usage = Usage(input=request.prompt_tokens, output=request.max_tokens)

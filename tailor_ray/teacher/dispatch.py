@@ -19,10 +19,11 @@ from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
 from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
 from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.governor import WINDOW_S, Governor, Grant
+from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import Bill, Fate, Outcome, Usage
-from tailor_ray.teacher.pricing import cost_usd, price_of, worst_usd
+from tailor_ray.teacher.outcomes import Fate, Outcome
+from tailor_ray.teacher.pricing import outcome_usd, price_of, worst_usd
 from tailor_ray.teacher.request import TeacherRequest
 
 BACKOFF_S = 0.5  # doubled with each attempt, with jitter, up to
@@ -31,12 +32,13 @@ BACKOFF_MAX_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One attempt that an actor is to make, `delay` seconds from when it was given."""
+    """One attempt that an actor is to make, `delay` seconds from when it was given. `attempt` is its row's number."""
 
     key: str
     model: str
     body: str
     delay: float
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,13 @@ class Dispatcher:
                 settled.append(Settled(item.request, item.row, from_ledger=False))
         return settled
 
-    def actor_died(self, actor: str, now: float) -> list[Settled]:
-        """Give a dead actor's leases back; what they may have cost is counted."""
-        lost = [Outcome(key, "actor_died", detail="the actor that held the request died") for key in self._held[actor]]
-        return self.settle(lost, now)
+    def actor_died(self, actor: str, heard: Heard, now: float) -> list[Settled]:
+        """Give a dead actor's leases back, save for what it had `heard`; what the others may have cost is counted."""
+        outcomes = []
+        for key in self._held[actor]:
+            outcome, _ = heard.get((key, self._open[key].row.attempts), (None, 0.0))
+            outcomes.append(outcome or Outcome(key, "actor_died", detail="the actor that held the request died"))
+        return self.settle(outcomes, now)
 
     def room(self, actor: str, model: str, share: int) -> int:
         """How many more attempts to give an actor that makes `share` at once: those and a few to go on with."""
@@ -188,7 +193,8 @@ class Dispatcher:
             attempts=item.row.attempts + 1,
         )
         self._held[actor].add(item.request.key)
-        return Lease(item.request.key, item.request.model, item.request.body, max(grant.at - now, 0.0))
+        request = item.request
+        return Lease(request.key, request.model, request.body, max(grant.at - now, 0.0), item.row.attempts)
 
     def _end_attempt(self, item: _Open, outcome: Outcome, now: float) -> bool:
         """Settle money, limits and row; True when the request is settled, False when it is queued again."""
@@ -214,30 +220,9 @@ class Dispatcher:
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
-        usage = outcome.usage or Usage()
-        lost = item.worst if outcome.usage is None and outcome.rule.bill is Bill.UNKNOWN else Spend()
-        cost = cost_usd(lane.price, usage)
-        self.budget.settle(item.worst, Spend(cost, usage.input + usage.output) + lost)
-        row = item.row
-        item.row = replace(
-            row,
-            outcome=outcome.code,
-            reply=outcome.text,
-            finish_reason=outcome.finish_reason,
-            detail=outcome.detail,
-            input_tokens=row.input_tokens + usage.input,
-            cached_tokens=row.cached_tokens + usage.cached,
-            output_tokens=row.output_tokens + usage.output,
-            reasoning_tokens=row.reasoning_tokens + usage.reasoning,
-            cost_usd=row.cost_usd + cost,
-            lost_tokens=row.lost_tokens + lost.tokens,
-            lost_usd=row.lost_usd + lost.usd,
-            pending_tokens=0,
-            pending_usd=0.0,
-            sent=row.sent or outcome.sent,
-            settled=outcome.sent + outcome.seconds,
-            seconds=outcome.seconds,
-        )
+        row = item.row.after(outcome, outcome_usd(lane.endpoint, outcome))
+        self.budget.settle(item.worst, row.spend - item.row.spend)
+        item.row = row
 
     def _tell_rate(self, lane: _Lane, grant: Grant, outcome: Outcome, now: float) -> None:
         rate = lane.governor.rate

@@ -3,7 +3,8 @@
 Before an attempt is sent its row says so, with the worst that it may cost (`pending_*`); when it ends the row says
 how. `commit` makes both durable on the node (SQLite, WAL, fsync) before anyone acts on them, many rows at a time.
 A flusher writes settled rows as parquet to the run's storage within a second, and another thread merges those files. A
-driver that died leaves rows that are pending: the next one counts their worst case as lost money and asks again.
+driver that died leaves rows that are pending: the next one takes what the actors' journals say of them, counts the
+others' worst case as lost money and asks again.
 
 Every row carries a hash of its content: a damaged one is not used, and the loss is logged.
 """
@@ -25,6 +26,7 @@ from tailor_ray.errors import StageError, TailorError
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.journal import Heard, read_journals
 from tailor_ray.teacher.ledger_files import LedgerFiles
 from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow
 
@@ -105,6 +107,14 @@ class Ledger:
                 ) from error
             self._unflushed.update({row.key: row for row in self._staged if row.outcome != "pending"})
             self._staged = []
+
+    def journal(self, actor: str) -> str:
+        """Where on this node an actor keeps its journal, without the endings."""
+        return str(self._path.with_suffix(f".{actor}"))
+
+    def heard(self, actor: str = "*") -> Heard:
+        """What the journals of this actor, or of all, say."""
+        return read_journals(self._path.parent.glob(f"{self._path.stem}.{actor}.*.jsonl"))
 
     def rows(self) -> list[LedgerRow]:
         """All rows, oldest first."""
@@ -191,6 +201,8 @@ class Ledger:
             self._db.close()
             if compact and not pending:
                 _remove_database(self._path)
+                for journal in self._path.parent.glob(f"{self._path.stem}.*.jsonl"):
+                    journal.unlink()
 
     def _open_database(self) -> sqlite3.Connection:
         try:
@@ -213,11 +225,17 @@ class Ledger:
             with self._lock, self._db:
                 self._db.executemany(f"{_INSERT} ON CONFLICT (key) {_UNLESS_OLDER}", [row.values() for row in rows])
         kept = "batch" if keep_batches else None
-        orphans = [row for row in self._select("WHERE outcome = 'pending'") if row.mode != kept]
-        if orphans:
-            log.warning("%d requests were in flight when the last driver ended: counted as lost", len(orphans))
-            self.stage(row.lost(time.time()) for row in orphans)
-            self.commit()
+        heard, lost = self.heard(), 0
+        for row in [row for row in self._select("WHERE outcome = 'pending'") if row.mode != kept]:
+            outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
+            if outcome is None:
+                self.stage([row.lost(time.time())])
+                lost += 1
+            else:
+                self.stage([row.after(outcome, cost)])
+        self.commit()
+        if lost:
+            log.warning("%d requests were in flight when the last driver ended: counted as lost", lost)
         known = self._db.execute("SELECT key, settled FROM ledger WHERE outcome != 'pending'").fetchall()
         missing = [key for key, settled in known if stored.get(key) != settled]
         self._unflushed.update(self.get(missing))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tailor_ray.teacher.outcomes import TABLE, Fate
+from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.outcomes import TABLE, Bill, Checked, Fate, Outcome, Usage
 from tailor_ray.teacher.request import canonical
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
@@ -60,6 +61,39 @@ class LedgerRow:
 
     def is_whole(self) -> bool:
         return self.row_hash == self.content_hash()
+
+    @property
+    def spend(self) -> Spend:
+        """Of its attempts so far, those whose bill is not known at their worst case; without what is in flight."""
+        tokens = self.input_tokens + self.output_tokens + self.lost_tokens
+        return Spend(self.cost_usd + self.lost_usd, tokens)
+
+    def ended(self, how: Checked | Outcome, cost: float, now: float) -> LedgerRow:
+        """This row after its attempt in flight ended; `cost` are the dollars that the reply's usage comes to."""
+        usage = how.usage or Usage()
+        unknown = how.usage is None and how.rule.bill is Bill.UNKNOWN
+        return replace(
+            self,
+            outcome=how.code,
+            reply=how.text,
+            finish_reason=how.finish_reason,
+            detail=how.detail,
+            input_tokens=self.input_tokens + usage.input,
+            cached_tokens=self.cached_tokens + usage.cached,
+            output_tokens=self.output_tokens + usage.output,
+            reasoning_tokens=self.reasoning_tokens + usage.reasoning,
+            cost_usd=self.cost_usd + cost,
+            lost_tokens=self.lost_tokens + (self.pending_tokens if unknown else 0),
+            lost_usd=self.lost_usd + (self.pending_usd if unknown else 0.0),
+            pending_tokens=0,
+            pending_usd=0.0,
+            settled=now,
+        )
+
+    def after(self, outcome: Outcome, cost: float) -> LedgerRow:
+        """This row after an online attempt, with its times."""
+        row = self.ended(outcome, cost, outcome.sent + outcome.seconds)
+        return replace(row, sent=self.sent or outcome.sent, seconds=outcome.seconds)
 
     def lost(self, now: float) -> LedgerRow:
         """This row after its attempt in flight was lost: its worst case is counted."""

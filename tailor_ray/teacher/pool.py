@@ -1,7 +1,8 @@
 """`TeacherPool`: requests in, settled requests out, through Ray actors.
 
-One thread of the driver runs an event loop that owns the Dispatcher; each actor has a loop of its own in it: commit
-what was decided, exchange leases for outcomes, settle, commit, hand on. So a reply is durable before anyone sees it.
+One thread of the driver runs an event loop that owns the Dispatcher; each actor has a loop of its own in it: settle
+the last outcomes, lease, commit both, exchange the leases for outcomes, and hand on what was settled meanwhile. So a
+reply is durable before anyone sees it, and before the actor sends another in its place.
 An actor that dies is replaced, at most MAX_DEATHS times, and its leases go to whoever asks next.
 """
 
@@ -21,7 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
-from tailor_ray.teacher.actor import TeacherActor
+from tailor_ray.teacher.actor import Driver, TeacherActor
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.ledger import Ledger
@@ -97,29 +98,32 @@ class TeacherPool:
     async def _serve(self, name: str, share: dict[str, int]) -> None:
         """Keep one actor busy; replace it when it dies."""
         actor: Any = None
+        settled: list[Settled] = []
         try:
             while True:
                 try:
-                    actor = actor or await _start(self._config, share)
-                    outcomes = await self._exchange(actor, name, share)
+                    actor = actor or await _start(self._config, share, self._ledger.journal(name))
+                    outcomes = await self._exchange(actor, name, share, settled)
                 except RayTaskError as error:
                     raise error.cause from None
                 except (RayActorError, TimeoutError) as error:
                     actor = None
                     self._count_death(name, error)
-                    await self._hand_on(self._dispatcher.actor_died(name, time.monotonic()))
+                    heard = self._ledger.heard(name)
+                    await self._hand_on(self._dispatcher.actor_died(name, heard, time.monotonic()))
+                    settled = []
                 else:
-                    await self._hand_on(self._dispatcher.settle(outcomes, time.monotonic()))
+                    settled = self._dispatcher.settle(outcomes, time.monotonic())
         finally:
             if actor is not None:
                 ray.kill(actor)
 
-    async def _exchange(self, actor: Any, name: str, share: dict[str, int]) -> list[Outcome]:
+    async def _exchange(self, actor: Any, name: str, share: dict[str, int], settled: list[Settled]) -> list[Outcome]:
         leases = [] if self._ends else self._lease(name, share)
+        await self._hand_on(settled)
         if not leases and not self._dispatcher.holds(name):
             await asyncio.sleep(IDLE_S)
             return []
-        await self._commit()
         outcomes: list[Outcome] = await actor.exchange.remote(leases, WAIT_S)
         return outcomes
 
@@ -145,6 +149,7 @@ class TeacherPool:
         return leases
 
     async def _hand_on(self, settled: list[Settled]) -> None:
+        """Commit all that was decided, leases too, then tell of what is settled."""
         await self._commit()
         self._export(settled)
         if settled:
@@ -189,13 +194,13 @@ def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
     ]
 
 
-async def _start(config: TeacherConfig, share: dict[str, int]) -> Any:
+async def _start(config: TeacherConfig, share: dict[str, int], journal: str) -> Any:
     """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
 
     Raises TimeoutError when it is not up after START_S: a node that was lost meanwhile may never say so.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
-    driver = (ray.get_runtime_context().get_node_id(), os.getpid())
+    driver = Driver(ray.get_runtime_context().get_node_id(), os.getpid(), journal)
     actor: Any = ray.remote(TeacherActor).options(**options).remote(endpoint_parts(config), share, driver)
     await asyncio.wait_for(actor.ready.remote(), START_S)
     return actor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
 from tailor_ray.errors import ConfigError
-from tailor_ray.teacher.outcomes import Usage
+from tailor_ray.teacher.outcomes import Outcome, Usage
 
 TABLE_DATE = "2025-08"
 
@@ -54,6 +54,11 @@ def cost_usd(price: PriceConfig | None, usage: Usage, batch: bool = False) -> fl
     cached_price = price.input if price.cached_input is None else price.cached_input
     dollars = (usage.input - usage.cached) * price.input + usage.cached * cached_price + usage.output * price.output
     return dollars * (1 - price.batch_discount if batch else 1.0) / 1e6
+
+
+def outcome_usd(endpoint: EndpointConfig, outcome: Outcome) -> float:
+    """Dollars that an online attempt's own usage comes to."""
+    return cost_usd(price_of(endpoint), outcome.usage or Usage())
 
 
 def worst_usd(price: PriceConfig | None, prompt_tokens: int, max_tokens: int) -> float:

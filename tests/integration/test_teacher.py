@@ -1,36 +1,35 @@
-"""The teaching stage end to end: Ray actors, HTTP to a sandbox teacher in its own process, faults, kills, money."""
+"""The teaching stage end to end: Ray actors, HTTP to a sandbox teacher in its own process, faults, money."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 
-import duckdb
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tailor_ray.config.task import TaskConfig
-from tailor_ray.config.teacher import PriceConfig, SandboxConfig, TeacherConfig
+from tailor_ray.config.teacher import PriceConfig, SandboxConfig
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
-from tailor_ray.records import Attempt, Lesson, Verdict, from_table
-from tailor_ray.storage import Store, committed_parts, read_part
-from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.ledger_files import decode, encode
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
-from tailor_ray.teacher.teach import OPEN_SHARDS, TeachJob, teach
+from tailor_ray.teacher.teach import OPEN_SHARDS
+from tests.integration.teaching import (
+    BATCH,
+    CANARY,
+    SUMS,
+    answered,
+    cluster_knows,
+    holds_no_key,
+    ledger,
+    lessons,
+    run,
+    settings,
+    shards,
+)
 
-TASK = TaskConfig(name="arithmetic")
-CANARY = "sk-canary-41b7d2e9"
 ACCIDENTS = (
     ("500", 0.04),
     ("reset", 0.04),
@@ -46,65 +45,11 @@ ACCIDENTS = (
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def shards(count=60, size=20, samples=2):
-    """Exam shards whose attempts are all wrong, so that later rounds have mistakes to give feedback on."""
-    questions = list(islice(load_task(TASK, seed=1).train, count))
-    for start in range(0, count, size):
-        some = questions[start : start + size]
-        yield (
-            some,
-            [
-                Attempt(q.id, k, f"It is {k} + 1. Answer: {int(q.answer) + k + 1}", "stop", "", Verdict.WRONG, k, 9, 9)
-                for q in some
-                for k in range(samples)
-            ],
-        )
-
-
-BATCH = {"mode": "batch", "batch_poll_s": 0.1}  # no actors: faster where it is not they that matter
-
-
-def settings(url, **more):
-    known = {"requests_per_minute": 1e6, "max_in_flight": 32, "timeout_s": 5.0}
-    return TeacherConfig(**{"base_url": url, **known, **more})
-
-
-def run(tmp_path, config, round_=1, out="out", exam=None, **job):
-    work = TeachJob(config, round_, grader_for(TASK), **job)
-    return teach(work, exam or shards(), Store.open(str(tmp_path / out)), Store.open(str(tmp_path / "teacher")))
-
-
-def lessons(tmp_path, out="out"):
-    store = Store.open(str(tmp_path / out))
-    return [
-        lesson for part in committed_parts(store, "lessons") for lesson in from_table(read_part(store, part), Lesson)
-    ]
-
-
-def answered(log):
-    """How often each request was answered, and would have been billed, whether or not somebody was there to hear."""
-    lines = [json.loads(line) for line in Path(log).read_text().splitlines()]
-    return Counter(line["request"] for line in lines if line["outcome"] in ("answered", "wrong", "client_gone"))
-
-
-SUMS = "model, count(*), sum(input_tokens), sum(output_tokens), sum(cost_usd), sum(reasoning_tokens)"
-
-
-def ledger(tmp_path, query, rest=""):
-    return duckdb.sql(f"select {query} from '{tmp_path}/teacher/*.parquet' {rest}").fetchall()
-
-
 def most_in_flight(log):
     """Calls at once, as the server saw them."""
     calls = [json.loads(line) for line in Path(log).read_text().splitlines()]
     events = sorted((at, step) for call in calls for at, step in ((call["time"], 1), (call["ended"], -1)))
     return max(accumulate(step for _, step in events))
-
-
-def newest_teacher_actor():
-    """An earlier test's may still be there."""
-    named = [(p.info["create_time"], p) for p in psutil.process_iter(["cmdline", "create_time"]) if p.info["cmdline"]]
-    return max(((at, p.pid, p) for at, p in named if p.info["cmdline"][0].startswith("ray::TeacherActor")))[2]
 
 
 def test_two_rounds_through_every_accident_of_the_wire(tmp_path):
@@ -195,141 +140,6 @@ def test_the_exam_waits_for_a_slower_teacher(tmp_path):
         metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=2), exam=exam(), on_progress=progress)
     assert metrics["accepted"] == taken == 40
     assert most_in_flight(log) == 2
-
-
-def test_a_killed_actor_is_replaced_and_its_leases_are_given_to_another(tmp_path):
-    log = tmp_path / "access.jsonl"
-
-    def strike():
-        while not log.exists() or sum(answered(log).values()) < 15:
-            time.sleep(0.05)
-        newest_teacher_actor().kill()
-
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.4, access_log=str(log)))) as sandbox:
-        killer = threading.Thread(target=strike)
-        killer.start()
-        metrics = run(tmp_path, settings(sandbox.base_url, actors=2, max_in_flight=16))
-        killer.join()
-    assert metrics["accepted"] == 60
-    twice = [key for key, number in answered(log).items() if number > 1]
-    assert max(answered(log).values()) <= 2
-    assert len(twice) <= 8  # one actor's share of the calls in flight
-    lost = ledger(tmp_path, "count(*) filter (attempts > 1), sum(lost_tokens)")[0]
-    assert 1 <= lost[0] <= 8 + 6
-    assert lost[1] > 0  # both calls are counted, the lost one at its worst
-
-
-DRIVER = """
-import os
-import ray
-from pathlib import Path
-from tests.integration.test_teacher import cluster_knows, run, settings
-ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False)
-print(ray._private.worker.global_worker.node.get_session_dir_path(), flush=True)
-assert os.environ["CANARY_KEY"] not in cluster_knows()
-run(Path({folder!r}), settings({url!r}, max_in_flight=8, api_key_env="CANARY_KEY"))
-"""
-
-
-def cluster_knows():
-    """What the cluster says of its jobs and actors, to the dashboard and to whoever asks."""
-    import ray
-
-    return f"{ray._private.worker.global_worker.gcs_client.get_all_job_info()}{ray._private.state.actors()}"
-
-
-def holds_no_key(*folders):
-    for file in (file for folder in folders for file in folder.rglob("*") if file.is_file()):
-        data = file.read_bytes()
-        if file.suffix == ".parquet":  # compressed
-            data += repr(pq.read_table(file).to_pylist()).encode()
-        assert CANARY.encode() not in data, file
-
-
-def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path):
-    """Its key comes from the environment, and is nowhere when it is dead."""
-    log, key_file = tmp_path / "access.jsonl", tmp_path.parent / f"{tmp_path.name}-key"
-    key_file.write_text(CANARY)
-    options = SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)), key=CANARY)
-    with SandboxProcess(options) as sandbox:
-        script = DRIVER.format(folder=str(tmp_path), url=sandbox.base_url)
-        env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "CANARY_KEY": CANARY}
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        driver = subprocess.Popen([sys.executable, "-c", script], env=env, **pipe)
-        session = Path(driver.stdout.readline().strip())
-        while not log.exists() or sum(answered(log).values()) < 25:
-            assert driver.poll() is None, "the driver ended by itself"
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGKILL)
-        driver.communicate()
-        time.sleep(2.0)  # what was on its way is answered
-        before = answered(log)
-        metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=8, api_key_file=str(key_file)))
-    assert metrics["accepted"] == 60
-    assert metrics["from_ledger"] >= 15
-    after = answered(log)
-    assert sum(number - 1 for number in after.values()) <= 8 + 6  # in flight, or replies on their way to the ledger
-    assert len(before) < len(after) == 60
-    assert ledger(tmp_path, "count(*)")[0][0] == 60
-    assert (session / "logs").is_dir()
-    holds_no_key(tmp_path, session / "logs")
-
-
-def test_a_driver_killed_while_a_batch_is_pending_submits_nothing_twice(tmp_path):
-    log = tmp_path / "access.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url, **BATCH)
-        script = textwrap.dedent(
-            f"""
-            from pathlib import Path
-            from tests.integration.test_teacher import BATCH, run, settings
-            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, **BATCH))
-            """
-        )
-        env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-        driver = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
-        while not any(json.loads(file.read_text())["batch"] for file in (tmp_path / "teacher").glob("batches/*.json")):
-            assert driver.poll() is None, "the driver ended by itself"
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        metrics = run(tmp_path, config)
-    assert metrics["accepted"] == 60
-    assert list(answered(log).values()) == [1] * 60
-    assert ledger(tmp_path, "count(*), max(attempts), sum(lost_tokens)") == [(60, 1, 0)]
-
-
-CHOKED = """
-import json, os, resource, threading, time
-from pathlib import Path
-from tests.integration.test_teacher import BATCH, run, settings
-folder = Path({folder!r})
-
-def choke():
-    while not any(json.loads(file.read_text())["batch"] for file in (folder / "teacher").glob("batches/*.json")):
-        time.sleep(0.02)
-    (log,) = Path(os.environ["TAILOR_RAY_CACHE"]).glob("ledgers/*-wal")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 4096, resource.RLIM_INFINITY))
-
-threading.Thread(target=choke, daemon=True).start()
-run(folder, settings({url!r}, **BATCH))
-"""
-
-
-def test_a_full_disk_stops_the_round_loudly_and_with_space_nothing_is_paid_twice(tmp_path):
-    """RLIMIT_FSIZE makes the ledger's writes fail as a full disk does, when the replies are already paid for."""
-    log, cache = tmp_path / "access.jsonl", tmp_path / "cache"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=1.0, access_log=str(log)))) as sandbox:
-        script = CHOKED.format(folder=str(tmp_path), url=sandbox.base_url)
-        env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TAILOR_RAY_CACHE": str(cache)}
-        ended = subprocess.run([sys.executable, "-c", script], env=env, check=False, capture_output=True, text=True)
-        assert ended.returncode == 1
-        assert "make space there, or point TAILOR_RAY_CACHE at another local disk" in ended.stderr
-        assert sum(answered(log).values()) == 60
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TAILOR_RAY_CACHE", str(cache))
-            metrics = run(tmp_path, settings(sandbox.base_url, **BATCH))
-    assert (metrics["accepted"], sum(answered(log).values())) == (60, 60)
 
 
 def two_teachers(tmp_path, cheap, dear, **more):

@@ -136,7 +136,7 @@ def test_a_dead_actors_leases_go_to_another_and_are_counted_at_their_worst(ledge
     wanted = [request(number=n) for n in range(4)]
     subject.submit(wanted)
     first = subject.lease("a", MODEL, 4, 0.0)
-    assert subject.actor_died("a", 1.0) == []
+    assert subject.actor_died("a", {}, 1.0) == []
     again = subject.lease("b", MODEL, 4, 5.0)
     assert {lease.key for lease in again} == {lease.key for lease in first}
     settled = subject.settle([answer(lease.key) for lease in again], 6.0)

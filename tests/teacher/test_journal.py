@@ -1,0 +1,129 @@
+"""A teacher actor's journal: what it heard outlives it and its driver, and is settled once."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tailor_ray.config.teacher import EndpointConfig, PriceConfig
+from tailor_ray.storage import Store
+from tailor_ray.storage.store import node_cache
+from tailor_ray.teacher.actor import TeacherActor
+from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.dispatch import Lease
+from tailor_ray.teacher.journal import Journal, read_journals
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Outcome, Usage
+from tests.teacher.test_dispatch import MODEL, answer, make, request
+from tests.teacher.test_ledger import row
+
+HEARD = Outcome("k", "answered", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
+
+
+@pytest.fixture
+def stem(tmp_path):
+    return str(tmp_path / "ledger.teacher-0")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    return Store.open(str(tmp_path / "run" / "teacher"))
+
+
+def read(stem):
+    return read_journals(Path(stem).parent.glob("*.jsonl"))
+
+
+def test_what_is_committed_is_dropped_and_nothing_that_ended_meanwhile(stem):
+    journal, said = Journal(stem), [replace(HEARD, key=str(n)) for n in range(4)]
+    journal.write(1, said[0], 0.25)
+    journal.hand_over()
+    journal.write(2, said[1], 0.5)  # while the driver commits the first
+    assert read(stem) == {("0", 1): (said[0], 0.25), ("1", 2): (said[1], 0.5)}
+    journal.committed()
+    assert read(stem) == {("1", 2): (said[1], 0.5)}
+    journal.write(1, said[2], 0.0)
+    journal.hand_over()
+    journal.write(1, said[3], 0.0)
+    journal.committed()
+    assert list(read(stem)) == [("3", 1)]
+
+
+def test_a_line_that_a_kill_cut_short_is_not_heard_and_the_others_are(stem):
+    journal = Journal(stem)
+    journal.write(1, HEARD, 0.0)
+    journal.write(1, replace(HEARD, key="cut"), 0.0)
+    path = Path(f"{stem}.0.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert list(read(stem)) == [("k", 1)]
+
+
+def test_a_new_actor_begins_an_empty_journal(stem):
+    Journal(stem).write(1, HEARD, 0.0)
+    Journal(stem)
+    assert read(stem) == {}
+
+
+def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_path, store):
+    ledger = Ledger(store)
+    subject = make(ledger, price=PriceConfig(input=1.0, output=1.0))
+    subject.submit([request(number=n) for n in range(3)])
+    first, second, third = subject.lease("a", MODEL, 3, 0.0)
+    heard = {
+        (first.key, 1): (answer(first.key, usage=Usage(10, 0, 5)), 0.0),
+        (second.key, 0): (answer(second.key), 0.0),  # of an attempt before this one
+    }
+    (settled,) = subject.actor_died("a", heard, 1.0)
+    assert (settled.row.key, settled.row.outcome, settled.row.lost_tokens) == (first.key, "answered", 0)
+    assert settled.row.cost_usd == pytest.approx(15e-6)
+    assert {lease.key for lease in subject.lease("b", MODEL, 3, 5.0)} == {second.key, third.key}
+    ledger.close()
+
+
+def test_a_killed_driver_finds_what_its_actors_heard(store):
+    """One was heard, one was cut off, one has ended before and its old attempt is still in the journal."""
+    keys = [row(n).key for n in range(3)]
+    script = textwrap.dedent(
+        f"""
+        import os, signal
+        from dataclasses import replace
+        from tailor_ray.storage import Store
+        from tailor_ray.teacher.journal import Journal
+        from tailor_ray.teacher.ledger import Ledger
+        from tests.teacher.test_journal import HEARD
+        from tests.teacher.test_ledger import row
+        ledger = Ledger(Store.open({store.root!r}))
+        pending = dict(outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0, sent=0.0)
+        ledger.stage([replace(row(n), **pending, attempts=n + 1) for n in range(3)])
+        ledger.commit()
+        journal = Journal(ledger.journal("teacher-0"))
+        journal.write(1, replace(HEARD, key=row(0).key), 0.125)
+        journal.write(2, replace(HEARD, key=row(2).key, code="http_5xx", text=None, usage=None), 0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    ended = subprocess.run([sys.executable, "-c", script], check=False, env=env)
+    assert ended.returncode == -signal.SIGKILL
+    ledger = Ledger(store)
+    rows = ledger.get(keys)
+    assert [rows[key].outcome for key in keys] == ["answered", "lost", "lost"]
+    assert (rows[keys[0]].reply, rows[keys[0]].sent, rows[keys[0]].settled) == (HEARD.text, 1.0, 1.5)
+    assert all(one.is_whole() for one in rows.values())
+    assert ledger.spent() == Spend(0.125 + 0.25 + 0.25, 15 + 100 + 100)
+    ledger.close()
+    assert not list((node_cache() / "ledgers").glob("*.jsonl"))
+
+
+def test_a_full_disk_costs_no_reply(stem, caplog):
+    actor = TeacherActor([EndpointConfig()], {EndpointConfig().model: 1})
+    actor._journal = Journal(stem)
+    actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
+    actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), HEARD)
+    assert "cannot be written: [Errno 28]" in caplog.text
