@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.errors import StageError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.storage import FileEntry, Store
+
+log = logging.getLogger(__name__)
+
+STARTS = 4
 
 
 class Schoolroom:
@@ -43,11 +50,27 @@ class Schoolroom:
 def school_tiny_student(
     config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str, on_steps: Callable[[int], None]
 ) -> tuple[list[FileEntry], dict[str, Any]]:
-    """School the student on the cluster; `on_steps` hears the steps done twice a second."""
-    actor: Any = ray.remote(Schoolroom)
-    # Schooling is the same wherever it runs: a node that is lost costs a start from its first step.
-    again = {"max_restarts": 3, "max_task_retries": 3}
-    room = actor.options(name=f"schoolroom-{time.time_ns()}", num_cpus=1, max_concurrency=2, **again).remote()
+    """School the student on the cluster; `on_steps` hears the steps done twice a second.
+
+    It is the same wherever it runs: a node that is lost costs a start from the first step. After STARTS, StageError.
+    """
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            return _school(config, prompt, seed, out, name, on_steps)
+        except RayActorError as error:
+            if starts == STARTS:
+                raise StageError(f"schooling was lost {STARTS} times, the last time: {error}") from error
+            log.warning("schooling is lost and starts again (%d of at most %d): %s", starts, STARTS, error)
+
+
+def _school(
+    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str, on_steps: Callable[[int], None]
+) -> tuple[list[FileEntry], dict[str, Any]]:
+    """Once. Without Ray's own retries: it would announce one on stdout when a run that is stopped kills the actor."""
+    options = {"name": f"schoolroom-{time.time_ns()}", "num_cpus": 1, "max_concurrency": 2}
+    room: Any = ray.remote(Schoolroom).options(**options).remote()
     made = room.school.remote(config, prompt, seed, out, name)
     try:
         while not ray.wait([made], timeout=0.5)[0]:
