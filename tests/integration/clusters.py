@@ -39,10 +39,14 @@ class RayNodes:
         self._start("head", *head, f"--metrics-export-port={self.metrics[0]}", "--num-cpus=2")
 
     def add(self, name):
-        """Start a worker node with a CPU."""
+        """Start a worker node with a CPU.
+
+        It has a folder of its own, as a machine has: in a shared one the nodes would delete each other's working folder
+        of a job, and torch cannot be imported in a folder that is gone (oneMKL ends the process).
+        """
         self.metrics.append(free_port())
         ports = f"--address=127.0.0.1:{self._gcs}", f"--metrics-export-port={self.metrics[-1]}"
-        self._start(name, *ports, "--num-cpus=1")
+        self._start(name, *ports, "--num-cpus=1", f"--temp-dir={self._scratch / name}")
 
     def _start(self, name, *arguments):
         ports = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")

@@ -140,7 +140,7 @@ def finish_without_a_node(nodes, config, seen):
         lambda: len(committed_parts(exam, "attempts", verify=False)) > known or process.poll() is not None,
         "a further shard",
     )
-    seen.lost = alive(nodes)[node_of_an_engine(nodes)]
+    seen.lost = alive(nodes)[wait_for(lambda: node_of_an_engine(nodes), "an engine on a worker node")]
     nodes.kill(seen.lost)
     out, err = process.communicate(timeout=300)
     seen.finished = subprocess.CompletedProcess(submit, process.returncode, out, err)
@@ -161,11 +161,11 @@ def alive(nodes):
 
 
 def node_of_an_engine(nodes):
-    """One that is not the head."""
-    rows = ask(nodes, "/api/v0/actors?detail=1")["data"]["result"]["result"]
+    """One that is not the head; None as long as there is none."""
+    rows = ((ask(nodes, "/api/v0/actors?detail=1") or {}).get("data") or {"result": {"result": []}})["result"]["result"]
     heads = {identity for identity, name in alive(nodes).items() if name == "head"}
     engines = [row for row in rows if row["class_name"] == "StudentEngine" and row["state"] == "ALIVE"]
-    return next(row["node_id"] for row in engines if row["node_id"] not in heads)
+    return next((row["node_id"] for row in engines if row["node_id"] not in heads), None)
 
 
 def refuse_without_a_token(nodes, config, seen):
