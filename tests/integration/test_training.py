@@ -93,33 +93,6 @@ def test_the_exported_student_learnt_and_loads_without_us(made, undisturbed):
     assert loss(folder) < 0.8 * loss(made[0] / "student")
 
 
-def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, trainers):
-    # long enough that the interrupt, noticed within three seconds, comes before the end
-    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 90.0, "checkpoint_every_steps": 100_000}))
-
-    def interrupt(step: int, steps: int, figures: dict) -> None:
-        raise Stopped("enough for today")
-
-    with pytest.raises(Stopped, match="enough"):
-        trainers.train(task, interrupt)
-    (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
-    done = int(kept.removeprefix("step-").removesuffix(".json"))
-    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
-    assert 0 < done < 630
-    assert trainers.train(task).steps == 630
-    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
-    assert [row["step"] for row in rows] == list(range(630))
-    assert rows[:done] == history  # with their seconds: they were not done again
-
-
-def test_divergence_ends_the_stage_and_exports_nothing(made, trainers):
-    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
-    task = job(made, "diverged", config)
-    with pytest.raises(StageError, match=r"training step \d+ gave .*(nan|inf|skipped steps).*q\d+.*learning_rate"):
-        trainers.train(task)
-    assert not task.out.exists("student")
-
-
 def kill_after(task: TrainJob, record: str, tear: bool) -> threading.Event:
     """Kill worker 0 once a checkpoint is there, and cut its last checkpoint's weights off; set when it is done."""
     killed = threading.Event()
@@ -149,6 +122,33 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturb
     assert student_hash(made, "killed") == student_hash(made, "undisturbed")
     before, after = (pq.read_table(made[0] / run / "steps.parquet") for run in ("undisturbed", "killed"))
     assert before.column("loss").to_pylist() == after.column("loss").to_pylist()
+
+
+def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, trainers):
+    # long enough that the interrupt, noticed within three seconds, comes before the end
+    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 90.0, "checkpoint_every_steps": 100_000}))
+
+    def interrupt(step: int, steps: int, figures: dict) -> None:
+        raise Stopped("enough for today")
+
+    with pytest.raises(Stopped, match="enough"):
+        trainers.train(task, interrupt)
+    (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
+    done = int(kept.removeprefix("step-").removesuffix(".json"))
+    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
+    assert 0 < done < 630
+    assert trainers.train(task).steps == 630
+    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
+    assert [row["step"] for row in rows] == list(range(630))
+    assert rows[:done] == history  # with their seconds: they were not done again
+
+
+def test_divergence_ends_the_stage_and_exports_nothing(made, trainers):
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
+    task = job(made, "diverged", config)
+    with pytest.raises(StageError, match=r"training step \d+ gave .*(nan|inf|skipped steps).*q\d+.*learning_rate"):
+        trainers.train(task)
+    assert not task.out.exists("student")
 
 
 def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed, trainers):
