@@ -31,12 +31,13 @@ from tailor_ray.rounds.spec import StageId
 from tailor_ray.statistics import paired_p_value, sign_flip_p_value, wilson_interval
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
-FULL, PLAIN = "full", "plain"
+FULL, PLAIN, LIGHT = "full", "plain", "light_reflection"
 VARIANTS: dict[str, tuple[str, ...]] = {
     FULL: (),
     "without_feedback": ("training.feedback=false",),
     "without_reflection": ("training.triplet_weight=0",),
     PLAIN: ("training.feedback=false", "training.triplet_weight=0"),
+    LIGHT: ("training.triplet_weight=0.1",),  # tried: the paper's weight is 0.5
 }
 BEGUN = tuple(
     StageId(*stage) for stage in ((0, "questions"), (0, "student"), (0, "evaluate"), (1, "exam"), (1, "teach"))
@@ -46,6 +47,7 @@ BEGINS_AS = {  # a variant's first stages are another's
     "without_feedback": (FULL, ROUND_1),
     "without_reflection": (FULL, BEGUN),
     PLAIN: ("without_reflection", ROUND_1),
+    LIGHT: (FULL, BEGUN),
 }
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
@@ -60,7 +62,8 @@ def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: in
 
 def lanes_of(variants: list[str], seeds: list[int], lanes: int) -> list[list[Task]]:
     """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it begins as."""
-    ordered = [name for name in (FULL, "without_reflection", "without_feedback", PLAIN) if name in _needed(variants)]
+    order = (FULL, "without_reflection", "without_feedback", PLAIN, LIGHT)
+    ordered = [name for name in order if name in _needed(variants)]
     whole = len(seeds) // lanes * lanes
     out: list[list[Task]] = [[] for _ in range(lanes)]
     for index, seed in enumerate(seeds[:whole]):

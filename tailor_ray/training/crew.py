@@ -122,8 +122,7 @@ class Crew:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
             text = _root_cause(error)
-            memory = any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))
-            self._error = WorkersFailed(text, memory)
+            self._error = WorkersFailed(text, is_out_of_memory(text))
         except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
             self._error = error
 
@@ -159,6 +158,11 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, desk: Any) -> Any:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
         ),
     )
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error's last line is that of torch, of CUDA or of Ray for want of memory."""
+    return any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))
 
 
 def _root_cause(error: BaseException) -> str:

@@ -3,7 +3,9 @@
 import pytest
 
 from tailor_ray.errors import ModelError
-from tailor_ray.records import TrainExample
+from tailor_ray.prompts.chat import ChatTemplate
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import AnswerKind, Question, TrainExample
 from tailor_ray.training.tokens import tokenize_examples
 from tests.training.students import make_tokenizer
 
@@ -61,3 +63,24 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer, tmp_path):
     other.eos_token = None
     with pytest.raises(ModelError, match="eos_token"):
         tokenize_examples([example()], other, 64, 64)
+
+
+def test_a_chat_prompt_is_what_its_template_writes_and_begins_once(tmp_path):
+    """The tokenizer puts `</s>` before any text by itself, and so does its template."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer(tmp_path)
+    begin = ("</s>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A", special_tokens=[begin])
+    tokenizer.chat_template = "</s>{% for m in messages %}Question:{{ m['content'] }}\n{% endfor %}Reasoning:"
+    tokenizer.save_pretrained(tmp_path)
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, chat=ChatTemplate(str(tmp_path)))
+    asked = Question("q", "two apples and three more", "5")
+    shown = example(prompt.render(asked), prompt.completion("two + three = 5", "5"), None, None)
+    (one,) = tokenize_examples([shown], tokenizer, 256, 64, special_tokens=False).examples
+    messages = [{"role": "user", "content": prompt.render(asked).partition("Question:")[2].rpartition("\n")[0]}]
+    assert list(one.prompt) == tokenizer.apply_chat_template(messages, return_dict=False)
+    assert one.prompt.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(one.rationale) == "two + three = 5\nAnswer: 5</s>"
+    (doubled,) = tokenize_examples([shown], tokenizer, 256, 64).examples
+    assert doubled.prompt.count(tokenizer.eos_token_id) == 2
