@@ -64,7 +64,7 @@ class TeacherActor:
         for model, endpoint in self._endpoints.items():
             self._senders[model] = Sender(endpoint, self._shares[model])
         if self._driver is not None and self._driver.node == ray.get_runtime_context().get_node_id():
-            self._journal = Journal(self._driver.journal)
+            self._journal = _open_journal(self._driver.journal)
             self._watch(self._driver.pid)
 
     async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
@@ -119,3 +119,12 @@ class TeacherActor:
             self._orphaned = True
 
         loop.add_reader(handle, ended)
+
+
+def _open_journal(stem: str) -> Journal | None:
+    """None where the driver's folder is not there for this process: another user's, or outside its container."""
+    try:
+        return Journal(stem)
+    except OSError as error:
+        log.warning("a teacher actor keeps no journal, so what it has heard may be asked again after a kill: %s", error)
+        return None

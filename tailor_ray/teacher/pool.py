@@ -1,8 +1,8 @@
 """`TeacherPool`: requests in, settled requests out, through Ray actors.
 
 One thread of the driver runs an event loop that owns the Dispatcher; each actor has a loop of its own in it: settle
-the last outcomes, lease, commit both, exchange the leases for outcomes, and hand on what was settled meanwhile. So a
-reply is durable before anyone sees it, and before the actor sends another in its place.
+the last outcomes, lease, commit both, hand on what is settled, exchange the leases for outcomes. So a reply is durable
+before anyone sees it.
 An actor that dies is replaced, at most MAX_DEATHS times, and its leases go to whoever asks next.
 """
 

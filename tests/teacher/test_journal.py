@@ -13,7 +13,7 @@ import pytest
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
-from tailor_ray.teacher.actor import TeacherActor
+from tailor_ray.teacher.actor import TeacherActor, _open_journal
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal, read_journals
@@ -127,3 +127,8 @@ def test_a_full_disk_costs_no_reply(stem, caplog):
     actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
     actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), HEARD)
     assert "cannot be written: [Errno 28]" in caplog.text
+
+
+def test_a_folder_out_of_reach_is_said_and_costs_the_journal_alone(tmp_path, caplog):
+    assert _open_journal(str(tmp_path / "elsewhere" / "ledger.teacher-0")) is None
+    assert "keeps no journal" in caplog.text
