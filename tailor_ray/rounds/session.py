@@ -142,6 +142,8 @@ class Session:
         from tailor_ray.student.school import school_tiny_student
 
         self.connect()
+        if self._staff.trainers is not None:  # taken over; on a small machine they hold the core that schooling needs
+            self._staff.trainers.close()
         config = self.config.student.tiny
         with self.progress.stage("round 0 schooling", total=config.school_steps, unit="steps") as bar:
             entries, metrics = school_tiny_student(
