@@ -20,25 +20,27 @@ def s3_server():
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    with patch.dict(os.environ, environment):
-        import boto3
-        from botocore.exceptions import EndpointConnectionError
+    try:
+        environment = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ALLOW_HTTP": "true",
+        }
+        with patch.dict(os.environ, environment):
+            import boto3
+            from botocore.exceptions import EndpointConnectionError
 
-        client = boto3.client("s3", region_name="us-east-1")
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket="bucket")
-            except EndpointConnectionError:
-                time.sleep(0.2)
-            else:
-                break
-        yield "s3://bucket"
-    server.terminate()
-    server.wait()
+            client = boto3.client("s3", region_name="us-east-1")
+            for _ in range(100):
+                try:
+                    client.create_bucket(Bucket="bucket")
+                except EndpointConnectionError:
+                    time.sleep(0.2)
+                else:
+                    break
+            yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()
