@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -122,18 +123,20 @@ def _hand_on(pool: Engines, on_part: Callable[[Part], None], part: Part) -> None
 
 
 class Totals:
-    """Counts over committed parts, from what their records say."""
+    """Counts over committed parts, from what their records say; in whatever order they come."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
         self._counts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
-        self._quarantined: list[str] = []
-        self._disputed: list[dict[str, Any]] = []
+        self._quarantined: set[str] = set()
+        self._disputed: list[tuple[tuple[int, int], dict[str, Any]]] = []  # the first LISTED
 
     def add(self, part: Part) -> None:
         self._counts.update(part.info["counts"])
-        self._quarantined += part.info["quarantined"]
-        self._disputed += part.info["disputed_attempts"][: LISTED - len(self._disputed)]
+        self._quarantined.update(part.info["quarantined"])
+        listed = enumerate(part.info["disputed_attempts"][:LISTED])
+        self._disputed += [((part.index, place), attempt) for place, attempt in listed]
+        self._disputed = sorted(self._disputed, key=itemgetter(0))[:LISTED]
 
     def metrics(self) -> dict[str, Any]:
         attempts = sum(self._counts[verdict.value] for verdict in Verdict)
@@ -141,8 +144,8 @@ class Totals:
             "questions": attempts // self._samples,
             "attempts": attempts,
             **self._counts,
-            "quarantined": self._quarantined,
-            "disputed_attempts": self._disputed,  # the first LISTED; all of them are in the parts
+            "quarantined": sorted(self._quarantined),
+            "disputed_attempts": [attempt for _, attempt in self._disputed],  # the parts have all of them
         }
 
 

@@ -197,3 +197,26 @@ def test_totals_add_up_over_parts_and_name_the_quarantined(questions, tmp_path):
     assert listed[0] == {"question_id": "q1", "sample": 0, "answer": "66", "detail": "they differ"}
     assert [item["question_id"] for item in listed] == [f"q{i}" for i in range(1, 2000, 2)]  # the first thousand
     assert totals.metrics()["disputed"] == 2000
+
+
+def test_totals_name_the_same_in_whatever_order_parts_are_committed(tmp_path):
+    out = Store.open(str(tmp_path))
+    parts = []
+    for index in range(4):
+        rows = [
+            Attempt(f"q{index}-{i}", 0, "", "stop", "6", Verdict.DISPUTED, 1, 9, 9, "they differ") for i in range(400)
+        ]
+        rows.append(Attempt(f"bad{index}", 0, "", "error", None, Verdict.ERROR, 1, 0, 0, "quarantined: it kills"))
+        table = to_table(rows, ATTEMPT_SCHEMA)
+        parts.append(commit_part(out, "attempts", index, table, _info(table)))
+    said = []
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
+        totals = Totals(samples=1)
+        for index in order:
+            totals.add(parts[index])
+        said.append(totals.metrics())
+    assert said[0] == said[1]
+    assert [row["question_id"] for row in said[0]["disputed_attempts"]] == [
+        f"q{index}-{i}" for index in range(3) for i in range(400)
+    ][:1000]
+    assert said[0]["quarantined"] == ["bad0", "bad1", "bad2", "bad3"]
