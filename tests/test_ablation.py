@@ -8,7 +8,7 @@ import pytest
 
 from tailor_ray.config import load_config
 from tailor_ray.rounds.runner import Runner
-from tailor_ray.rounds.spec import StageId, stages_of
+from tailor_ray.rounds.spec import stages_of
 from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -40,9 +40,18 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
         "without_reflection": {"triplet_weight": 0.0},
         "plain": without,
         "light_reflection": {"triplet_weight": 0.1},
+        "small_margin": {"triplet_margin": 0.2},
+        "more_mistakes": {"triplet_weight": 0.1},
+        "latest_lessons": {"triplet_weight": 0.1, "lessons": "replay", "replay_share": 0.5},
+        "cooler_exam": {"triplet_weight": 0.1},
+        "steeper_decay": {"triplet_weight": 0.1, "round_decay": 0.5},
+        "steeper_decay_plain": {**without, "round_decay": 0.5},
     }
+    assert {"full", *expected} == ablation.VARIANTS.keys()
     for variant, changed in expected.items():
         assert resolved(variant).training == full.model_copy(update=changed)
+    other = {name for name in expected if resolved(name).exam != resolved("full").exam}
+    assert other == {"more_mistakes", "cooler_exam"}
 
 
 def test_lanes_share_the_runs_out_and_each_waits_for_earlier_ones_only():
@@ -50,7 +59,7 @@ def test_lanes_share_the_runs_out_and_each_waits_for_earlier_ones_only():
     assert sorted(task for lane in lanes for task in lane) == sorted(
         (variant, seed) for variant in ablation.VARIANTS for seed in (1, 2, 3)
     )
-    assert [len(lane) for lane in lanes] == [8, 7]
+    assert [len(lane) for lane in ablation.lanes_of(list(ablation.PARTS), [1, 2, 3], 2)] == [8, 7]
     done = set()
     while any(lanes):  # a lane goes on when what its next run begins as is done
         ready = [lane for lane in lanes if lane and _begun(lane[0], done)]
@@ -88,8 +97,8 @@ def test_what_is_copied_is_what_the_variant_would_do_itself(tmp_path, variant):
                 commit_manifest(folder, Manifest(stage.id.name, number, stage.digest(), inputs, (entry,), 1.0, metrics))
     ablation.begin(take, (variant, 2))
     group = Runner(take, Store.open(take.storage).child(take.name)).next_group()
-    expected = "round 2 exam" if StageId(1, "train") in stages else "round 1 train"
-    assert str(group[0].id) == expected
+    next_ones = {ablation.STUDENT: "round 1 exam", ablation.BEGUN: "round 1 train", ablation.ROUND_1: "round 2 exam"}
+    assert str(group[0].id) == next_ones[stages]
 
 
 def answers(pattern: str) -> dict[str, bool]:

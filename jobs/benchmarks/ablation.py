@@ -4,12 +4,14 @@
         [--seeds 1 2 3] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--report FILE]
 
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
-seed may be run alone. What two variants do alike is done once and copied: questions, schooled student, first exam and
+seed may be run alone. Without --variants it is the method and what is left of it; TRIED are settings that were tried to
+make its gain larger. What two variants do alike is done once and copied: questions, schooled student, first exam and
 first lessons by all variants of a seed, and the whole first round by those that differ in feedback alone, which comes
 in round 2. Lanes are processes side by side that share the machine's cores; each has its own Ray and keeps its engines
 and workers from run to run. Prints a table of the last round's test accuracy, and as its last line one JSON object:
 for each variant accuracy_mean, ci95 (Wilson, all seeds' questions together) and seeds (the accuracy of each);
-p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds.
+p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds, against the full method
+and against plain distillation.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 from tailor_ray.config import RunConfig, load_config
@@ -31,23 +34,33 @@ from tailor_ray.rounds.spec import StageId
 from tailor_ray.statistics import paired_p_value, sign_flip_p_value, wilson_interval
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
-FULL, PLAIN, LIGHT = "full", "plain", "light_reflection"
-VARIANTS: dict[str, tuple[str, ...]] = {
+FULL, PLAIN, LIGHT, DECAY_PLAIN = "full", "plain", "light_reflection", "steeper_decay_plain"
+PARTS: dict[str, tuple[str, ...]] = {
     FULL: (),
     "without_feedback": ("training.feedback=false",),
     "without_reflection": ("training.triplet_weight=0",),
     PLAIN: ("training.feedback=false", "training.triplet_weight=0"),
     LIGHT: ("training.triplet_weight=0.1",),  # tried: the paper's weight is 0.5
 }
-BEGUN = tuple(
-    StageId(*stage) for stage in ((0, "questions"), (0, "student"), (0, "evaluate"), (1, "exam"), (1, "teach"))
-)
+TRIED: dict[str, tuple[str, ...]] = {
+    "small_margin": ("training.triplet_margin=0.2",),
+    "more_mistakes": (*PARTS[LIGHT], "exam.samples=4", "teacher.max_mistakes=2"),
+    "latest_lessons": (*PARTS[LIGHT], "training.lessons=replay", "training.replay_share=0.5"),
+    "cooler_exam": (*PARTS[LIGHT], "exam.temperature=0.7"),
+    "steeper_decay": (*PARTS[LIGHT], "training.round_decay=0.5"),
+    DECAY_PLAIN: (*PARTS[PLAIN], "training.round_decay=0.5"),
+}
+VARIANTS = PARTS | TRIED
+STUDENT = tuple(StageId(0, stage) for stage in ("questions", "student", "evaluate"))
+BEGUN = (*STUDENT, StageId(1, "exam"), StageId(1, "teach"))
 ROUND_1 = (*BEGUN, StageId(1, "train"), StageId(1, "evaluate"))
 BEGINS_AS = {  # a variant's first stages are another's
     "without_feedback": (FULL, ROUND_1),
     "without_reflection": (FULL, BEGUN),
     PLAIN: ("without_reflection", ROUND_1),
     LIGHT: (FULL, BEGUN),
+    **dict.fromkeys(TRIED, (FULL, BEGUN)),
+    **dict.fromkeys(("more_mistakes", "cooler_exam"), (FULL, STUDENT)),
 }
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
@@ -62,8 +75,8 @@ def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: in
 
 def lanes_of(variants: list[str], seeds: list[int], lanes: int) -> list[list[Task]]:
     """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it begins as."""
-    order = (FULL, "without_reflection", "without_feedback", PLAIN, LIGHT)
-    ordered = [name for name in order if name in _needed(variants)]
+    order = sorted(VARIANTS, key=lambda name: len(_chain(name)))
+    ordered = [name for name in order if any(name in _chain(wanted) for wanted in variants)]
     whole = len(seeds) // lanes * lanes
     out: list[list[Task]] = [[] for _ in range(lanes)]
     for index, seed in enumerate(seeds[:whole]):
@@ -74,12 +87,9 @@ def lanes_of(variants: list[str], seeds: list[int], lanes: int) -> list[list[Tas
     return out
 
 
-def _needed(variants: list[str]) -> set[str]:
-    """The variants and those that they begin as."""
-    needed = set(variants)
-    for _ in VARIANTS:
-        needed |= {BEGINS_AS[name][0] for name in needed if name in BEGINS_AS}
-    return needed
+def _chain(variant: str) -> list[str]:
+    """The variant, what it begins as, what that begins as, and so on."""
+    return [variant, *(_chain(BEGINS_AS[variant][0]) if variant in BEGINS_AS else ())]
 
 
 def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int) -> None:
@@ -156,7 +166,7 @@ def paired(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> float:
 
 
 def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
-    """The last line: each variant's figures, and how sure its difference from the full method is."""
+    """The last line: each variant's figures, and how sure its difference from the full method and from plain is."""
     result: dict[str, object] = {}
     for variant, by_seed in right.items():
         shares = [_share(answers) for answers in by_seed]
@@ -164,11 +174,12 @@ def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
         interval = [round(bound, 4) for bound in wilson_interval(correct, total)]
         accuracies = [round(share, 4) for share in shares]
         result[variant] = {"accuracy_mean": round(sum(shares) / len(shares), 4), "ci95": interval, "seeds": accuracies}
-    for variant in right.keys() - {FULL} if FULL in right else ():
-        result[f"p_value_full_vs_{variant}"] = paired(right[FULL], right[variant])
-        # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
-        gains = [_share(full) - _share(other) for full, other in zip(right[FULL], right[variant], strict=True)]
-        result[f"p_value_by_seed_full_vs_{variant}"] = sign_flip_p_value(gains)
+    for reference, variant in product((FULL, PLAIN), right):
+        if reference in right and variant != reference:
+            result[f"p_value_{reference}_vs_{variant}"] = paired(right[reference], right[variant])
+            # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
+            gains = [_share(one) - _share(other) for one, other in zip(right[reference], right[variant], strict=True)]
+            result[f"p_value_by_seed_{reference}_vs_{variant}"] = sign_flip_p_value(gains)
     return result
 
 
@@ -177,18 +188,19 @@ def _share(answers: dict[str, bool]) -> float:
 
 
 def table(result: dict[str, object]) -> str:
-    lines = ["| variant | test accuracy | 95 % interval | by seed | p against full |", "|---|---|---|---|---|"]
+    lines = ["| variant | test accuracy | 95 % interval | by seed | p against full | p against plain |"]
+    lines.append("|---" * 6 + "|")
     for variant in VARIANTS:
         row = result.get(variant)
         if not isinstance(row, dict):
             continue
         low, high = row["ci95"]
-        p = result.get(f"p_value_full_vs_{variant}")
         seeds = ", ".join(f"{share:.1%}" for share in row["seeds"])
-        lines.append(
-            f"| {variant} | {row['accuracy_mean']:.1%} | {low:.1%} – {high:.1%} | {seeds} "
-            f"| {'' if p is None else f'{p:.3g}'} |"
-        )
+        cells = [variant, f"{row['accuracy_mean']:.1%}", f"{low:.1%} – {high:.1%}", seeds]
+        for reference in (FULL, PLAIN):
+            p = result.get(f"p_value_{reference}_vs_{variant}")
+            cells.append("" if p is None else f"{p:.3g}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -200,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="jobs/ablation.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(PARTS))
     parser.add_argument("--storage", default="runs/ablation")
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
     parser.add_argument("--lane", type=int, help="do this lane's runs alone, and no table")
