@@ -1,9 +1,10 @@
 """`TeacherActor`: the Ray actor that sends. It makes the attempts it is given and says how they ended; no more.
 
 Driver and actor exchange leases and outcomes many at a time, so that Ray's cost a request stays small. At most `share`
-calls an endpoint are in flight here; further leases wait for a free slot, so that a slot is not idle until the driver
-asks again. Once the driver has ended they are not sent any more, for nobody would write their replies down; those that
-came before are in the actor's journal, which is on the driver's node, or is not kept where the actor is on another.
+calls an endpoint hold a slot here; further leases wait for a free one, so that it is not idle until the driver asks
+again. A slot is free once its outcome is safe: written into the actor's journal, or, where there is none because the
+actor is on another node than the driver, committed by the driver. So a kill of either has asked in vain for at most
+what held a slot. Once the driver has ended nothing more is sent, for nobody would write the replies down.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class TeacherActor:
         self._shares = dict(shares)
         self._senders: dict[str, Sender] = {}
         self._slots = {model: asyncio.Semaphore(share) for model, share in shares.items()}
+        self._unsafe: list[asyncio.Semaphore] = []  # slots whose outcomes the driver has not been told of …
+        self._told: list[asyncio.Semaphore] = []  # … and those that it is about to commit
         self._running: set[asyncio.Task[None]] = set()
         self._ended: list[Outcome] = []
         self._news = asyncio.Event()
@@ -74,6 +77,9 @@ class TeacherActor:
         """
         if self._journal is not None:
             self._journal.committed()
+        for slot in self._told:
+            slot.release()
+        self._told = []
         for lease in leases:
             task = asyncio.create_task(self._attempt(lease))
             self._running.add(task)
@@ -84,6 +90,7 @@ class TeacherActor:
         except TimeoutError:
             pass
         ended, self._ended = self._ended, []
+        self._told, self._unsafe = self._unsafe, []
         self._news.clear()
         if self._journal is not None:
             self._journal.hand_over()
@@ -92,21 +99,29 @@ class TeacherActor:
     async def _attempt(self, lease: Lease) -> None:
         if lease.delay > 0:
             await asyncio.sleep(lease.delay)
-        async with self._slots[lease.model]:
-            if self._orphaned:
-                return
-            outcome = await self._senders[lease.model].attempt(lease.key, lease.body)
-            self._write_down(lease, outcome)
+        slot = self._slots[lease.model]
+        await slot.acquire()
+        if self._orphaned:
+            slot.release()
+            return
+        outcome = await self._senders[lease.model].attempt(lease.key, lease.body)
+        if self._write_down(lease, outcome):
+            slot.release()
+        else:
+            self._unsafe.append(slot)
         self._ended.append(outcome)
         self._news.set()
 
-    def _write_down(self, lease: Lease, outcome: Outcome) -> None:
+    def _write_down(self, lease: Lease, outcome: Outcome) -> bool:
+        """Whether it is in the journal now."""
         if self._journal is None:
-            return
+            return False
         try:
             self._journal.write(lease.attempt, outcome, outcome_usd(self._endpoints[lease.model], outcome))
-        except OSError as error:  # the driver has the outcome all the same, and its own disk to complain of
+        except OSError as error:  # the driver hears of the outcome all the same, and has its own disk to complain of
             log.warning("the journal of a teacher actor cannot be written: %s", error)
+            return False
+        return True
 
     def _watch(self, driver: int) -> None:
         """Hear of the driver's end at once; Ray's own notice takes long enough for hundreds of requests."""
@@ -126,5 +141,7 @@ def _open_journal(stem: str) -> Journal | None:
     try:
         return Journal(stem)
     except OSError as error:
-        log.warning("a teacher actor keeps no journal, so what it has heard may be asked again after a kill: %s", error)
+        log.warning(
+            "a teacher actor keeps no journal, so its calls wait for the driver to write replies down: %s", error
+        )
         return None

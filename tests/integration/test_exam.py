@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -46,17 +45,16 @@ def test_swapped_weights_answer_as_transformers_does_on_them(engine_pool, studen
     prompts = [f"Question: {question.text}\nReasoning:" for question in QUESTIONS[:6]]
     ids, seeds = [f"q{i}" for i in range(6)], [[0]] * 6
     said = {}
+    engines = engine_processes()
     for folder in (students[1], students[0], students[1]):
-        started = time.perf_counter()
-        checksum = engine_pool.load(str(folder))
-        assert time.perf_counter() - started < 2.0
-        assert checksum == folder_sha256(folder)
+        assert engine_pool.load(str(folder)) == folder_sha256(folder)
         for _ in range(2):  # on both engines, and once from the prefix cache
             said.setdefault(folder, []).append(engine_pool.answer(ids, prompts, seeds, GREEDY).texts)
     for folder, answers in said.items():
         expected = greedy_by_transformers(folder, prompts, GREEDY.max_new_tokens)
         assert all(texts == expected for texts in answers)
     assert said[students[0]][0] != said[students[1]][0]
+    assert engine_processes() == engines != []  # swapped in place: none was started anew
 
 
 HOSTILE = {

@@ -1,5 +1,6 @@
 """A teacher actor's journal: what it heard outlives it and its driver, and is settled once."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tailor_ray.config.teacher import EndpointConfig, PriceConfig
+from tailor_ray.config.teacher import EndpointConfig, PriceConfig, SandboxConfig
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.actor import TeacherActor, _open_journal
@@ -19,6 +20,8 @@ from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal, read_journals
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
+from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row
 
@@ -125,8 +128,29 @@ def test_a_full_disk_costs_no_reply(stem, caplog):
     actor = TeacherActor([EndpointConfig()], {EndpointConfig().model: 1})
     actor._journal = Journal(stem)
     actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
-    actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), HEARD)
+    assert not actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), HEARD)
     assert "cannot be written: [Errno 28]" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driver(stem, tmp_path, kept):
+    """Without a journal, as on another node than the driver's, no more is asked until the driver comes again."""
+    log = tmp_path / "access.jsonl"
+    runner, url = await start_sandbox(SandboxOptions(SandboxConfig(access_log=str(log))))
+    endpoint = EndpointConfig(base_url=url)
+    actor = TeacherActor([endpoint], {endpoint.model: 2})
+    await actor.ready()
+    actor._journal = Journal(stem) if kept else None
+    leases = [Lease(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(6)]
+    heard = await actor.exchange(leases, 5.0)
+    await asyncio.sleep(0.3)
+    assert sum(answered(log).values()) == (6 if kept else 2)
+    while len(heard) < 6:
+        heard += await actor.exchange([], 5.0)
+    assert {outcome.key for outcome in heard} == {lease.key for lease in leases}
+    assert {outcome.code for outcome in heard} == {"answered"}
+    await actor._senders[endpoint.model].close()
+    await runner.cleanup()
 
 
 def test_a_folder_out_of_reach_is_said_and_costs_the_journal_alone(tmp_path, caplog):
