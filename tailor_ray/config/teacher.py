@@ -203,7 +203,8 @@ class TeacherConfig(EndpointConfig):
     actors: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
     """Ray actors in the pool, each with one async client an endpoint."""
     budget_usd: Annotated[float | None, OPERATIONAL] = Field(default=None, ge=0)
-    """Dollars for the run; worst cases are reserved, so that the bill never exceeds it."""
+    """Dollars for the run; worst cases are reserved, so that the bill never exceeds it. Where a budget will not last
+    for a round, by its forecast, teaching waits for the end of the exam and begins with the mistakes worth most."""
     budget_tokens: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=0)
     """Prompt plus reply tokens for the run."""
     round_budget_usd: Annotated[float | None, OPERATIONAL] = Field(default=None, ge=0)

@@ -231,13 +231,13 @@ class Session:
         return manifest.metrics[split] if manifest is not None else 0
 
     def teach_job(
-        self, stage: StageId, taught: frozenset[str], on_progress: Callable[[dict[str, int]], None]
+        self, stage: StageId, taught: frozenset[str], questions: int, on_progress: Callable[[dict[str, int]], None]
     ) -> TeachJob:
         from tailor_ray.teacher.teach import TeachJob
 
         if self._hosted is None:
             self._hosted = self._opened.enter_context(hosted_teachers(self.teacher, self.config.name))
-        return TeachJob(self._hosted, stage.round, grader_for(self.config.task), taught, on_progress)
+        return TeachJob(self._hosted, stage.round, grader_for(self.config.task), taught, questions, on_progress)
 
     def train(self, stage: StageId, on_progress: OnProgress) -> TrainResult:
         """Train on the stage's examples, by workers that are kept for the next round."""

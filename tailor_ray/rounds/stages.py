@@ -101,8 +101,12 @@ def teach(run: Session, stage: StageId, shards: Iterable[Part]) -> Outcome:
         for lesson in _rows(run.folder(StageId(number, "teach")), "lessons", Lesson)
     )
     with run.progress.stage(str(stage), unit="lessons") as bar:
+        questions = sum(part.entry.rows or 0 for part in question_parts.values())
         job = run.teach_job(
-            stage, taught, lambda counts: bar.update(done=counts.get("done", 0), total=counts.get("wanted", 0))
+            stage,
+            taught,
+            questions,
+            lambda counts: bar.update(done=counts.get("done", 0), total=counts.get("wanted", 0)),
         )
         metrics = ask_teacher(job, joined(), out, run.store.child("teacher"))
     return Outcome((*_entries(out, "lessons"), *_entries(out, "requests")), metrics)

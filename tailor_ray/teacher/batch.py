@@ -77,6 +77,13 @@ class BatchPool:
         if known:
             self._on_settled(known)
 
+    def hold(self) -> None:
+        """A batch is sent when all shards are in, in any case."""
+
+    def lasts(self, round_total: Spend) -> bool:
+        """Whether the budget allows a round that takes so much in all."""
+        return self._budget.lasts(round_total)
+
     def flush(self) -> None:
         """No more shards come: what waits may be sent in a file that is not full."""
         self._flushed = True

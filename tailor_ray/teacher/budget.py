@@ -76,6 +76,13 @@ class Budget:
                     return cap
         return None
 
+    def lasts(self, round_total: Spend) -> bool:
+        """Whether the caps allow a round that takes so much in all, with what it has taken already."""
+        before = self.run_spent - self.round_spent
+        return all(cap.allows(before + round_total) for cap in self._run) and all(
+            cap.allows(round_total) for cap in self._round
+        )
+
     def exhausted_message(self, cap: Cap, worst: Spend) -> str:
         spent = self.round_spent if "round" in cap.setting else self.run_spent
         if cap.usd is not None:

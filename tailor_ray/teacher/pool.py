@@ -23,7 +23,7 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
 from tailor_ray.teacher.actor import Driver, TeacherActor
-from tailor_ray.teacher.budget import Budget
+from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome
@@ -56,6 +56,7 @@ class TeacherPool:
         self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
         self._inbox: list[TeacherRequest] = []
         self._inbox_lock = threading.Lock()
+        self._held = False
         self._closing = False
         self._deaths = 0
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
@@ -65,8 +66,17 @@ class TeacherPool:
         with self._inbox_lock:
             self._inbox.extend(requests)
 
+    def hold(self) -> None:
+        """Send nothing more until all shards have come, so that what is worth most goes first."""
+        self._held = True
+
     def flush(self) -> None:
-        """No more shards come; nothing waits for that here."""
+        """No more shards come."""
+        self._held = False
+
+    def lasts(self, round_total: Spend) -> bool:
+        """Whether the budget allows a round that takes so much in all."""
+        return self._budget.lasts(round_total)
 
     def close(self) -> None:
         """Stop leasing, wait for what is in flight, end the actors."""
@@ -119,7 +129,7 @@ class TeacherPool:
                 ray.kill(actor)
 
     async def _exchange(self, actor: Any, name: str, share: dict[str, int], settled: list[Settled]) -> list[Outcome]:
-        leases = [] if self._ends else self._lease(name, share)
+        leases = [] if self._ends or self._held else self._lease(name, share)
         await self._hand_on(settled)
         if not leases and not self._dispatcher.holds(name):
             await asyncio.sleep(IDLE_S)

@@ -24,6 +24,7 @@ from tailor_ray.records import LESSON_SCHEMA, Attempt, Question, to_table
 from tailor_ray.storage import Part, Store, commit_part, committed_parts
 from tailor_ray.teacher.asks import Ask, Asker
 from tailor_ray.teacher.batch import BatchPool
+from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
@@ -37,16 +38,19 @@ log = logging.getLogger(__name__)
 Shard = tuple[list[Question], list[Attempt]]
 LESSONS, REQUESTS = "lessons", "requests"
 OPEN_SHARDS = 16  # taken in and not wholly answered: among these the mistakes worth most go first, the exam waits
+SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
 
 
 @dataclass(frozen=True)
 class TeachJob:
-    """What one round teaches. `taught` are questions that have a lesson from an earlier round."""
+    """What one round teaches. `taught` are questions that have a lesson from an earlier round; `questions`, how many
+    the round's exam asks, is what its cost is forecast from while it goes on."""
 
     config: TeacherConfig
     round: int
     grader: Grader
     taught: frozenset[str] = frozenset()
+    questions: int | None = None
     on_progress: Callable[[dict[str, int]], None] | None = None  # called with counts so far, from the caller's thread
 
 
@@ -66,6 +70,8 @@ class _State:
 
     shards: int | None = None  # how many there are, once the exam is over
     seen: int = 0
+    questions: int = 0
+    held: bool = False
     parts: list[Part] = field(default_factory=list)
     waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
@@ -88,7 +94,7 @@ def teach(job: TeachJob, shards: Iterable[Shard], store: Store, ledger: Store) -
     gate = Gate(None if job.config.mode == "batch" else OPEN_SHARDS)  # a batch is sent when all shards are in
     threading.Thread(target=_feed, args=(shards, events, gate), name="teach-feed", daemon=True).start()
     try:
-        state = _Stage(job, store, pool, gate).run(events)
+        state = _Stage(job, store, pool, gate, learned).run(events)
     finally:
         gate.close()
         pool.close()
@@ -99,12 +105,12 @@ def teach(job: TeachJob, shards: Iterable[Shard], store: Store, ledger: Store) -
     return metrics
 
 
-def _forecast(job: TeachJob, state: _State, learned: Learned) -> Amount:
-    """What was to be expected when the shards came, from the rounds before."""
+def _forecast(job: TeachJob, state: _State, learned: Learned, share: float = 1.0) -> Amount:
+    """What was to be expected when the shards came, from the rounds before; `share` is how much of them has come."""
     bodies = {model: state.characters[model] / lessons for model, lessons in state.lessons.items()}
     sizes = Sizes(bodies, state.reply_tokens / max(1, state.lessons.total()))
     kind = RATIONALE if job.round == 1 else FEEDBACK
-    return round_amount(job.config, kind, state.lessons[job.config.model], sizes, learned)
+    return round_amount(job.config, kind, state.lessons[job.config.model] / share, sizes, learned)
 
 
 def _open_pool(
@@ -137,6 +143,12 @@ class Gate:
             self._inside += 1
             return not self._closed
 
+    def open(self) -> None:
+        """No bound from now on."""
+        with self._changed:
+            self._room = None
+            self._changed.notify_all()
+
     def leave(self) -> None:
         with self._changed:
             self._inside -= 1
@@ -157,11 +169,13 @@ class _Stage:
         store: Store,
         pool: TeacherPool | BatchPool,
         gate: Gate,
+        learned: Learned,
     ) -> None:
         self._job = job
         self._gate = gate
         self._store = store
         self._pool = pool
+        self._learned = learned
         self._asker = Asker(job.config, job.grader, job.round)
         self._state = _State()
         lessons = {part.index: part for part in committed_parts(store, LESSONS)}
@@ -188,6 +202,7 @@ class _Stage:
         questions, attempts = shard
         index = self._state.seen
         self._state.seen += 1
+        self._state.questions += len(questions)
         asks = self._asker.asks(questions, attempts, self._job.taught)
         self._state.counts["wanted"] += len(asks)
         work = _Work(index, _digest(asks), asks, len(asks))
@@ -196,6 +211,7 @@ class _Stage:
             self._state.reply_tokens += reply_guess(ask.question)
             self._state.lessons[request.model] += 1
             self._state.characters[request.model] += len(request.body)
+        self._hold_if_scarce()
         done = self._done.get(index)
         if done is not None and done.info["digest"] == work.digest:
             self._state.counts["done"] += len(asks)
@@ -205,6 +221,24 @@ class _Stage:
             self._commit(work)
             return
         self._send(first)
+
+    def _hold_if_scarce(self) -> None:
+        """Where the budget will not last for the round, its exam ends first, for the worst mistakes may come last."""
+        if self._state.held or not self._job.questions:
+            return
+        amount = _forecast(self._job, self._state, self._learned, self._state.questions / self._job.questions)
+        if self._pool.lasts(
+            Spend(SCARCE * amount.cost_usd, round(SCARCE * (amount.input_tokens + amount.output_tokens)))
+        ):
+            return
+        log.warning(
+            "teaching round %d is forecast to take %.2f dollars and %d tokens, for which the teacher's budget may not "
+            "last: it begins when the exam is over, with the mistakes worth most",
+            self._job.round, amount.cost_usd, amount.input_tokens + amount.output_tokens,
+        )  # fmt: skip
+        self._state.held = True
+        self._pool.hold()
+        self._gate.open()
 
     def _send(self, wanted: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
         """Requests that two asks share are sent once, and answer both."""

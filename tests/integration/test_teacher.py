@@ -12,6 +12,7 @@ import pytest
 
 from tailor_ray.config.teacher import PriceConfig, SandboxConfig
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
+from tailor_ray.records import Verdict
 from tailor_ray.teacher.ledger_files import decode, encode
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
@@ -181,6 +182,31 @@ def test_several_teachers_each_with_its_own_key_price_and_parameters(tmp_path):
     scores = dict(ledger(tmp_path / "c", "model, count(*) filter (request like '%<reasoning>%')", "group by model"))
     assert scores["cheap"] == 60  # of the other's, and the other way round where a lesson was accepted
     assert scores["dear"] >= written["cheap"]
+
+
+def test_a_budget_that_will_not_last_goes_to_the_mistakes_worth_most_of_the_whole_exam(tmp_path):
+    """More shards than are taken in at a time, the worst of them last."""
+    log, exam, wrong_of = tmp_path / "access.jsonl", [], {}
+    for number, (questions, attempts) in enumerate(shards(count=60, size=2, samples=4)):
+        for question in questions:
+            wrong_of[question.id] = wrong = 1 + number // 8
+            attempts = [
+                replace(a, verdict=Verdict.CORRECT) if a.question_id == question.id and a.sample >= wrong else a
+                for a in attempts
+            ]
+        exam.append((questions, attempts))
+    order = sorted(wrong_of, key=lambda name: (-wrong_of[name], name))
+    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.02, access_log=str(log)))) as sandbox:
+        price = PriceConfig(input=10.0, output=30.0)
+        config = settings(sandbox.base_url, price=price, max_mistakes=1, max_tokens=100, max_in_flight=4)
+        with pytest.raises(Stopped, match=r"teacher\.budget_usd"):
+            run(tmp_path, config.model_copy(update={"budget_usd": 0.06}), 2, exam=exam, questions=60)
+        asked = {name for (name,) in ledger(tmp_path, "question_id")}
+        assert 10 < len(asked) < 50
+        assert asked == set(order[: len(asked)])
+        metrics = run(tmp_path, config.model_copy(update={"budget_usd": 5.0}), 2, exam=exam, questions=60)
+    assert metrics["wanted"] == metrics["taught"] == 60
+    assert max(answered(log).values()) == 1
 
 
 def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):

@@ -267,6 +267,24 @@ def test_each_budget_stops_cleanly_and_names_its_setting(ledger, setting):
     assert f"teacher.{setting}" in str(subject.stop)
 
 
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, None),
+        ({"budget_tokens": 500}, 200),  # 300 went into earlier rounds
+        ({"round_budget_tokens": 150}, 150),
+        ({"budget_tokens": 500, "round_budget_tokens": 450}, 200),
+        ({"budget_usd": 5.0}, 200),
+        ({"round_budget_usd": 1.5}, 150),
+    ],
+)
+def test_a_budget_lasts_for_a_round_that_takes_no_more_than_is_left_for_it(settings, most):
+    """What the round has taken already is part of what it takes."""
+    budget = Budget(config(**settings), run_spent=Spend(4.0, 400), round_spent=Spend(1.0, 100))
+    assert budget.lasts(Spend((most or 10**6) / 100, most or 10**6))
+    assert most is None or not budget.lasts(Spend((most + 1) / 100, most + 1))
+
+
 def test_reservations_given_back_are_spent_again(ledger):
     wanted = [request(number=n) for n in range(30)]
     subject = make(ledger, budget_tokens=wanted[0].worst_tokens * 2)
