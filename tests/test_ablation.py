@@ -120,10 +120,13 @@ def test_summary_by_hand():
     assert result["p_value_full_vs_without_feedback"] == 1.0, "no difference at all"
     assert result["p_value_full_vs_without_reflection"] == 1.0, "one question is no evidence: 2 * 1/2"
     assert result["p_value_full_vs_plain"] == pytest.approx(2 / 2**8)  # 0 of 8 changes against
+    assert result["p_value_plain_vs_without_reflection"] == pytest.approx(2 / 2**7)
     json.dumps(result)
     rows = ablation.table(result).splitlines()
     assert len(rows) == 2 + 4
     assert "95.0%" in rows[2]
+    assert rows[2].endswith("|  | 0.00781 |")
+    assert rows[5].endswith("| 0.00781 |  |")
 
 
 def test_pairs_are_formed_within_a_seed_only():

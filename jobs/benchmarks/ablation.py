@@ -11,7 +11,7 @@ in round 2. Lanes are processes side by side that share the machine's cores; eac
 and workers from run to run. Prints a table of the last round's test accuracy, and as its last line one JSON object:
 for each variant accuracy_mean, ci95 (Wilson, all seeds' questions together) and seeds (the accuracy of each);
 p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds, against the full method
-and against plain distillation.
+and against plain distillation at either decay of the learning rate.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def paired(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> float:
 
 
 def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
-    """The last line: each variant's figures, and how sure its difference from the full method and from plain is."""
+    """The last line: each variant's figures, and how sure its difference from full and plain ones is."""
     result: dict[str, object] = {}
     for variant, by_seed in right.items():
         shares = [_share(answers) for answers in by_seed]
@@ -174,7 +174,7 @@ def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
         interval = [round(bound, 4) for bound in wilson_interval(correct, total)]
         accuracies = [round(share, 4) for share in shares]
         result[variant] = {"accuracy_mean": round(sum(shares) / len(shares), 4), "ci95": interval, "seeds": accuracies}
-    for reference, variant in product((FULL, PLAIN), right):
+    for reference, variant in product((FULL, PLAIN, DECAY_PLAIN), right):
         if reference in right and variant != reference:
             result[f"p_value_{reference}_vs_{variant}"] = paired(right[reference], right[variant])
             # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
