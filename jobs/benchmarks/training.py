@@ -9,7 +9,7 @@ Per micro-batch, forward and backward of both terms are timed, the optimizer lef
   floor   one forward and backward of P + 3R tokens in plain causal rows without padding: 3P + 9R
 The variants take turns within each repeat, so that a busy machine slows all alike; ratios are medians over repeats.
 `ours, demos once` is what training does: a pass holds as many of a batch's examples as training.micro_batch_tokens
-allows, here --wide, and computes their common demos once.
+allows, here --wide (several are compared), and computes their common demos once.
 Then the demo's student is trained by Ray Train in rounds (--rounds; 0 leaves it out), for what does not show in a
 micro-batch: the time from giving the job to its first step, when the workers are started and when they are kept, and
 the share of the time that is spent between steps, on figures, progress and asking whether to stop.
@@ -31,18 +31,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from training_rivals import SETTINGS, TRIPLET_MARGIN, TRIPLET_WEIGHT, floor, naive  # beside this script
 
 from tailor_ray.training.forward import StudentLoss
-from tailor_ray.training.losses import mle_sum, triplet_sums
-from tailor_ray.training.packing import PackSettings, pack_tree, target_count
+from tailor_ray.training.packing import pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
-from tailor_ray.training.tree import TreeAttention
+from tailor_ray.training.tree import Tree, TreeAttention
 
-SETTINGS = PackSettings(prompt_weight=0.1, representation="last", rationale_cap=192)
-MARGIN, TRIPLET_WEIGHT = 1.0, 0.5
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
     "3m": (256, 512, 4, 8, 8, 2048),
     "0.5b": (896, 4864, 24, 14, 2, 151936),
@@ -119,55 +118,6 @@ def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
     return model.to(device=device, dtype=dtype).train()
 
 
-def naive(model: Any, batch: Sequence[TokenExample]) -> float:
-    """The reference procedure on one micro-batch; returns the loss."""
-    device = model.device
-    targets = sum(target_count(e) for e in batch)
-    ids, mask = _padded([e.prompt + e.rationale for e in batch], device)
-    weights = torch.zeros_like(ids, dtype=torch.float32)
-    for row, e in enumerate(batch):
-        weights[row, : len(e.prompt)] = SETTINGS.prompt_weight
-        weights[row, len(e.prompt) : len(e.prompt) + len(e.rationale)] = 1.0
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    mle = mle_sum(logits.flatten(0, 1), ids[:, 1:].flatten(), weights[:, 1:].flatten()) / targets
-    mle.backward()
-    prompt, prompt_mask = _padded([e.prompt for e in batch], device, left=True)
-    positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
-    reps: list[Tensor] = []
-    for side in ("rationale", "positive", "negative"):
-        if not reps:
-            with torch.no_grad():
-                cache = model.base_model(
-                    input_ids=prompt, attention_mask=prompt_mask, position_ids=positions, use_cache=True
-                ).past_key_values
-        width = prompt.shape[1]
-        tokens, own = _padded([getattr(e, side)[: SETTINGS.rationale_cap] for e in batch], device)
-        starts = torch.tensor([[len(e.prompt)] for e in batch], device=device)
-        hidden = model.base_model(
-            input_ids=tokens,
-            attention_mask=torch.cat([prompt_mask, own], 1),
-            position_ids=starts + torch.arange(tokens.shape[1], device=device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        cache.crop(width - cache.get_seq_length())
-        reps.append(hidden[torch.arange(len(batch), device=device), own.sum(-1) - 1])
-    triplet = triplet_sums(reps[0], reps[1], reps[2], MARGIN).loss / len(batch)
-    (TRIPLET_WEIGHT * triplet).backward()
-    return float(mle.detach() + TRIPLET_WEIGHT * triplet.detach())
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, place] = torch.tensor(row)
-        mask[index, place] = 1
-    return ids.to(device), mask.to(device)
-
-
 def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:
     student = loss.student
     targets = sum(target_count(e) for e in batch)
@@ -178,19 +128,10 @@ def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> 
     return float(total.detach())
 
 
-def floor(model: Any, batch: Sequence[TokenExample]) -> float:
-    """As many tokens and targets as the tree's, without demo sharing, in plain causal rows of equal length."""
-    tokens = sum(e.tokens for e in batch)
-    targets = sum(target_count(e) for e in batch)
-    width = tokens // len(batch)
-    flat = [token for e in batch for token in (*e.prompt, *e.rationale, *e.positive, *e.negative)]
-    ids = torch.tensor(flat[: width * len(batch)], device=model.device).view(len(batch), width)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    logits = model.get_output_embeddings()(hidden[:targets])
-    weights = torch.ones(targets, device=model.device)
-    total = mle_sum(logits, ids.flatten()[:targets], weights) / targets + hidden[-6:].float().square().mean()
-    total.backward()
-    return float(total.detach())
+def masked(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
+    """Ours by the kernel of other devices: masks over copied keys."""
+    with mock.patch.object(Tree, "attend", Tree.attend_masked):
+        return ours(loss, batch, share_root=False)
 
 
 def measure(variants: dict[str, Callable[[], float]], repeats: int, device: torch.device) -> dict[str, list[float]]:
@@ -255,10 +196,9 @@ def compare(
     """Time all variants over the examples in micro-batches; print a row each."""
     attention = TreeAttention()
     attention.install(model)
-    loss = StudentLoss(model, attention, MARGIN)
+    loss = StudentLoss(model, attention, TRIPLET_MARGIN)
     size = args.micro_batch
-    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-    wide = [examples[start : start + args.wide] for start in range(0, len(examples), args.wide)]
+    batches = _parts(examples, size)
     values: dict[str, float] = {}
     peaks: dict[str, float] = {}
 
@@ -281,8 +221,12 @@ def compare(
         "ours, demos once": over(lambda part: ours(loss, part, share_root=True), batches, "ours, demos once"),
         "floor": over(lambda part: floor(plain, part), batches, "floor"),
     }
-    wider = f"ours, demos once, {args.wide} a pass"
-    variants[wider] = over(lambda part: ours(loss, part, share_root=True), wide, wider)
+    wider = {number: f"ours, demos once, {number} a pass" for number in args.wide}
+    for number, name in wider.items():
+        variants[name] = over(lambda part: ours(loss, part, share_root=True), _parts(examples, number), name)
+    if model.device.type == "cpu":
+        name = "ours, masks instead of blocks"
+        variants[name] = over(lambda part: masked(loss, part), batches, name)
     seconds = measure(variants, args.repeats, model.device)
     prompt, rationale = (statistics.mean(len(getattr(e, name)) for e in examples) for name in ("prompt", "rationale"))
     print(f"\n{label}: P = {prompt:.0f}, R = {rationale:.0f}, micro-batch {size}, {len(examples)} examples")
@@ -297,10 +241,10 @@ def compare(
         "examples_per_s": len(examples) / min(statistics.median(t) for name, t in seconds.items() if "ours" in name),
         "ratio_to_naive": ratio(seconds["naive"], seconds["ours"]),
         "ratio_to_floor": ratio(seconds["floor"], seconds["ours"]),
-        "ratio_to_naive_shared_demos_batch": ratio(seconds["naive"], seconds[wider]),
+        "ratio_to_naive_shared_demos_batch": ratio(seconds["naive"], seconds[wider[args.wide[0]]]),
         "ratio_to_naive_shared_demos": ratio(seconds["naive"], seconds["ours, demos once"]),
         "max_loss_difference": max(abs(values["naive"] - values[name]) for name in ("ours", "ours, demos once")),
-        "padding_share": max(_padding(part) for part in batches + wide),
+        "padding_share": max(_padding(part) for number in (size, *args.wide) for part in _parts(examples, number)),
     }
 
 
@@ -353,6 +297,10 @@ def share_of_peak(model: Any, examples: list[TokenExample], rate: float) -> floa
     return 6 * (layers * tokens + head * targets) * rate / H100_BF16_FLOPS
 
 
+def _parts(examples: list[TokenExample], size: int) -> list[list[TokenExample]]:
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
 def _padding(part: list[TokenExample]) -> float:
     pack = pack_tree(part, SETTINGS)
     return pack.padding / (pack.tokens + pack.padding)
@@ -364,7 +312,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--micro-batch", type=int, default=2)
-    parser.add_argument("--wide", type=int, default=8)
+    parser.add_argument("--wide", type=int, nargs="+", default=[8], help="examples a pass; the first is the summary's")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--student", choices=sorted(SIZES), default="3m")
