@@ -70,7 +70,7 @@ class _State:
 
     shards: int | None = None  # how many there are, once the exam is over
     seen: int = 0
-    questions: int = 0
+    questions: int = 0  # of the shards seen
     held: bool = False
     parts: list[Part] = field(default_factory=list)
     waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
@@ -224,17 +224,16 @@ class _Stage:
 
     def _hold_if_scarce(self) -> None:
         """Where the budget will not last for the round, its exam ends first, for the worst mistakes may come last."""
-        if self._state.held or not self._job.questions:
+        if self._state.held or not (self._job.questions and self._state.questions):
             return
         amount = _forecast(self._job, self._state, self._learned, self._state.questions / self._job.questions)
-        if self._pool.lasts(
-            Spend(SCARCE * amount.cost_usd, round(SCARCE * (amount.input_tokens + amount.output_tokens)))
-        ):
+        tokens = amount.input_tokens + amount.output_tokens
+        if self._pool.lasts(Spend(SCARCE * amount.cost_usd, round(SCARCE * tokens))):
             return
         log.warning(
             "teaching round %d is forecast to take %.2f dollars and %d tokens, for which the teacher's budget may not "
             "last: it begins when the exam is over, with the mistakes worth most",
-            self._job.round, amount.cost_usd, amount.input_tokens + amount.output_tokens,
+            self._job.round, amount.cost_usd, tokens,
         )  # fmt: skip
         self._state.held = True
         self._pool.hold()
