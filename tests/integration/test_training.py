@@ -126,7 +126,7 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturb
 
 def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, trainers):
     # long enough that the interrupt, noticed within three seconds, comes before the end
-    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 90.0, "checkpoint_every_steps": 100_000}))
+    task = job(made, "interrupted", CONFIG.model_copy(update={"epochs": 42.0, "checkpoint_every_steps": 100_000}))
 
     def interrupt(step: int, steps: int, figures: dict) -> None:
         raise Stopped("enough for today")
@@ -136,10 +136,10 @@ def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, train
     (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
     done = int(kept.removeprefix("step-").removesuffix(".json"))
     history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
-    assert 0 < done < 630
-    assert trainers.train(task).steps == 630
+    assert 0 < done < 294
+    assert trainers.train(task).steps == 294
     rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
-    assert [row["step"] for row in rows] == list(range(630))
+    assert [row["step"] for row in rows] == list(range(294))
     assert rows[:done] == history  # with their seconds: they were not done again
 
 
