@@ -17,6 +17,7 @@ from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_main import encode_options
 
 E = TypeVar("E", bound=EndpointConfig)
+STOP_S = 10.0  # until a sandbox that does not end by itself is killed
 
 
 class SandboxProcess:
@@ -55,10 +56,16 @@ class SandboxProcess:
         return self._process.pid
 
     def stop(self) -> None:
-        if self._process is not None:
+        """End it; what it is saying it says and logs first, if that takes no longer than half a second."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            self._process = None
+        self._process = None
 
     def __enter__(self) -> Self:
         return self.start()

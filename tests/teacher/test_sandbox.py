@@ -158,6 +158,19 @@ async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_pat
     assert ends["client_gone"] >= 40  # those whose request had arrived: the work was done, and would be billed
 
 
+async def test_it_ends_with_what_it_was_saying_said_and_logged(tmp_path):
+    log = tmp_path / "log.jsonl"
+    sandbox = SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)))).start()
+    sender = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=20), 1)
+    await sender.attempt("first", request(number=1).body)  # connected
+    second = asyncio.create_task(sender.attempt("second", request(number=2).body))
+    await asyncio.sleep(0.15)
+    await asyncio.to_thread(sandbox.stop)
+    assert (await second).code == "answered"
+    await sender.close()
+    assert [json.loads(line)["outcome"] for line in log.read_text().splitlines()] == ["answered"] * 2
+
+
 def test_its_process_dies_with_its_parent():
     script = textwrap.dedent(
         """
