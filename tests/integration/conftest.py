@@ -29,7 +29,7 @@ def ray_cluster():
     ray.shutdown()
 
 
-ENGINES = ("test_alone", "test_exam", "test_exam_killed", "test_metrics_scrape", "test_serve")
+ENGINES = ("test_alone", "test_exam", "test_exam_killed", "test_metrics_scrape", "test_run", "test_serve")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups

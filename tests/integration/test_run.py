@@ -16,7 +16,6 @@ from tailor_ray.errors import Stopped
 from tailor_ray.records import Question, Verdict, from_table
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 
-pytestmark = pytest.mark.scenario
 IN_FLIGHT = 8
 TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "school_steps": 40, "school_questions": 400}
 SETTINGS = {

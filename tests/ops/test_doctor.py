@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import SandboxConfig
@@ -20,6 +21,16 @@ def test_versions_name_every_package_and_the_engine(tmp_path):
     assert {"python", "ray", "torch", "transformers", "deepspeed"} <= {line.topic for line in lines}
     assert any(line.topic.startswith("vllm") for line in lines)
     assert all(str(line).startswith("ok") for line in lines)
+
+
+def test_python_that_keeps_no_bytecode_is_said(tmp_path, monkeypatch):
+    """A warning, for all works: the cache below is empty, as after an installation that compiles nothing."""
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    for kept in (True, False):
+        monkeypatch.setattr(sys, "dont_write_bytecode", not kept)
+        python = next(line for line in doctor.versions(config(tmp_path)) if line.topic == "python")
+        assert python.todo is None
+        assert ("PYTHONDONTWRITEBYTECODE" in python.found) is not kept
 
 
 def test_storage_is_tried_and_left_as_it_was(tmp_path):

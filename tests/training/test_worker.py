@@ -57,7 +57,7 @@ def test_adapters_learn_alone_and_the_export_is_what_was_trained(folder, tmp_pat
         {"accumulation": 4},
         {"zero_stage": 3},
         {"attention_kernel": "eager", "attention": "separate"},
-        pytest.param({"compile": True}, marks=pytest.mark.scenario),  # builds for half a minute
+        {"compile": True},
     ],
     ids=lambda settings: "-".join(settings),
 )
