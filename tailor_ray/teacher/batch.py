@@ -61,7 +61,7 @@ class BatchPool:
         self._reserved: set[str] = set()  # those of them for which this driver's budget set the worst case aside
         self._attempts: dict[str, int] = {}
         self._changed = 0.0
-        self._flushed = False
+        self._flushed = self._held = False
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="teacher-batches", daemon=True)
@@ -78,15 +78,16 @@ class BatchPool:
             self._on_settled(known)
 
     def hold(self) -> None:
-        """A batch is sent when all shards are in, in any case."""
+        """Send no file, full or not, until all shards have come, so that what is worth most goes first."""
+        self._held = True
 
     def lasts(self, round_total: Spend) -> bool:
         """Whether the budget allows a round that takes so much in all."""
         return self._budget.lasts(round_total)
 
     def flush(self) -> None:
-        """No more shards come: what waits may be sent in a file that is not full."""
-        self._flushed = True
+        """No more shards come: what waits may be sent, also in a file that is not full."""
+        self._flushed, self._held = True, False
 
     def close(self) -> None:
         """Leave; pending batches go on at the server and are found by the next driver."""
@@ -136,7 +137,7 @@ class BatchPool:
             ready = sorted(self._waiting.values(), key=lambda request: request.priority)
             quiet = self._flushed and time.monotonic() - self._changed >= QUIET_S
         full = len(ready) >= self._config.batch_max_requests or sum(len(r.body) for r in ready) >= limit
-        if not ready or not (quiet or full):
+        if not ready or self._held or not (quiet or full):
             return []
         chosen: list[TeacherRequest] = []
         size = 0

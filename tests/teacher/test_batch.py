@@ -123,6 +123,22 @@ def test_files_are_split_by_count_and_size_and_wait_for_more(store):
         driver.close()
 
 
+def test_a_held_pool_sends_no_full_file_before_all_shards_came_and_then_the_most_valuable_first(store):
+    with SandboxProcess(SandboxOptions()) as sandbox:
+        driver = Driver(store, sandbox.base_url, batch_max_requests=4)
+        driver.pool.hold()
+        asked = [
+            request(driver.config, number=n, priority=(-n / 10, 0, f"q{n}"), text=QUESTION.format(n)) for n in range(10)
+        ]
+        driver.pool.submit(asked)
+        time.sleep(1.0)
+        assert driver.events.empty()
+        driver.pool.flush()
+        answered = [one.request.key for one in driver.take(10)]
+        assert set(answered[:4]) == {one.key for one in asked[-4:]}
+        driver.close()
+
+
 def test_a_refused_file_a_wrong_key_and_a_used_up_budget_end_the_run(store):
     with SandboxProcess(SandboxOptions(batch_lines=5, key="right")) as sandbox:
         driver = Driver(store, sandbox.base_url)
