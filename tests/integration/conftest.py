@@ -34,7 +34,7 @@ ENGINES = ("test_alone", "test_exam", "test_exam_killed", "test_metrics_scrape",
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items):
-    """Of two test workers one asks engines, the other teaches and trains; each has a cluster for its session."""
+    """Of two test workers one asks engines and does whole runs, the other teaches and trains; each has a cluster."""
     for item in items:
         if "/integration/" in item.nodeid:
             item.add_marker(pytest.mark.integration)
