@@ -18,7 +18,10 @@ TORCH_BACKEND := $(if $(FIND_LINKS),,--torch-backend $(if $(filter gpu,$(ACCELER
 UV_ENV := $(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX="$(PIP_INDEX_URL)") \
 	$(if $(PIP_CERT),SSL_CERT_FILE="$(PIP_CERT)") UV_HTTP_TIMEOUT=180 UV_LINK_MODE=hardlink
 
-.PHONY: demo test scenarios lint bench bench-exam bench-teacher bench-training bench-ablation clean
+BENCHMARKS := exam teacher training ablation scale
+BENCH_TARGETS := $(BENCHMARKS:%=bench-%)
+
+.PHONY: demo test scenarios lint bench $(BENCH_TARGETS) clean
 
 demo: $(READY)
 	$(RUN) jobs/demo.yaml
@@ -36,9 +39,10 @@ lint: $(READY)
 	$(BIN)/mypy tailor_ray jobs
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_house.py
 
-bench: bench-exam bench-teacher bench-training bench-ablation
+bench: $(BENCH_TARGETS)
 
-bench-%: $(READY)
+# A static pattern rule: make does not look for a plain one (`bench-%:`) to build a phony target.
+$(BENCH_TARGETS): bench-%: $(READY)
 	$(BIN)/python jobs/benchmarks/$*.py $(BENCH_ARGS)
 
 $(READY): pyproject.toml Makefile

@@ -99,6 +99,7 @@ def report(
     out: Annotated[str, typer.Option(help="Folder of a comparison's page.")] = "report",
 ) -> None:
     """(Re)write a run's report; of several runs, one page side by side."""
+    from tailor_ray.layout import REPORT_PAGE
     from tailor_ray.observe.report import write_comparison, write_report
     from tailor_ray.observe.status import rounds_table
     from tailor_ray.storage import Store
@@ -106,7 +107,7 @@ def report(
     stores = [Store.open(run) for run in runs]
     if len(stores) == 1:
         typer.echo(rounds_table(write_report(stores[0])))
-        typer.echo(f"report: {stores[0].uri}/report/index.html")
+        typer.echo(f"report: {stores[0].uri}/{REPORT_PAGE}")
     else:
         write_comparison(stores, Store.open(out))
         typer.echo(f"report: {Store.open(out).uri}/index.html")
@@ -178,17 +179,20 @@ def submit(
 
 @app.command(epilog="Example: tailor-ray serve runs/demo --reload; tailor-ray serve runs/demo@2 --port 8001")
 def serve(
-    run: Annotated[str, typer.Argument(metavar="RUN[@ROUND]", help="Run folder; its newest round, or the one named.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="RUN[@ROUND], or a model: local folder, hub id[@REVISION] or storage URI."),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     route: Annotated[str, typer.Option(help="Path before /v1, to serve several students on one cluster.")] = "/",
     reload: Annotated[bool, typer.Option(help="Follow the run: go on to each newer round.")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Engines that share the requests.")] = 1,
 ) -> None:
-    """Serve a run's student behind an OpenAI-compatible API (Ray Serve, vLLM), until the command is stopped."""
-    from tailor_ray.ops.serve import serve_run
+    """Serve a run's student, or any model, behind an OpenAI-compatible API (Ray Serve, vLLM), until it is stopped."""
+    from tailor_ray.ops.serve import serve as serve_until_stopped
 
-    serve_run(run, host, port, route, reload, replicas, typer.echo)
+    serve_until_stopped(what, host, port, route, reload, replicas, typer.echo)
 
 
 @app.command(epilog="Example: tailor-ray doctor jobs/gsm8k.yaml")

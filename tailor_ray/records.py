@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from functools import cache
+from typing import Any, Self, TypeVar, get_type_hints
 
 import pyarrow as pa
 
@@ -52,8 +53,23 @@ class Row:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build from a row that may carry further columns; raises KeyError for a missing one."""
-        return cls(**{f.name: row[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+        """Build from a row that may carry further columns; a word of a StrEnum becomes its member.
+
+        Raises KeyError for a missing column and ValueError for an unknown word.
+        """
+        names, enums = _fields(cls)  # type: ignore[arg-type]
+        values = {name: row[name] for name in names}
+        for name, kind in enums:
+            values[name] = kind(values[name])
+        return cls(**values)
+
+
+@cache
+def _fields(record: type[Row]) -> tuple[tuple[str, ...], tuple[tuple[str, type[StrEnum]], ...]]:
+    """A record class's field names, and those of them that hold a StrEnum."""
+    hints = get_type_hints(record)
+    enums = [(name, kind) for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    return tuple(f.name for f in fields(record)), tuple(enums)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

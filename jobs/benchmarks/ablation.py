@@ -23,16 +23,14 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
 from tailor_ray.config import RunConfig, load_config
+from tailor_ray.layout import StageId, stage_folder
 from tailor_ray.records import Attempt, Verdict, from_table
-from tailor_ray.rounds.session import Staff
-from tailor_ray.rounds.spec import StageId
 from tailor_ray.statistics import paired_p_value, sign_flip_p_value, wilson_interval
-from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
+from tailor_ray.storage import Store, read_manifest, read_part, stage_parts
 
 FULL, PLAIN, LIGHT, DECAY_PLAIN = "full", "plain", "light_reflection", "steeper_decay_plain"
 PARTS: dict[str, tuple[str, ...]] = {
@@ -53,7 +51,7 @@ TRIED: dict[str, tuple[str, ...]] = {
 VARIANTS = PARTS | TRIED
 STUDENT = tuple(StageId(0, stage) for stage in ("questions", "student", "evaluate"))
 BEGUN = (*STUDENT, StageId(1, "exam"), StageId(1, "teach"))
-ROUND_1 = (*BEGUN, StageId(1, "train"), StageId(1, "evaluate"))
+ROUND_1 = (*BEGUN, StageId(1, "examples"), StageId(1, "train"), StageId(1, "evaluate"))
 BEGINS_AS = {  # a variant's first stages are another's
     "without_feedback": (FULL, ROUND_1),
     "without_reflection": (FULL, BEGUN),
@@ -95,17 +93,17 @@ def _chain(variant: str) -> list[str]:
 def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int) -> None:
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
+    from tailor_ray.rounds.launch import run
+    from tailor_ray.rounds.services import Staff
 
     os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand
-    staff = Staff()
-    with ExitStack() as stack:
-        settings = [overrides(*task, storage, extra, lanes) for task in tasks]
-        runs = [load_config(config, one) for one in settings]
-        stack.enter_context(connected(runs[0].cluster))
-        for task, run in zip(tasks, runs, strict=True):
+    runs = [load_config(config, overrides(*task, storage, extra, lanes)) for task in tasks]
+    with connected(runs[0].cluster):
+        staff = Staff(runs[0])
+        for task, one in zip(tasks, runs, strict=True):
             _say(f"{task[0]}, seed {task[1]}")
-            begin(run, task)
-            staff = do(run, staff)
+            begin(one, task)
+            run(one, staff)
         staff.dismiss()
 
 
@@ -119,21 +117,6 @@ def finish(lanes: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(POLL_S)
 
 
-def do(config: RunConfig, staff: Staff) -> Staff:
-    """One run by the engines and workers that are there already, or else by new ones; returns them."""
-    from tailor_ray.observe.report import write_report
-    from tailor_ray.rounds.launch import open_run
-
-    with open_run(config) as (runner, session):
-        if runner.next_group() is not None:
-            with session:
-                session.take_staff(staff)
-                runner.run(session)
-                staff = session.part_with_staff()
-        write_report(session.store)
-    return staff
-
-
 def begin(config: RunConfig, task: Task) -> None:
     """Copy what a run begins with from the run that did it, once that is committed there."""
     variant, seed = task
@@ -142,20 +125,20 @@ def begin(config: RunConfig, task: Task) -> None:
         return
     other, stages = BEGINS_AS[variant]
     source = target.with_name(f"{other}-{seed}")
-    while not all(read_manifest(Store.open(str(source)).child(*stage.folder)) for stage in stages):
+    while not all(read_manifest(stage_folder(Store.open(str(source)), stage)) for stage in stages):
         time.sleep(POLL_S)
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for stage in stages:
-        shutil.copytree(source.joinpath(*stage.folder), temporary.joinpath(*stage.folder))
+        shutil.copytree(source / stage.path, temporary / stage.path)
     temporary.rename(target)
 
 
 def test_answers(config: RunConfig) -> dict[str, bool]:
     """Whether each test question was answered right after the last round, by question id."""
-    rounds = Store.open(config.storage).child(config.name, "rounds")
-    last = rounds.child(f"{config.rounds.max_rounds:02d}", "evaluate")
-    attempts = [row for part in committed_parts(last, "test") for row in from_table(read_part(last, part), Attempt)]
+    run = Store.open(config.storage).child(config.name)
+    last = stage_folder(run, StageId(config.rounds.max_rounds, "evaluate"))
+    attempts = [row for part in stage_parts(last, "test") for row in from_table(read_part(last, part), Attempt)]
     return {attempt.question_id: attempt.verdict == Verdict.CORRECT for attempt in attempts}
 
 

@@ -21,29 +21,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 from exam_rivals import Rival  # beside this script
+from stand_ins import InstantEngines
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker is not part of the package
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
+from tailor_ray.models import identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, from_table, to_table
-from tailor_ray.rounds.feed import Feed
-from tailor_ray.storage import Part, Store, commit_part, committed_parts, read_part
+from tailor_ray.storage import (
+    Manifest,
+    Part,
+    PartsDigest,
+    Store,
+    commit_manifest,
+    commit_part,
+    committed_parts,
+    find_part,
+    read_part,
+)
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.pool import EnginePool
-from tailor_ray.student.sampling import Completions
+from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
-from tailor_ray.teacher.teach import TeachJob, teach
+from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.engines import make_student
 
 NEW_TOKENS = 128
@@ -69,9 +81,16 @@ def exam_job(few_shot: bool, samples: int, seed: int = 1) -> ExamJob:
 
 
 def write_questions(store: Store, count: int) -> None:
-    for start in range(0, count, SHARD):
-        rows = [question(number) for number in range(start, min(start + SHARD, count))]
-        commit_part(store, "train", start // SHARD, to_table(rows, QUESTION_SCHEMA))
+    commit_questions(store, [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)])
+
+
+def commit_questions(store: Store, numbers: Sequence[range]) -> None:
+    """Parts of these questions, and the manifest of their stage."""
+    parts = [
+        commit_part(store, "train", index, to_table([question(number) for number in some], QUESTION_SCHEMA))
+        for index, some in enumerate(numbers)
+    ]
+    commit_manifest(store, Manifest("questions", 0, "", {}, {"train": PartsDigest.of(parts)}, 0.0))
 
 
 def ignore(part: Part) -> None:
@@ -110,7 +129,7 @@ def measure_speed(folder: Path, model: Path, pool: EnginePool, options: argparse
         asked = [question(number) for number in range(repeat * count, (repeat + 1) * count)]
         prompts = [exam_job(True, SAMPLES).prompt.render(one) for one in asked]
         questions, out = Store.open(str(folder / f"speed-{repeat}")), Store.open(str(folder / f"speed-out-{repeat}"))
-        commit_part(questions, "train", 0, to_table(asked, QUESTION_SCHEMA))
+        commit_questions(questions, [range(repeat * count, (repeat + 1) * count)])
         start = time.perf_counter()
         run_exam(pool, exam_job(True, SAMPLES), questions, out, ignore)
         rates["ours"].append(count * SAMPLES / (time.perf_counter() - start))
@@ -130,12 +149,12 @@ def measure_swap(pool: EnginePool, students: list[Path]) -> dict[str, Any]:
     swaps, starts = [], []
     for turn in range(6):
         start = time.perf_counter()
-        pool.load(str(students[turn % 2]))
+        pool.serve(identify(str(students[turn % 2])))
         swaps.append(time.perf_counter() - start)
     for _ in range(3):
         pool.stop()
         start = time.perf_counter()
-        pool.start()
+        pool.serve(identify(str(students[0])))
         starts.append(time.perf_counter() - start)
     return {
         "swap_seconds": round(statistics.median(swaps[1:]), 3),
@@ -144,30 +163,6 @@ def measure_swap(pool: EnginePool, students: list[Path]) -> dict[str, Any]:
 
 
 # a million questions
-
-
-class InstantEngines:
-    """Answers at once: four in five right, one in five wrong."""
-
-    engines = 2
-    max_num_seqs = 2 * SHARD
-
-    def begin_stage(self, max_restarts: int) -> None:
-        """Nothing restarts here."""
-
-    def restarts(self) -> int:
-        return 0
-
-    def hold(self, held: bool) -> None:
-        """Nothing waits here."""
-
-    def answer(self, ids: list[str], *_: object) -> Completions:
-        texts = []
-        for number in (int(name[1:]) for name in ids):
-            answer = 12 * number - number % 7 + (number % 5 == 0)
-            texts.append(f" {number} rows of 12 trees are {12 * number}, less {number % 7}.\nAnswer: {answer}")
-        n = len(texts)
-        return Completions(texts, ["stop"] * n, [100] * n, [40] * n, [None] * n)
 
 
 def driver(questions: str, attempts: str) -> None:
@@ -249,9 +244,7 @@ def measure_kill(questions: Path, rows: int, attempts: Path) -> dict[str, Any]:
 def measure_overlap(folder: Path, pool: EnginePool, count: int) -> dict[str, Any]:
     """The teacher's latency is set so that teaching alone takes as long as the exam alone; then both together."""
     questions = Store.open(str(folder / "overlap"))
-    for start in range(0, count, 32):
-        rows = [question(number) for number in range(start, min(start + 32, count))]
-        commit_part(questions, "train", start // 32, to_table(rows, QUESTION_SCHEMA))
+    commit_questions(questions, [range(start, min(start + 32, count)) for start in range(0, count, 32)])
     answers = folder / "answers.jsonl"
     with answers.open("w") as file:
         for number in range(count):
@@ -283,25 +276,25 @@ def taught(
     """Seconds from the start of the exam until the last lesson is committed."""
     config = TeacherConfig(max_in_flight=IN_FLIGHT, requests_per_minute=1e7)
     sandbox = SandboxConfig(answers=str(folder / "answers.jsonl"), latency_s=latency)
-    asked = {part.index: part for part in committed_parts(questions, "train")}
 
-    def shards(parts: Iterator[Part]) -> Iterator[tuple[list[Question], list[Attempt]]]:
-        for part in parts:
-            yield (
-                from_table(read_part(questions, asked[part.index]), Question),
-                from_table(read_part(attempts, part), Attempt),
-            )
+    def read(part: Part) -> Shard:
+        asked = read_part(questions, find_part(questions, "train", part.index))
+        return Shard(
+            part.index, from_table(asked, Question), from_table(read_part(attempts, part), Attempt), frozenset()
+        )
 
     with SandboxProcess(SandboxOptions(sandbox)) as server:
-        job = TeachJob(config.model_copy(update={"base_url": server.base_url}), 1, Grader(AnswerKind.NUMBER))
-        out, ledger = Store.open(str(folder / f"lessons-{name}")), Store.open(str(folder / f"ledger-{name}"))
-        feed = Feed()
+        url = config.model_copy(update={"base_url": server.base_url})
+        job, intake = TeachJob(url, 1, Grader(AnswerKind.NUMBER), read), Intake()
+        out, ledger = Store.open(str(folder / f"lessons-{name}")), Ledger(Store.open(str(folder / f"ledger-{name}")))
         start = time.perf_counter()
-        with feed.consume(lambda parts: teach(job, shards(parts), out, ledger)) as teaching:
-            produce(feed.put)
-            feed.close()
+        with intake.teaching(lambda: teach(job, intake, out, ledger)) as teaching:
+            produce(intake.put)
+            intake.end()
             teaching.result()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        ledger.close()
+        return seconds
 
 
 def parse() -> argparse.Namespace:
@@ -340,8 +333,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if {"speed", "swap", "overlap"} & set(options.only):
         students = [make_student(folder / f"student-{seed}", seed, 256, 4, 8) for seed in (0, 1)]
         with cluster():
-            pool = EnginePool(StudentConfig(max_model_len=2048, kv_cache_gib=1.0), str(students[0]), 1)
-            pool.start()
+            pool = EnginePool(StudentConfig(max_model_len=2048, kv_cache_gib=1.0), 1)
+            pool.serve(identify(str(students[0])))
             if "speed" in options.only:
                 figures |= measure_speed(folder, students[0], pool, options)
             if "swap" in options.only:

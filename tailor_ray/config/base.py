@@ -25,7 +25,10 @@ OPERATIONAL = Operational()
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, each field documented by the string below it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    # Defaults are validated too: a 10 that stands for 10.0 would hash otherwise than the 10.0 that YAML brings back.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 def is_operational(field: FieldInfo) -> bool:

@@ -34,7 +34,8 @@ class StudentConfig(Section):
     """Who is asked."""
 
     model: str = "tiny"
-    """A local folder, a Hugging Face hub id, or `tiny`."""
+    """A local folder, a Hugging Face hub id, a storage URI (s3://bucket/folder), or `tiny`. With run storage by URI a
+    local folder is copied there, where every node finds it."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     prompt_style: Literal["plain", "chat"] = "plain"

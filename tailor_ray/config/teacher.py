@@ -29,6 +29,8 @@ class PriceConfig(Section):
 class ServingConfig(Section):
     """How an open-weight teacher is served; on GPUs where the cluster has them."""
 
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
     replicas: int = Field(default=1, ge=1)
     """Engines that share the requests."""
     tensor_parallel: int = Field(default=1, ge=1)
@@ -47,7 +49,7 @@ class EndpointConfig(Section):
     """One teacher: where it is, what it is asked with, what it allows and what it costs."""
 
     serve: Annotated[str | None, OPERATIONAL] = None
-    """A local folder or hub id of an open-weight model: it is served on the run's own cluster while lessons are
+    """A local folder, hub id or storage URI of an open-weight model: it is served on the run's own cluster while lessons are
     asked for, in place of `base_url`; `model` is its name unless given."""
     serving: Annotated[ServingConfig, OPERATIONAL] = ServingConfig()
     """Engines of `serve`."""

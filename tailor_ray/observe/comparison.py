@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow.compute as pc
 
 from tailor_ray.errors import CorruptionError
 from tailor_ray.observe.pictures import SERIES, Chart, accuracy_lines, accuracy_points, loss_points
 from tailor_ray.observe.summary import RunRecord, flat_settings, plain, step_count
 from tailor_ray.records import Verdict
-from tailor_ray.statistics import paired_p_value
+from tailor_ray.statistics import binomial_p_value
 from tailor_ray.storage import read_part
 
 Losses = dict[int, list[dict[str, Any]]]
 
 
-def verdicts_of(record: RunRecord, number: int, split: str = "test") -> dict[str, bool]:
-    """Whether each question of a round's evaluation was answered correctly, by question id."""
-    right: dict[str, bool] = {}
-    for part in record.parts(number, "evaluate", split).values():
-        table = read_part(record.folder(number, "evaluate"), part).select(["question_id", "verdict"])
-        for row in table.to_pylist():
-            right[row["question_id"]] = row["verdict"] == Verdict.CORRECT
-    return right
+def verdicts_of(record: RunRecord, number: int, split: str = "test") -> Iterator[dict[str, bool]]:
+    """Whether each question of a round's evaluation was answered correctly, by question id, one part at a time."""
+    for part in record.parts(number, "evaluate", split):
+        table = read_part(record.folder(number, "evaluate"), part, ["question_id", "verdict"])
+        right = pc.equal(table["verdict"], Verdict.CORRECT.value)
+        yield dict(zip(table["question_id"].to_pylist(), right.to_pylist(), strict=True))
 
 
 def paired_change(first: tuple[RunRecord, int], second: tuple[RunRecord, int]) -> dict[str, Any] | None:
     """How the second evaluation differs from the first on the test questions they share; None when they share none.
 
-    {"questions", "points" (a share), "gained", "lost", "p_value", "verdict" (in words)}.
+    {"questions", "points" (a share), "gained", "lost", "p_value", "verdict" (in words)}. Within one run a question lies
+    in the part of the same number; between runs all are held by id.
     """
     before, after = verdicts_of(*first), verdicts_of(*second)
-    shared = sorted(before.keys() & after.keys())
-    if not shared:
+    if first[0] is not second[0]:
+        before, after = (iter([dict(ChainMap(*parts))]) for parts in (before, after))
+    questions = gained = lost = 0
+    for old, new in zip(before, after, strict=False):
+        shared = old.keys() & new.keys()
+        questions += len(shared)
+        gained += sum(new[name] and not old[name] for name in shared)
+        lost += sum(old[name] and not new[name] for name in shared)
+    if not questions:
         return None
-    old, new = [before[name] for name in shared], [after[name] for name in shared]
-    p_value = paired_p_value(old, new)
+    p_value = binomial_p_value(min(gained, lost), gained + lost)  # McNemar's: those that did not change say nothing
     shown = "p\u00a0<\u00a00.001" if p_value < 0.001 else f"p\u00a0=\u00a0{p_value:.3f}"
     sure = "" if p_value < 0.05 else ": could be chance"
     return {
-        "questions": len(shared),
-        "points": (sum(new) - sum(old)) / len(shared),
-        "gained": sum(b and not a for a, b in zip(old, new, strict=True)),
-        "lost": sum(a and not b for a, b in zip(old, new, strict=True)),
+        "questions": questions,
+        "points": (gained - lost) / questions,
+        "gained": gained,
+        "lost": lost,
         "p_value": p_value,
-        "verdict": f"exact paired test on {len(shared):,} questions, {shown}{sure}",
+        "verdict": f"exact paired test on {questions:,} questions, {shown}{sure}",
     }
 
 

@@ -1,18 +1,16 @@
-"""What a run's callbacks say, as Ray metrics: one function for each moment, called by the driver.
+"""What the driver says as Ray metrics: one function for each moment.
 
-The driver alone exports, so that each figure is counted once, whatever the number of engines, actors and workers.
+Each figure is counted once, by the process that knows it first: the driver counts what parts' records and manifests
+say. Training's steps, tokens and loss are its worker's of rank 0, restarts of engines their supervisor's, requests the
+teacher's pool's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from tailor_ray.layout import SPLITS
 from tailor_ray.observe import metrics
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Manifest, Part
-
-LOSS_TERMS = {"loss": "total", "mle": "mle", "triplet": "triplet"}
 
 
 def answered(part: Part) -> None:
@@ -24,27 +22,10 @@ def answered(part: Part) -> None:
     metrics.count("engine_tokens", counts["output_tokens"], direction="output")
 
 
-class Training:
-    """One training stage: call it with steps done, all steps, and the figures of the last step."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def __call__(self, done: int, steps: int, figures: Mapping[str, Any]) -> None:  # noqa: ARG002 (training's callback)
-        fresh, self._done = max(0, done - self._done), done
-        metrics.count("training_steps", fresh)
-        metrics.count("training_tokens", fresh * figures.get("tokens", 0))  # as if each were as long as the last
-        for name, term in LOSS_TERMS.items():
-            if figures.get(name) is not None:
-                metrics.gauge("training_loss", figures[name], term=term)
-
-
 def committed(manifest: Manifest) -> None:
     """A stage was committed."""
     metrics.gauge("round", manifest.round)
     metrics.gauge("stage_seconds", manifest.seconds, stage=manifest.stage)
-    if manifest.stage == "exam":
-        metrics.count("engine_restarts", manifest.metrics.get("engine_restarts", 0))
-    if manifest.stage == "evaluate":
-        for split in ("validation", "test"):
+    for split in SPLITS if manifest.stage == "evaluate" else ():
+        if split in manifest.metrics:
             metrics.gauge("accuracy", manifest.metrics[split]["accuracy"], split=split)

@@ -12,12 +12,12 @@ from tailor_ray.observe.summary import STAGES, RunRecord, plain, step_count, wal
 
 Chart = dict[str, Any]
 
-BLUE, AMBER, GREEN, RED, VIOLET, GREY = "c1", "c2", "c3", "c4", "c5", "c6"
+BLUE, AMBER, GREEN, RED, VIOLET, GREY, TEAL = "c1", "c2", "c3", "c4", "c5", "c6", "c7"
 SERIES = (BLUE, AMBER, GREEN, VIOLET, RED, GREY)
 VERDICTS = {"correct": GREEN, "wrong": RED, "unparsed": AMBER, "truncated": GREY, "disputed": VIOLET, "error": BLUE}
 CHANGES = {"fixed": GREEN, "regressed": RED, "stubborn": GREY, "undecided": VIOLET}
 OUTCOMES = {"accepted": GREEN, "rejected": AMBER, "failed": RED}
-STAGE_COLORS = dict(zip(STAGES, (GREY, VIOLET, BLUE, AMBER, GREEN, RED), strict=True))
+STAGE_COLORS = dict(zip(STAGES, (GREY, VIOLET, BLUE, AMBER, TEAL, GREEN, RED), strict=True))
 STAGE_NAMES = {"teach": "teach, after the exam"}
 LOSSES = {"loss": ("total", BLUE), "mle": ("learning from the teacher", GREEN), "triplet": ("self-reflection", AMBER)}
 MAX_POINTS = 600  # of one loss curve: more than the pixels that show it

@@ -33,20 +33,19 @@ class Bar:
         self.done = 0
         self.note = ""
         self.started = time.monotonic()
+        self.worked = 0  # `done` without what an earlier try had done; a rate counts this alone
         self._lock = threading.Lock()
         self._marks: list[tuple[float, int]] = [(self.started, 0)]
 
     def advance(self, n: int = 1) -> None:
         with self._lock:
-            self.done += n
-            self._mark()
+            self._set(self.done + n)
 
     def update(self, *, done: int | None = None, total: int | None = None, note: str | None = None) -> None:
         """Set what is given: the count, the total once it is known, a short remark."""
         with self._lock:
             if done is not None:
-                self.done = done
-                self._mark()
+                self._set(done)
             if total is not None:
                 self.total = total
             if note is not None:
@@ -56,21 +55,23 @@ class Bar:
         """Count work that an earlier try had done: it is no speed, so the rate leaves it out."""
         with self._lock:
             self.done += n
-            self._marks = [(at, done + n) for at, done in self._marks]
 
-    def _mark(self) -> None:
+    def _set(self, done: int) -> None:
+        """A count that goes down is work to do again: no speed either, and what was worked stays worked."""
+        self.worked += max(0, done - self.done)
+        self.done = done
         now = time.monotonic()
         if now - self._marks[-1][0] >= 0.5 or len(self._marks) == 1:
-            self._marks.append((now, self.done))
+            self._marks.append((now, self.worked))
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
             del self._marks[0]
 
     def rate(self) -> float:
         """Units a second over the last half minute; 0.0 before anything was done."""
         with self._lock:
-            since, done = self._marks[0]
+            since, worked = self._marks[0]
             elapsed = time.monotonic() - since
-            return (self.done - done) / elapsed if elapsed > 0 else 0.0
+            return (self.worked - worked) / elapsed if elapsed > 0 else 0.0
 
     def seconds_left(self) -> float | None:
         """At the present rate; None while rate or total is unknown."""
@@ -172,7 +173,7 @@ class Progress:
             if self._rich is not None:
                 self._rich.remove_task(self._tasks.pop(id(bar)))
         seconds = bar.seconds()
-        pace = f", {rate_text(bar.done / seconds, bar.unit)}" if seconds > 0 and bar.done else ""
+        pace = f", {rate_text(bar.worked / seconds, bar.unit)}" if seconds > 0 and bar.worked else ""
         remark = f", {bar.note}" if bar.note else ""
         text = f"{bar.name}: {ended}, {bar.done:,} {bar.unit}".rstrip() + f" in {duration(seconds)}{pace}{remark}"
         log.info("%s", text)

@@ -1,6 +1,6 @@
 """The report of a run: report/report.json, and report/index.html, one file that opens from disk without a network.
 
-Reads manifests and the files they name, never the log or anything uncommitted, so it can be written at any moment of a
+Reads manifests and the parts they count, never the log or anything uncommitted, so it can be written at any moment of a
 run and after any failure. All text from models, data and settings is escaped: jinja2 escapes the page, the page's data
 is JSON in a data block, the scripts set text as text, and a content policy allows these two scripts alone.
 """
@@ -15,16 +15,16 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from tailor_ray import layout
 from tailor_ray.errors import CorruptionError
 from tailor_ray.observe.comparison import Losses, compare_runs, paired_change
-from tailor_ray.observe.mistakes import Row, compare_exams, mistake_rows
+from tailor_ray.observe.mistakes import Row, mistake_rows
 from tailor_ray.observe.pictures import read_losses, run_charts
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import RunRecord, load_run, plain, summarize
 from tailor_ray.storage import Store
 
 T = TypeVar("T")
-Changes = dict[int, dict[str, int]]
 MAX_MISTAKES = 3_000  # rows in the page; at ~1 kB each it stays a file that opens at once
 
 
@@ -34,25 +34,24 @@ def write_report(run: Store) -> dict[str, Any]:
     A damaged or missing file is named in the document's `warnings` and on the page; its figures are left out.
     """
     record = load_run(run)
-    mistakes: Changes = _tolerant(record, compare_exams, {})
     rows, total = _tolerant(record, _mistake_table, _NO_ROWS)
     losses: Losses = _tolerant(record, read_losses, {})
     gain = _tolerant(record, _gain, None)
-    document = summarize(record, mistakes)
+    document = summarize(record)
     document["gain"] = gain
-    run.write_json("report/report.json", document)
+    run.write_json(layout.REPORT, document)
     page = {"charts": run_charts(document, losses), "mistakes": {"rows": rows, "total": total}}
-    html = render("report.html.j2", report=document, settings=record.settings, page=page, **_headline(document))
-    run.write_bytes("report/index.html", html.encode())
+    known = {"setting": record.setting, "seed": record.settings.get("seed")}
+    html = render("report.html.j2", report=document, page=page, **known, **_headline(document))
+    run.write_bytes(layout.REPORT_PAGE, html.encode())
     return document
 
 
 def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
     """Two or more runs side by side: comparison.json and comparison.html in the folder `out`; returns the document."""
     records = [load_run(run) for run in runs]
-    none: Changes = {}
     no_curves: Losses = {}
-    reports = [summarize(record, _tolerant(record, compare_exams, none)) for record in records]
+    reports = [summarize(record) for record in records]
     losses = [_tolerant(record, read_losses, no_curves) for record in records]
     document, charts = compare_runs(records, reports, losses)
     out.write_json("comparison.json", document)

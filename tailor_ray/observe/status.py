@@ -5,24 +5,33 @@ Reads manifests, part records' names and the lease, never the rows, so that it a
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+from tailor_ray import layout
 from tailor_ray.errors import DataError
+from tailor_ray.layout import StageId
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import load_run, summarize, wall_seconds
 from tailor_ray.storage import Store
+from tailor_ray.storage.lease import NAME as LEASE
 
 
 def status(store: Store) -> str:
-    """The table of rounds, then the stage under way and who holds the run; raises DataError when it is no run."""
-    if not store.exists("run.yaml"):
-        raise DataError(f"{store.uri} is not a run folder: it has no run.yaml; give the folder <storage>/<name>")
-    document = summarize(load_run(store), {})
+    """The table of rounds, then the stage under way and who holds the run; raises DataError when it is no run.
+
+    A damaged file is named in a warning.
+    """
+    if not store.exists(layout.RUN_FILE):
+        raise DataError(
+            f"{store.uri} is not a run folder: it has no {layout.RUN_FILE}; give the folder <storage>/<name>"
+        )
+    document = summarize(load_run(store))
     lines = [rounds_table(document)]
     for stage in [*document["unfinished"], *_begun(store, document)]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
-        lines.append(f"{stage}: {_parts_done(store, int(number), name)}")
+        lines.append(f"{stage}: {_parts_done(store, StageId(int(number), name))}")
     lines += [f"warning: {text}" for text in document["warnings"]]
     lines.append(_holder(store))
     return "\n".join(line for line in lines if line)
@@ -30,14 +39,11 @@ def status(store: Store) -> str:
 
 def _begun(store: Store, document: dict[str, Any]) -> list[str]:
     """The stages of a round that has parts and no manifest yet, which a record of manifests knows nothing of."""
-    newest = max((int(name) for name in store.folders("rounds") if name.isdigit()), default=0)
+    newest = max(layout.rounds_begun(store), default=0)
     if any(entry["round"] >= newest for entry in document["rounds"]):
         return []
-    return [
-        f"round {newest} {name}"
-        for name in ("exam", "teach", "train")
-        if store.child("rounds", f"{newest:02d}", name).files()
-    ]
+    stages = [StageId(newest, name) for name in layout.STAGES]
+    return [str(stage) for stage in stages if layout.stage_folder(store, stage).files()]
 
 
 def rounds_table(document: dict[str, Any]) -> str:
@@ -62,16 +68,21 @@ def rounds_table(document: dict[str, Any]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _parts_done(store: Store, number: int, stage: str) -> str:
-    files = store.child("rounds", f"{number:02d}", stage).files()
+def _parts_done(store: Store, stage: StageId) -> str:
+    files = layout.stage_folder(store, stage).files()
     parts = sum(bool(re.fullmatch(r"[a-z]+-\d+\.json", name)) for name in files)
     return f"{parts} parts committed" if parts else "not committed yet"
 
 
 def _holder(store: Store) -> str:
-    if not store.exists("lease.json"):
+    if not store.exists(LEASE):
         return ""
-    lease = store.read_json("lease.json")
-    if lease["released"]:
-        return ""
-    return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"
+    try:
+        lease = store.read_json(LEASE)
+        if lease["released"]:
+            return ""
+        return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
+        return (
+            f"warning: {store.uri}/{LEASE} is damaged: it is empty, cut off or no lease; who holds the run is unknown"
+        )

@@ -1,24 +1,26 @@
 """A run's manifests as the plain data of report.json. Reads manifests and run.yaml, writes nothing.
 
 A stage without a manifest is null: an unfinished or failed run gives the same document with less in it. A damaged
-manifest is named under `warnings` and counts as not there.
+manifest or run.yaml is named under `warnings` and counts as not there.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from tailor_ray import layout
 from tailor_ray.errors import CorruptionError, RunFolderError
+from tailor_ray.layout import StageId
 from tailor_ray.statistics import accuracy
-from tailor_ray.storage import Manifest, Part, Store, read_manifest, read_part
+from tailor_ray.storage import Manifest, Part, Store, find_part, read_manifest, read_part, stage_parts
 
-STAGES = ("questions", "student", "exam", "teach", "train", "evaluate")
+STAGES = (*layout.FIRST_STAGES[:-1], *layout.STAGES)  # of all rounds, each once, in the order of their work
+SECTIONS = ("task", "student", "teacher")  # of run.yaml, of which the report shows settings
 EXAM_COUNTS = ("questions", "attempts", "correct", "wrong", "unparsed", "truncated", "disputed", "error")
 TEACHER_COUNTS = (
     *("requests", "from_ledger", "accepted", "rejected", "failed"),
@@ -36,7 +38,6 @@ class RunRecord:
     settings: dict[str, Any]
     stages: dict[tuple[int, str], Manifest]
     warnings: list[str] = field(default_factory=list)
-    _parts: dict[tuple[int, str, str], dict[int, Part]] = field(default_factory=dict, repr=False)
 
     @property
     def rounds(self) -> list[int]:
@@ -44,30 +45,37 @@ class RunRecord:
         return sorted({number for number, _ in self.stages})
 
     def folder(self, number: int, stage: str) -> Store:
-        return self.store.child("rounds", f"{number:02d}", stage)
+        return layout.stage_folder(self.store, StageId(number, stage))
 
     def metrics(self, number: int, stage: str) -> dict[str, Any] | None:
         manifest = self.stages.get((number, stage))
         return None if manifest is None else manifest.metrics
 
-    def parts(self, number: int, stage: str, prefix: str) -> dict[int, Part]:
-        """The stage's parts `prefix-*.parquet` by index, as its manifest names them; empty without a manifest."""
-        key = (number, stage, prefix)
-        if key not in self._parts:
-            manifest = self.stages.get((number, stage))
-            pattern = re.compile(re.escape(prefix) + r"-(\d+)\.parquet")
-            named = [(pattern.fullmatch(entry.path), entry) for entry in (manifest.files if manifest else ())]
-            found = {int(match[1]): entry for match, entry in named if match}
-            self._parts[key] = {index: Part(index, entry, {}) for index, entry in sorted(found.items())}
-        return self._parts[key]
+    def setting(self, section: str, name: str) -> Any:
+        """A setting of run.yaml, None where it is not there."""
+        return self.settings.get(section, {}).get(name)
+
+    def part_count(self, number: int, stage: str, prefix: str) -> int:
+        """How many parts the stage's manifest counts; 0 without a manifest."""
+        manifest = self.stages.get((number, stage))
+        return manifest.parts[prefix].count if manifest is not None and prefix in manifest.parts else 0
+
+    def parts(self, number: int, stage: str, prefix: str) -> list[Part]:
+        """All of the stage's part records by index, as its manifest names them; empty without a manifest."""
+        return stage_parts(self.folder(number, stage), prefix) if self.part_count(number, stage, prefix) else []
+
+    def part(self, number: int, stage: str, prefix: str, index: int) -> Part | None:
+        """One part's record, without reading the others; None where the stage has no such part."""
+        if index >= self.part_count(number, stage, prefix):
+            return None
+        return find_part(self.folder(number, stage), prefix, index)
 
     def steps(self, number: int) -> list[dict[str, Any]]:
-        """The rows {step, loss, mle, triplet, …} of the round's steps.parquet; empty before training has committed."""
-        manifest = self.stages.get((number, "train"))
-        for entry in manifest.files if manifest else ():
-            if entry.path.endswith("steps.parquet"):
-                return read_part(self.folder(number, "train"), Part(0, entry, {})).to_pylist()
-        return []
+        """The rows {step, loss, mle, triplet, …} of the round's training; empty before it has committed."""
+        if (number, "train") not in self.stages:
+            return []
+        log = self.folder(number, "train").child(layout.LOG)
+        return read_part(log, find_part(log, layout.STEPS, 0)).to_pylist()
 
 
 def load_run(run: Store) -> RunRecord:
@@ -75,23 +83,37 @@ def load_run(run: Store) -> RunRecord:
 
     Raises RunFolderError when the folder holds no run at all.
     """
-    if not run.exists("run.yaml") and not run.folders("rounds"):
-        raise RunFolderError(f"{run.uri} holds no run: there is no run.yaml in it; check the path, or --storage")
-    settings = yaml.safe_load(run.read_bytes("run.yaml")) if run.exists("run.yaml") else {}
-    record = RunRecord(run, settings.get("name") or run.root.rstrip("/").rpartition("/")[2], settings, {})
-    for name in run.folders("rounds"):
-        if not name.isdigit():
+    rounds = layout.rounds_begun(run)
+    if not rounds and not run.exists(layout.RUN_FILE):
+        raise RunFolderError(
+            f"{run.uri} holds no run: there is no {layout.RUN_FILE} in it; check the path, or --storage"
+        )
+    warnings: list[str] = []
+    settings = _settings(run, warnings)
+    name = settings.get("name") or run.root.rstrip("/").rpartition("/")[2]
+    record = RunRecord(run, str(name), settings, {}, warnings)
+    for number, stage in ((number, stage) for number in rounds for stage in STAGES):
+        try:
+            manifest = read_manifest(record.folder(number, stage))
+        except CorruptionError as error:
+            warnings.append(str(error))
             continue
-        for stage in STAGES:
-            folder = record.folder(int(name), stage)
-            try:
-                manifest = read_manifest(folder)
-            except CorruptionError as error:
-                record.warnings.append(str(error))
-                continue
-            if manifest is not None:
-                record.stages[int(name), stage] = manifest
+        if manifest is not None:
+            record.stages[number, stage] = manifest
     return record
+
+
+def _settings(run: Store, warnings: list[str]) -> dict[str, Any]:
+    if not run.exists(layout.RUN_FILE):
+        return {}
+    try:
+        settings = yaml.safe_load(run.read_bytes(layout.RUN_FILE))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        settings = None
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name, {}), dict) for name in SECTIONS):
+        warnings.append(f"{run.uri}/{layout.RUN_FILE} is damaged: it is empty, cut off or no settings; restore it")
+        return {}
+    return settings
 
 
 def flat_settings(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -103,16 +125,18 @@ def flat_settings(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple
             yield f"{path}{name}", value
 
 
-def summarize(record: RunRecord, mistakes: Mapping[int, dict[str, int]]) -> dict[str, Any]:
-    """The document of report.json; `mistakes` holds fixed/regressed/stubborn by round (see observe.mistakes)."""
-    rounds = [_round(record, number, mistakes.get(number)) for number in record.rounds]
+def summarize(record: RunRecord) -> dict[str, Any]:
+    """The document of report.json."""
+    rounds = [_round(record, number) for number in record.rounds]
     base = record.metrics(0, "student") or {}
     trained = [entry["student"] for entry in rounds if entry["student"]]
-    task = record.settings.get("task") or {}
     document = {
         "run": record.name,
-        "task": task.get("name", "unknown"),
-        "student": {"path": base.get("path", _student_setting(record)), "sha256": base.get("sha256", "")},
+        "task": record.setting("task", "name") or "unknown",
+        "student": {
+            "path": base.get("path") or str(record.setting("student", "model") or ""),
+            "sha256": base.get("sha256", ""),
+        },
         "final_student": trained[-1] if trained else None,
         "rounds": rounds,
         "unfinished": unfinished(record),
@@ -124,10 +148,11 @@ def summarize(record: RunRecord, mistakes: Mapping[int, dict[str, int]]) -> dict
     return finite
 
 
-def _round(record: RunRecord, number: int, mistakes: dict[str, int] | None) -> dict[str, Any]:
+def _round(record: RunRecord, number: int) -> dict[str, Any]:
     exam, teach, train = (record.metrics(number, stage) for stage in ("exam", "teach", "train"))
     scores = record.metrics(number, "evaluate") or {}
     test, validation = (score(scores.get(split), split) for split in ("test", "validation"))
+    stages = {stage: record.stages[number, stage] for stage in STAGES if (number, stage) in record.stages}
     return {
         "round": number,
         "evaluation": test or validation,
@@ -136,19 +161,16 @@ def _round(record: RunRecord, number: int, mistakes: dict[str, int] | None) -> d
         "undecided": _undecided(exam),
         "teacher": _teacher(teach),
         "training": _counts(train, TRAINING_COUNTS),
-        "mistakes": mistakes,
-        "seconds": {
-            stage: record.stages[number, stage].seconds for stage in STAGES if (number, stage) in record.stages
-        },
+        "mistakes": (exam or {}).get("changes"),
+        "seconds": {stage: manifest.seconds for stage, manifest in stages.items()},
         "student": _student(record, number),
         "sources": {
             stage: {
-                "manifest": f"rounds/{number:02d}/{stage}/manifest.json",
-                "digest": record.stages[number, stage].digest(),
-                "files": len(record.stages[number, stage].files),
+                "manifest": f"{StageId(number, stage).path}/manifest.json",
+                "digest": manifest.digest(),
+                "parts": sum(parts.count for parts in manifest.parts.values()),
             }
-            for stage in STAGES
-            if (number, stage) in record.stages
+            for stage, manifest in stages.items()
         },
     }
 
@@ -177,25 +199,21 @@ def _teacher(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _student(record: RunRecord, number: int) -> dict[str, str] | None:
-    """Where the student that left this round lies, and its weights' checksum as the engines reported it."""
-    if number == 0 or (number, "train") not in record.stages:
+    """Where the student that left this round lies, and its files' checksum."""
+    train = record.metrics(number, "train")
+    if train is None:
         return None
-    train, evaluate = record.metrics(number, "train") or {}, record.metrics(number, "evaluate") or {}
-    checksum = train.get("student_sha256") or evaluate.get("student_sha256", "")
-    return {"path": f"{record.folder(number, 'train').uri}/student", "sha256": checksum}
-
-
-def _student_setting(record: RunRecord) -> str:
-    return str((record.settings.get("student") or {}).get("model", ""))
+    folder = record.folder(number, "train").child(layout.STUDENT)
+    return {"path": folder.uri, "sha256": train.get("student_sha256", "")}
 
 
 def unfinished(record: RunRecord) -> list[str]:
     """The first stages still to do of a round that has begun, as `round 2 train`; empty between rounds."""
     if not record.stages:
-        return ["round 0 questions"]
+        return [str(layout.QUESTIONS)]
     last = record.rounds[-1]
-    names = ("questions", "student", "evaluate") if last == 0 else ("exam", "teach", "train", "evaluate")
-    return [f"round {last} {name}" for name in names if (last, name) not in record.stages]
+    names = layout.FIRST_STAGES if last == 0 else layout.STAGES
+    return [str(StageId(last, name)) for name in names if (last, name) not in record.stages]
 
 
 def _totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:

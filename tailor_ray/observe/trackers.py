@@ -17,14 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tailor_ray import layout
 from tailor_ray.config.rounds import ObserveConfig
+from tailor_ray.errors import CorruptionError
 from tailor_ray.observe.summary import STAGES, RunRecord, flat_settings, load_run
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 
 log = logging.getLogger(__name__)
 
-SENT = "trackers/sent.json"
+SENT = f"{layout.TRACKERS}/sent.json"
 Scalars = dict[str, float]
 
 
@@ -53,7 +55,7 @@ class Trackers:
         if not self._config.trackers:
             return
         record = load_run(self._store)
-        sent: dict[str, list[str]] = self._store.read_json(SENT) if self._store.exists(SENT) else {}
+        sent = _sent(self._store)
         for name in self._config.trackers:
             done = sent.setdefault(name, [])
             for key, rows, axis in _unsent(record, done):
@@ -86,7 +88,21 @@ def _folder(config: ObserveConfig, store: Store) -> Path:
     """Trackers write to local disks only: the run folder where it is one, else this node's cache."""
     if config.tracker_folder is not None:
         return Path(config.tracker_folder).expanduser().resolve()
-    return Path(store.path("trackers")) if store.is_local else node_cache() / "trackers" / Path(store.root).name
+    return (
+        Path(store.path(layout.TRACKERS)) if store.is_local else node_cache() / layout.TRACKERS / Path(store.root).name
+    )
+
+
+def _sent(store: Store) -> dict[str, list[str]]:
+    """What each tracker has; nothing when the file is damaged, for to send a figure again changes nothing."""
+    if not store.exists(SENT):
+        return {}
+    try:
+        sent = store.read_json(SENT)
+        return {name: [str(key) for key in keys] for name, keys in sent.items()}
+    except (ValueError, AttributeError, TypeError):
+        log.warning("%s/%s is damaged; all figures are sent to the trackers again", store.uri, SENT)
+        return {}
 
 
 def _unsent(record: RunRecord, done: Sequence[str]) -> Iterator[tuple[str, list[tuple[int, Scalars]], str]]:
@@ -97,12 +113,20 @@ def _unsent(record: RunRecord, done: Sequence[str]) -> Iterator[tuple[str, list[
         if key not in done:
             yield key, [(number, {f"{stage}/{name}": value for name, value in scalars(manifest.metrics)})], "round"
         if stage == "train":
-            steps = record.steps(number)
-            if f"{key} curve" not in done:
+            steps = _steps(record, number) if f"{key} curve" not in done else []
+            if steps:
                 figures = [{f"train/{name}": value for name, value in scalars(step)} for step in steps]
-                curve = list(enumerate(figures, start=offset + 1))
-                yield f"{key} curve", curve, "train/step"
-            offset += len(steps)
+                yield f"{key} curve", list(enumerate(figures, start=offset + 1)), "train/step"
+            offset += manifest.metrics.get("steps", 0)
+
+
+def _steps(record: RunRecord, number: int) -> list[dict[str, Any]]:
+    """A round's training steps; none where their file is missing or damaged, which stops no run."""
+    try:
+        return record.steps(number)
+    except CorruptionError as error:
+        log.warning("%s; the trackers do not get the curve of round %d", error, number)
+        return []
 
 
 def scalars(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

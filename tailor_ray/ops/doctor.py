@@ -183,7 +183,7 @@ def clock_line(worst: float) -> Line:
 def teacher(config: RunConfig) -> Iterator[Line]:
     """Ask each teacher for one token, as a lesson is asked for."""
     from tailor_ray.config.teacher import SANDBOX
-    from tailor_ray.student.model import find_student
+    from tailor_ray.models import identify
     from tailor_ray.teacher.access import check_access
 
     for endpoint in config.teacher.endpoints:
@@ -193,7 +193,8 @@ def teacher(config: RunConfig) -> Iterator[Line]:
             continue
         try:
             if endpoint.serve is not None:
-                found = f"{find_student(endpoint.serve, setting='teacher.serve')} will be served on the cluster"
+                model = identify(endpoint.serve, endpoint.serving.revision, "teacher.serve")
+                found = f"{model} will be served on the cluster"
             else:
                 check_access(config.teacher)
                 found = f"{where} answers a one-token request in {_one_token(endpoint):.1f} s"

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tailor_ray.layout import ledger_folder
 from tailor_ray.storage import Lease, Store
-from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
+from tailor_ray.teacher.book import export_rows, import_rows, newest_rows, stored_rows, totals
 
 
 def list_rows(run: str, limit: int) -> str:
     """The newest rows, one JSON object a line."""
-    rows = stored_rows(Store.open(run).child("teacher"))
+    rows = newest_rows(ledger_folder(Store.open(run)), limit)
     keep = ("key", "round", "model", "outcome", "attempts", "input_tokens", "output_tokens", "cost_usd", "seconds")
-    return "\n".join(json.dumps({name: getattr(row, name) for name in keep}) for row in rows[-limit:])
+    return "\n".join(json.dumps({name: getattr(row, name) for name in keep}) for row in rows)
 
 
 def total(run: str) -> str:
     """Totals by round, model and outcome, one JSON object a line."""
-    return "\n".join(json.dumps(line) for line in totals(stored_rows(Store.open(run).child("teacher"))))
+    return "\n".join(json.dumps(line) for line in totals(stored_rows(ledger_folder(Store.open(run)))))
 
 
 def export(run: str, path: Path) -> str:
-    return f"{export_rows(Store.open(run).child('teacher'), path)} rows written to {path}"
+    return f"{export_rows(ledger_folder(Store.open(run)), path)} rows written to {path}"
 
 
 def take_in(run: str, path: Path) -> str:
     """Import under the run's lease, so that no live driver writes meanwhile."""
     store = Store.open(run)
     with Lease.acquire(store) as lease:
-        return f"{import_rows(store.guarded(lease.fence).child('teacher'), path)} new rows taken in from {path}"
+        return f"{import_rows(ledger_folder(store.guarded(lease.fence)), path)} new rows taken in from {path}"

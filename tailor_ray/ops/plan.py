@@ -10,15 +10,19 @@ from collections import defaultdict
 from dataclasses import replace
 from itertools import islice
 
+import pyarrow.compute as pc
+
 from tailor_ray.config import RunConfig
+from tailor_ray.layout import ATTEMPTS, StageId, ledger_folder, rounds_begun, stage_folder
 from tailor_ray.observe.progress import duration
 from tailor_ray.records import Verdict
-from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
+from tailor_ray.storage import Store, find_part, read_manifest, read_part
 from tailor_ray.tasks import load_task
 from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.forecast import Amount, Basis, Forecast, forecast
 
 SAMPLE = 200  # questions whose length stands for all
+SAMPLED_PARTS = 32  # of an exam, spread over all of it: some 8,000 questions say what share has mistakes
 
 
 def plan(config: RunConfig) -> str:
@@ -45,43 +49,50 @@ def run_forecast(config: RunConfig, store: Store) -> Forecast:
         attempts=config.exam.samples,
         done=_done(store),
     )
-    return forecast(config.teacher, _examined(basis, config, store), stored_rows(store.child("teacher")))
+    basis, sampled = _examined(basis, config, store)
+    made = forecast(config.teacher, basis, stored_rows(ledger_folder(store)))
+    return replace(made, assumptions=(*made.assumptions, *sampled))
 
 
 def _done(store: Store) -> dict[int, Amount]:
     """What the rounds took whose teaching is committed."""
     done = {}
-    for number in store.folders("rounds"):
-        manifest = read_manifest(store.child("rounds", number, "teach"))
+    for number in rounds_begun(store):
+        manifest = read_manifest(stage_folder(store, StageId(number, "teach")))
         if manifest is not None:
             took = manifest.metrics
-            done[int(number)] = Amount(
+            done[number] = Amount(
                 took["requests"], took["input_tokens"], took["output_tokens"], took["cost_usd"], manifest.seconds
             )
     return done
 
 
-def _examined(basis: Basis, config: RunConfig, store: Store) -> Basis:
-    """The basis with the mistakes of the latest exam in place of assumed ones."""
-    for number in sorted(store.folders("rounds"), reverse=True):
-        folder = store.child("rounds", number, "exam")
+def _examined(basis: Basis, config: RunConfig, store: Store) -> tuple[Basis, list[str]]:
+    """The basis with the mistakes of the latest exam in place of assumed ones, and what is assumed of them."""
+    for number in reversed(rounds_begun(store)):
+        folder = stage_folder(store, StageId(number, "exam"))
         manifest = read_manifest(folder)
         if manifest is None:
             continue
-        texts: defaultdict[str, set[str]] = defaultdict(set)
-        for part in committed_parts(folder, "attempts", verify=False):
-            rows = read_part(folder, part).select(["question_id", "text", "verdict"]).to_pylist()
-            for row in rows:
-                if row["verdict"] == Verdict.WRONG:
-                    texts[row["question_id"]].add(row["text"].strip())
-        wanted = sum(min(len(some), config.teacher.max_mistakes) for some in texts.values())
-        lengths = [len(text) for some in texts.values() for text in some]
-        return replace(
+        count = manifest.parts[ATTEMPTS].count
+        indices = sorted({place * count // SAMPLED_PARTS for place in range(SAMPLED_PARTS)})
+        questions, wanted, lengths = 0, 0, list[int]()
+        for index in indices:
+            texts: defaultdict[str, set[str]] = defaultdict(set)
+            rows = read_part(folder, find_part(folder, ATTEMPTS, index), ["question_id", "text", "verdict"])
+            questions += len(rows["question_id"].unique())
+            for row in rows.filter(pc.equal(rows["verdict"], Verdict.WRONG.value)).to_pylist():
+                texts[row["question_id"]].add(row["text"].strip())
+            wanted += sum(min(len(some), config.teacher.max_mistakes) for some in texts.values())
+            lengths += [len(text) for some in texts.values() for text in some]
+        some = f"the mistakes of round {number}'s exam are those of {len(indices)} of its {count:,} parts"
+        basis = replace(
             basis,
-            mistakes=wanted / max(1, manifest.metrics["questions"]),
+            mistakes=wanted / max(1, questions),
             mistake_characters=sum(lengths) / max(1, len(lengths)),
         )
-    return basis
+        return basis, [some] if len(indices) < count else []
+    return basis, []
 
 
 def _table(made: Forecast) -> str:

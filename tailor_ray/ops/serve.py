@@ -1,4 +1,4 @@
-"""`tailor-ray serve RUN[@ROUND]`: a run's student behind an OpenAI-compatible API, until the command is stopped."""
+"""`tailor-ray serve WHAT`: a run's student, or any model, behind an OpenAI-compatible API, until it is stopped."""
 
 from __future__ import annotations
 
@@ -6,50 +6,59 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
-from tailor_ray.errors import ConfigError, Stopped
+from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.student import StudentConfig
+from tailor_ray.errors import ConfigError, DataError, Stopped
+from tailor_ray.layout import RUN_FILE
+from tailor_ray.models import identify
 from tailor_ray.observe.logs import adopt_ray_output, own_handlers, setup_logging
 from tailor_ray.rounds.cluster import connected
+from tailor_ray.serving.served import Served, config_of, newest_round, student_of
 from tailor_ray.storage import Store
-from tailor_ray.student.of_run import config_of, newest_round, student_folder
 
 
-def serve_run(
+def serve(
     target: str, host: str, port: int, route: str, reload: bool, replicas: int, say: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT; `say` gets the address once it answers.
 
-    Raises UserError for a run or round that is not there, before anything is started.
+    Raises UserError for a run, round or model that is not there, before anything is started.
     """
-    uri, round_ = split_target(target)
-    run = Store.open(uri)
-    config = config_of(run)
-    if reload and round_ is not None:
-        raise ConfigError(f"{target} names a round, and --reload follows the newest: leave one of them out")
-    number = newest_round(run) if round_ is None else round_
-    student_folder(run, number)
+    served, cluster = find(target, reload)
+    served = replace(served, replicas=replicas, application=f"student{route.rstrip('/').replace('/', '-')}")
     setup_logging(None)
-    with connected(config.cluster):
+    with connected(cluster):
         adopt_ray_output()
-        from tailor_ray.student.of_run import Served
-
         with own_handlers():
-            from tailor_ray.student.serve import hosted
-        served = Served(
-            name=config.name,
-            run=run.uri,
-            round=round_,
-            reload=reload,
-            engine=config.student,
-            replicas=replicas,
-            application=f"student{route.rstrip('/').replace('/', '-')}",
-        )
+            from tailor_ray.serving.deployment import hosted
         with hosted(served, host, port, route) as url, suppress(KeyboardInterrupt, Stopped):
-            say(f"{url} answers for model {config.name!r}, round {number}{', and follows the run' if reload else ''}")
+            which = f", round {served.find()[0]}{', and follows the run' if reload else ''}" if served.run else ""
+            say(f"{url} answers for model {served.name!r}{which}")
             threading.Event().wait()
 
 
-def split_target(target: str) -> tuple[str, int | None]:
-    """`runs/demo@2` → ("runs/demo", 2); without a round, None."""
-    match = re.fullmatch(r"(.+)@(\d+)", target)
-    return (match[1], int(match[2])) if match else (target, None)
+def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
+    """What `RUN[@ROUND]` or the name of a model (a local folder, a hub id[@REVISION], a storage URI) stands for."""
+    name, tail = split_target(target)
+    run = Store.open(name)
+    number = int(tail) if tail and tail.isdigit() else None
+    if run.exists(RUN_FILE):
+        config = config_of(run)
+        if tail and number is None:
+            raise DataError(f"{target} is a run, and {tail!r} is not the number of one of its rounds")
+        if reload and number is not None:
+            raise ConfigError(f"{target} names a round, and --reload follows the newest: leave one of them out")
+        student_of(run, newest_round(run) if number is None else number)
+        return Served(config.name, run=run.uri, round=number, reload=reload, engine=config.student), config.cluster
+    if reload:
+        raise ConfigError(f"{target} is no run folder, and --reload follows a run: leave it out")
+    model = identify(name, tail, "the model to serve")
+    return Served(model.uri.rstrip("/").rpartition("/")[2], model=model, engine=StudentConfig()), ClusterConfig()
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """`runs/demo@2` → ("runs/demo", "2"); without a part behind @ that has no slash, None."""
+    match = re.fullmatch(r"(.+)@([\w.-]+)", target)
+    return (match[1], match[2]) if match else (target, None)

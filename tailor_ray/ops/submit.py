@@ -15,9 +15,9 @@ from typing import Any
 
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import ConfigError, StageError, Stopped, UserError
+from tailor_ray.layout import RUN_FILE
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG_NAME = "run.yaml"
 EXIT_CODES: dict[int, type[Exception]] = {2: UserError, 3: Stopped}
 
 
@@ -31,10 +31,10 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="tailor-submit-") as scratch:
         folder = Path(scratch)
-        (folder / CONFIG_NAME).write_text(config.to_yaml(), encoding="utf-8")
+        (folder / RUN_FILE).write_text(config.to_yaml(), encoding="utf-8")
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
         job: str = client.submit_job(
-            entrypoint=f"python -m tailor_ray run {CONFIG_NAME}",
+            entrypoint=f"python -m tailor_ray run {RUN_FILE}",
             runtime_env={"working_dir": scratch},
             metadata={"tailor_run": config.name, "tailor_storage": config.storage},
         )

@@ -36,7 +36,7 @@ _CONCLUDING = re.compile(
 
 @dataclass(frozen=True)
 class StudentPrompt:
-    """Questions rendered in one style. `chat` is the tokenizer's template (`prompts.chat.ChatTemplate`)."""
+    """Questions rendered in one style. `chat` is the tokenizer's template (`models.chat.ChatTemplate`)."""
 
     style: Literal["plain", "chat"]
     kind: AnswerKind
@@ -63,6 +63,11 @@ class StudentPrompt:
     def stop(self) -> tuple[str, ...]:
         """Strings that end a completion: a student that was never trained goes on with a question of its own."""
         return ("\nQuestion:",) if self.style == "plain" else ()
+
+    def prepare(self) -> None:
+        """Read what rendering needs: not to be left to the first of several threads."""
+        if self.chat is not None:
+            self.chat([{"role": "user", "content": "?"}], True)
 
     def render(self, question: Question) -> str:
         """The prompt; the student's completion is to follow it directly."""

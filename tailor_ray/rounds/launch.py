@@ -1,4 +1,4 @@
-"""Start or resume a run: folder, lease, logs, cluster and session are opened in this order and closed in reverse."""
+"""Start or resume a run: folder, lease, logs and services are opened in this order and closed in reverse."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tailor_ray.config import RunConfig
+from tailor_ray.layout import LOG_FILE, REPORT_PAGE
 from tailor_ray.observe.logs import setup_logging
 from tailor_ray.observe.progress import Progress
 from tailor_ray.observe.report import write_report
 from tailor_ray.observe.status import rounds_table
-from tailor_ray.rounds.runner import Runner, claim_folder
-from tailor_ray.rounds.session import Session
+from tailor_ray.rounds.loop import Commits, claim_folder, run_rounds
+from tailor_ray.rounds.services import Services, Staff
 from tailor_ray.storage import Lease, Store
 from tailor_ray.storage.store import node_cache
 
 
-def run(config: RunConfig) -> str:
+def run(config: RunConfig, staff: Staff | None = None) -> str:
     """Do what the run folder lacks; returns the summary that the command prints.
 
     Raises UserError for wrong input, Stopped when the run can go on later, StageError and CorruptionError otherwise.
     """
-    with open_run(config) as (runner, session):
-        if runner.next_group() is not None:
-            with session:
-                runner.run(session)
-        document = write_report(session.store)
-    return f"{rounds_table(document)}\nreport: {session.store.uri}/report/index.html"
+    with open_run(config, staff) as (folder, services):
+        if Commits(config, folder).missing():
+            with services:
+                run_rounds(config, folder, services)
+        document = write_report(folder)
+    return f"{rounds_table(document)}\nreport: {folder.uri}/{REPORT_PAGE}"
 
 
 @contextmanager
-def open_run(config: RunConfig) -> Iterator[tuple[Runner, Session]]:
-    """The run folder, claimed and leased, with a session that starts nothing before it is entered."""
+def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[Store, Services]]:
+    """The run folder, claimed and leased, with services that start nothing before they are entered."""
     store = Store.open(config.storage).child(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
     with Lease.acquire(store) as lease, Progress(config.observe.log_every_s) as progress:
         guarded = store.guarded(lease.fence)
         claim_folder(guarded, config)
-        yield Runner(config, guarded), Session(config, guarded, progress)
+        yield guarded, Services(config, guarded, progress, staff)
 
 
 def log_file(store: Store) -> Path:
     """Beside the run where it is local, else in this node's cache."""
     if store.is_local:
-        return Path(store.path("run.log"))
+        return Path(store.path(LOG_FILE))
     return node_cache() / "logs" / f"{Path(store.root).name}.log"
 
 

@@ -13,21 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailor_ray.config import RunConfig
+from tailor_ray.layout import BASE_STUDENT, QUESTIONS, StageId, student_after
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class StageId:
-    """A stage of a round, and the folder that it owns."""
-
-    round: int
-    name: str
-
-    @property
-    def folder(self) -> tuple[str, str, str]:
-        return ("rounds", f"{self.round:02d}", self.name)
-
-    def __str__(self) -> str:
-        return f"round {self.round} {self.name}"
+EXAMPLE_SETTINGS = (
+    *("lessons", "replay_share", "feedback", "max_negatives", "max_positives", "own_positives", "gold_rationales"),
+    *("max_length", "rationale_cap"),
+)  # of the section `training`: what an example is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +34,13 @@ class StageSpec:
         return hashlib.sha256(f"{self.id.name} {self.id.round} {text}".encode()).hexdigest()
 
 
-QUESTIONS = StageId(0, "questions")
-BASE_STUDENT = StageId(0, "student")
-
-
-def student_after(round_: int) -> StageId:
-    """The stage that holds the student as it is after a round."""
-    return BASE_STUDENT if round_ == 0 else StageId(round_, "train")
-
-
 def stages_of(config: RunConfig, round_: int) -> tuple[StageSpec, ...]:
     """The stages of one round in order. Round 0 prepares and scores the student as given."""
     settings = config.results()
     evaluate = StageSpec(
         StageId(round_, "evaluate"),
         {"evaluation": settings["evaluation"], "student": _served(settings), "seed": config.seed},
-        (QUESTIONS, student_after(round_)),
+        (QUESTIONS, BASE_STUDENT, *_once(student_after(round_))),
     )
     if round_ == 0:
         questions = {"task": settings["task"], "shard": config.exam.shard_questions, "seed": config.seed}
@@ -68,21 +50,33 @@ def stages_of(config: RunConfig, round_: int) -> tuple[StageSpec, ...]:
 
 
 def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[StageSpec, ...]:
-    exam, teach, train = (StageId(round_, name) for name in ("exam", "teach", "train"))
-    earlier = tuple(StageId(number, name) for number in range(1, round_) for name in ("exam", "teach"))
+    exam, teach, examples, train = (StageId(round_, name) for name in ("exam", "teach", "examples", "train"))
+    taught = tuple(StageId(number, "teach") for number in range(1, round_))
+    last_exam = (StageId(round_ - 1, "exam"),) if round_ > 1 else ()
+    served, seed = _served(settings), config.seed
     return (
         StageSpec(
             exam,
-            {"exam": settings["exam"], "student": _served(settings), "seed": config.seed},
-            (QUESTIONS, student_after(round_ - 1)),
+            {"exam": settings["exam"], "student": served, "seed": seed},
+            (QUESTIONS, BASE_STUDENT, *_once(student_after(round_ - 1)), *last_exam),
         ),
-        StageSpec(teach, {"teacher": settings["teacher"], "seed": config.seed}, (QUESTIONS, exam, *earlier)),
+        StageSpec(teach, {"teacher": settings["teacher"], "seed": seed}, (QUESTIONS, exam, *taught)),
+        StageSpec(
+            examples,
+            {"training": _built(settings, round_), "student": served, "seed": seed},
+            (QUESTIONS, BASE_STUDENT, exam, teach, *taught),
+        ),
         StageSpec(
             train,
-            {"training": _trained(settings, round_), "student": _served(settings), "seed": config.seed},
-            (QUESTIONS, BASE_STUDENT, student_after(round_ - 1), exam, teach, *earlier),
+            {"training": _trained(settings), "student": served, "seed": seed},
+            (QUESTIONS, BASE_STUDENT, *_once(student_after(round_ - 1)), examples, teach, *taught),
         ),
     )
+
+
+def _once(stage: StageId) -> tuple[StageId, ...]:
+    """The stage, unless it is the one that is named in any case."""
+    return () if stage == BASE_STUDENT else (stage,)
 
 
 def _served(settings: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +85,15 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings["student"].items() if name not in made_of}
 
 
-def _trained(settings: dict[str, Any], round_: int) -> dict[str, Any]:
-    """How the student is trained; round 1 has no lessons of kind feedback to learn from or to leave out."""
-    return {name: value for name, value in settings["training"].items() if round_ > 1 or name != "feedback"}
+def _built(settings: dict[str, Any], round_: int) -> dict[str, Any]:
+    """How examples are made; round 1 has no lessons of kind feedback to learn from or to leave out."""
+    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if round_ > 1 or name != "feedback"}
+    return built | {"pairs": settings["training"]["triplet_weight"] > 0}
+
+
+def _trained(settings: dict[str, Any]) -> dict[str, Any]:
+    """How the student is trained on them."""
+    return {name: value for name, value in settings["training"].items() if name not in EXAMPLE_SETTINGS}
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

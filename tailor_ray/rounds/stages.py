@@ -1,200 +1,322 @@
-"""The stages: each reads what earlier manifests name, writes its own folder, and returns its files and metrics.
+"""The stages: functions from committed stages to what one folder holds. `stage(inputs, out, config, services)`.
 
-The runner decides what runs and commits the manifest; nothing here does. A stage killed half-way is called again
-and finds its committed parts, ledger rows or checkpoints.
+A stage reads the folders that it is given, writes below `out` alone and keeps nothing; the loop decides what runs and
+commits it. A stage killed half-way is called again and finds its committed parts, ledger rows or checkpoints.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from tailor_ray.observe import live
-from tailor_ray.records import (
-    QUESTION_SCHEMA,
-    TRAIN_EXAMPLE_SCHEMA,
-    Attempt,
-    Lesson,
-    Question,
-    R,
-    from_table,
-    to_table,
+from tailor_ray.config import RunConfig
+from tailor_ray.errors import DataError
+from tailor_ray.layout import (
+    ATTEMPTS,
+    BASE_STUDENT,
+    EXAMPLES,
+    LESSONS,
+    LOG,
+    QUESTIONS,
+    SPLITS,
+    STUDENT,
+    StageId,
+    student_after,
 )
-from tailor_ray.rounds.card import write_card
-from tailor_ray.rounds.feed import Feed
-from tailor_ray.rounds.session import Session
-from tailor_ray.rounds.spec import QUESTIONS, StageId, student_after
-from tailor_ray.storage import FileEntry, Part, Store, commit_part, committed_parts, read_part
-from tailor_ray.student.model import folder_sha256
-
-log = logging.getLogger(__name__)
-SPLITS = ("train", "validation", "test")
+from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
+from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.observe import live
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
+from tailor_ray.rounds.card import model_card
+from tailor_ray.rounds.services import Services
+from tailor_ray.statistics import accuracy
+from tailor_ray.storage import (
+    Part,
+    PartsDigest,
+    Store,
+    commit_part,
+    find_part,
+    read_manifest,
+    read_part,
+    stage_parts,
+)
+from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
+from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.teach import Shard, TeachJob
+from tailor_ray.teacher.teach import teach as ask_teacher
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a stage made: its files (paths relative to its folder) and the metrics that the report shows."""
+class Inputs:
+    """The folders of the committed stages that a stage of `round` may read."""
 
-    files: tuple[FileEntry, ...]
+    round: int
+    folders: Mapping[StageId, Store]
+
+    def __getitem__(self, stage: StageId) -> Store:
+        return self.folders[stage]
+
+    def metrics(self, stage: StageId) -> dict[str, Any]:
+        manifest = read_manifest(self[stage])
+        return {} if manifest is None else manifest.metrics
+
+    def all(self, name: str) -> dict[int, Store]:
+        """The folders of every round's stage of this name, by round."""
+        return {stage.round: folder for stage, folder in sorted(self.folders.items()) if stage.name == name}
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage made: its parts, the model it left, and the figures that the report shows."""
+
     metrics: dict[str, Any]
+    parts: dict[str, PartsDigest] = field(default_factory=dict)
+    model: ModelRef | None = None
 
 
-def questions(run: Session, stage: StageId) -> Outcome:
-    """Write the task's splits as parts of `exam.shard_questions` rows, so that exam part i answers question part i."""
-    out = run.folder(stage)
-    counts: dict[str, Any] = {}
-    files: list[FileEntry] = []
+Stage = Callable[[Inputs, Store, RunConfig, Services], StageResult]
+
+
+def questions(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
+    """Write the task's splits as parts of `exam.shard_questions` rows: the parts that all later ones belong to."""
+    task = load_task(config.task, config.seed)
+    parts = {}
     for split in SPLITS:
-        parts = _write_questions(out, split, getattr(run.task, split), run.config.exam.shard_questions)
-        counts[split] = sum(part.entry.rows or 0 for part in parts)
-        files += [part.entry for part in parts]
-    run.check_splits(counts)
-    return Outcome(tuple(files), {**counts, "findings": run.task.findings.to_json()})
+        with services.progress.stage(f"round 0 questions {split}", unit="questions") as bar:
+            parts[split] = _write_questions(out, split, getattr(task, split), config, bar.advance)
+        if not parts[split].rows:
+            raise DataError(
+                f"task {config.task.name!r} has no {split} questions; give more data, "
+                "or change task.validation_share or task.limit_train"
+            )
+    counts = {split: digest.rows for split, digest in parts.items()}
+    return StageResult({**counts, "findings": task.findings.to_json()}, parts)
 
 
-def _write_questions(out: Store, split: str, rows: Iterable[Question], size: int) -> list[Part]:
-    iterator = iter(rows)
-    parts: list[Part] = []
-    while batch := list(islice(iterator, size)):
+def _write_questions(
+    out: Store, split: str, rows: Iterable[Question], config: RunConfig, advance: Callable[[int], None]
+) -> PartsDigest:
+    iterator, parts = iter(rows), list[Part]()
+    while batch := list(islice(iterator, config.exam.shard_questions)):
         parts.append(commit_part(out, split, len(parts), to_table(batch, QUESTION_SCHEMA)))
-    return parts
+        advance(len(batch))
+    return PartsDigest.of(parts)
 
 
-def student(run: Session, stage: StageId) -> Outcome:
-    """Make the tiny student, or record the content hash of the one that was given."""
-    out = run.folder(stage)
-    if run.config.student.model == "tiny":
-        files, metrics = run.make_tiny_student(out)
-        return Outcome(files, {**metrics, "path": f"{out.uri}/student"})
-    given = {"path": run.config.student.model, "sha256": folder_sha256(run.given_student)}
-    return Outcome((out.write_json("student.json", given),), given)
+def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
+    """Make the tiny student, or say where every node finds the one that was given."""
+    metrics: dict[str, Any] = {}
+    if config.student.model == "tiny":
+        from tailor_ray.student.school import school_tiny_student
+
+        services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
+        steps = config.student.tiny.school_steps
+        with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:
+            model, metrics = school_tiny_student(
+                config.student.tiny, _prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
+            )
+    else:
+        model = publish(identify(config.student.model, config.student.revision), out, STUDENT)
+    write_model(out, model)
+    return StageResult({**metrics, "path": str(model), "sha256": model.sha256}, model=model)
 
 
-def exam(run: Session, stage: StageId, on_part: Callable[[Part], None] = lambda _: None) -> Outcome:
-    """The student answers every training question several times; each shard is committed and handed on at once."""
-    checksum = run.serve_student(student_after(stage.round - 1))
-    out = run.folder(stage)
-    metrics = run.examine(out, "attempts", "train", stage, on_part)
-    return Outcome(_entries(out, "attempts"), {**metrics, "student_sha256": checksum})
+def exam(
+    inputs: Inputs,
+    out: Store,
+    config: RunConfig,
+    services: Services,
+    on_part: Callable[[Part], None] = lambda _: None,
+) -> StageResult:
+    """The student answers every training question several times; each part is committed and its record handed on."""
+    before = inputs.all("exam").get(inputs.round - 1)
+    return _ask(inputs, out, config, services, "train", before, on_part)
 
 
-def teach(run: Session, stage: StageId, shards: Iterable[Part]) -> Outcome:
-    """The teacher answers for the shards as they come; done when the last shard's lessons are committed."""
-    from tailor_ray.teacher.teach import teach as ask_teacher
-
-    run.connect()
-    out = run.folder(stage)
-    exam_folder, question_folder = run.folder(StageId(stage.round, "exam")), run.folder(QUESTIONS)
-    question_parts = {part.index: part for part in committed_parts(question_folder, "train", verify=False)}
-
-    def joined() -> Iterator[tuple[list[Question], list[Attempt]]]:
-        for part in shards:
-            asked = from_table(read_part(question_folder, question_parts[part.index]), Question)
-            yield asked, from_table(read_part(exam_folder, part), Attempt)
-
-    taught = frozenset(
-        lesson.question_id
-        for number in range(1, stage.round)
-        for lesson in _rows(run.folder(StageId(number, "teach")), "lessons", Lesson)
-    )
-    with run.progress.stage(str(stage), unit="lessons") as bar:
-        questions = sum(part.entry.rows or 0 for part in question_parts.values())
-        job = run.teach_job(
-            stage,
-            taught,
-            questions,
-            lambda counts: bar.update(done=counts.get("done", 0), total=counts.get("wanted", 0)),
+def teach(inputs: Inputs, out: Store, config: RunConfig, services: Services, intake: Intake) -> StageResult:
+    """The teacher answers for the parts of the exam as they come out of `intake`."""
+    with services.progress.stage(f"round {inputs.round} teach", unit="lessons") as bar:
+        job = TeachJob(
+            config=services.teacher,
+            round=inputs.round,
+            grader=grader_for(config.task),
+            read=partial(_read_shard, inputs),
+            questions=inputs.metrics(QUESTIONS)["train"],
+            on_progress=lambda counts: bar.update(done=counts.get("done", 0), total=counts.get("wanted", 0)),
         )
-        metrics = ask_teacher(job, joined(), out, run.store.child("teacher"))
-    return Outcome((*_entries(out, "lessons"), *_entries(out, "requests")), metrics)
+        metrics, parts = ask_teacher(job, intake, out, services.ledger, services.open_pool)
+    return StageResult(metrics, {LESSONS: parts})
 
 
-def train(run: Session, stage: StageId) -> Outcome:
-    """The student learns from all accepted lessons so far and from its latest mistakes."""
-    from tailor_ray.training.examples import build_examples
+def _read_shard(inputs: Inputs, part: Part) -> Shard:
+    """What the teacher is shown of one part: questions, attempts, and which have a lesson of an earlier round."""
 
-    out = run.folder(stage)
-    lessons = [
-        lesson
-        for number in range(1, stage.round + 1)
-        for lesson in _rows(run.folder(StageId(number, "teach")), "lessons", Lesson)
+    def rows(folder: Store, prefix: str, columns: list[str] | None = None) -> Any:
+        return read_part(folder, find_part(folder, prefix, part.index), columns)
+
+    attempts = from_table(read_part(inputs[StageId(inputs.round, "exam")], part), Attempt)
+    taught = [
+        rows(folder, LESSONS, ["question_id"])["question_id"].to_pylist() for folder in inputs.all("teach").values()
     ]
-    examples, counts = build_examples(
-        questions=_rows(run.folder(QUESTIONS), "train", Question),
-        lessons=lessons,
-        attempts=_rows(run.folder(StageId(stage.round, "exam")), "attempts", Attempt),
-        prompt=run.prompt,
-        config=run.config.training,
-        round=stage.round,
-        seed=run.config.seed,
+    asked = from_table(rows(inputs[QUESTIONS], "train"), Question)
+    return Shard(part.index, asked, attempts, frozenset(name for names in taught for name in names))
+
+
+def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
+    """What the student is to learn from: examples-i from questions-i, all rounds' lessons-i and attempts-i."""
+    from tailor_ray.training.example_parts import ExamplesJob, make_examples
+
+    services.connect()
+    taught = inputs.all("teach")
+    asked = stage_parts(inputs[QUESTIONS], "train")
+    model = read_model(inputs[BASE_STUDENT])
+    job = ExamplesJob(
+        config=config.training,
+        prompt=_prompt(config, model),
+        student=model,
+        special_tokens=config.student.prompt_style == "plain",
+        questions=inputs[QUESTIONS],
+        lessons=taught,
+        attempts=inputs[StageId(inputs.round, "exam")],
+        out=out,
+        seed=config.seed,
+        round=inputs.round,
+        latest=max((r for r in taught if inputs.metrics(StageId(r, "teach"))["accepted"]), default=inputs.round),
     )
-    part = commit_part(out, "examples", 0, to_table(examples, TRAIN_EXAMPLE_SCHEMA), counts)
-    run.connect()
-    run.release_engines()
-    export = live.Training()
-
-    def show(done: int, steps: int, figures: dict[str, Any]) -> None:
-        bar.update(done=done, total=steps)
-        export(done, steps, figures)
-
-    with run.progress.stage(str(stage), unit="steps") as bar:
-        result = run.train(stage, show)
-    return Outcome((part.entry, *result.files), {**counts, **result.metrics})
+    with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
+        digest, counts = make_examples(job, len(asked), lambda _: bar.advance())
+    return StageResult(counts, {EXAMPLES: digest})
 
 
-def evaluate(run: Session, stage: StageId) -> Outcome:
+def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
+    """The student learns from the round's examples; its model card says from what, not how well it does."""
+    from tailor_ray.training.agreement import HeldOut
+    from tailor_ray.training.launch import TrainJob
+
+    start = BASE_STUDENT if config.training.start == "base" else student_after(inputs.round - 1)
+    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    held_out = HeldOut(
+        questions=tuple(_rows(inputs[QUESTIONS], "validation", Question)),
+        prompt=prompt,
+        grader=grader_for(config.task),
+        max_new_tokens=config.evaluation.max_new_tokens,
+        dtype=config.student.dtype,
+    )
+    job = TrainJob(
+        config=config.training,
+        student=read_model(inputs[start]),
+        examples=inputs[StageId(inputs.round, "examples")],
+        out=out,
+        seed=config.seed,
+        round=inputs.round,
+        held_out=held_out,
+    )
+    services.engines.release()
+    with services.progress.stage(f"round {inputs.round} train", unit="steps") as bar:
+        result = services.trainers.train(job, lambda done, steps, _: bar.update(done=done, total=steps))
+    made = inputs.metrics(StageId(inputs.round, "examples"))
+    metrics = {**{name: made[name] for name in ("examples", "with_pair")}, **result.metrics}
+    card = model_card(config, {r: inputs.metrics(StageId(r, "teach")) for r in inputs.all("teach")}, metrics)
+    out.write_bytes(f"{STUDENT}/README.md", card.encode())
+    return StageResult({**metrics, "student_sha256": result.model.sha256}, model=result.model)
+
+
+def evaluate(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """Greedy answers on validation, which decides when to stop, and on test, for the report alone.
 
-    A trained student is first compared with what transformers makes of it, and gets its model card at the end.
+    A trained student is first compared with what transformers made of it when it was exported.
     """
-    checksum = run.serve_student(student_after(stage.round))
-    out = run.folder(stage)
     metrics: dict[str, Any] = {}
-    if stage.round:
-        metrics["agreement"] = run.check_agreement(student_after(stage.round))
-    files: tuple[FileEntry, ...] = ()
-    for split in ("validation", "test"):
-        metrics[split] = run.score(out, split, stage)
-        files += _entries(out, split)
-    if stage.round:
-        write_card(run.store, run.config, stage.round, metrics)
-    return Outcome(files, {**metrics, "student_sha256": checksum})
+    if inputs.round:
+        metrics["agreement"] = _check_agreement(inputs, config, services)
+    parts: dict[str, PartsDigest] = {}
+    for split in SPLITS[1:]:
+        result = _ask(inputs, out, config, services, split, None, lambda _: None)
+        parts |= result.parts
+        metrics[split] = result.metrics | accuracy(result.metrics["correct"], result.metrics["attempts"])
+        metrics["student_sha256"] = metrics[split].pop("student_sha256")
+    return StageResult(metrics, parts)
 
 
-def mine(run: Session, exam_stage: StageId, teach_stage: StageId, commit: Callable[[StageId, Outcome], None]) -> None:
-    """Exam and teaching at the same time: the teacher starts with the first committed shard."""
-    run.connect()  # before there are two threads that would
-    feed = Feed()
-    teaching = feed.consume(lambda shards: teach(run, teach_stage, shards))
-    with teaching:
-        commit(exam_stage, exam(run, exam_stage, feed.put))
-        feed.close()
-        outcome = teaching.result()
-    commit(teach_stage, outcome)
+def _ask(
+    inputs: Inputs,
+    out: Store,
+    config: RunConfig,
+    services: Services,
+    split: str,
+    before: Store | None,
+    on_part: Callable[[Part], None],
+) -> StageResult:
+    """Ask the student a split: sampled when it is an exam on the training questions, greedily else."""
+    from tailor_ray.student.exam import ExamJob, run_exam
+
+    sampled = split == "train"
+    prefix = ATTEMPTS if sampled else split
+    model = read_model(inputs[student_after(inputs.round - 1 if sampled else inputs.round)])
+    engines = services.serve(model)
+    job = ExamJob(
+        prefix=prefix,
+        split=split,
+        prompt=_prompt(config, read_model(inputs[BASE_STUDENT])),
+        grader=grader_for(config.task),
+        samples=config.exam.samples if sampled else 1,
+        temperature=config.exam.temperature if sampled else 0.0,
+        top_p=config.exam.top_p if sampled else 1.0,
+        max_new_tokens=config.exam.max_new_tokens if sampled else config.evaluation.max_new_tokens,
+        seed=config.seed,
+        round=inputs.round,
+        max_engine_restarts=config.exam.max_engine_restarts,
+        before=before,
+    )
+    name = f"round {inputs.round} {'exam' if sampled else 'evaluate'} {split}"
+    total = inputs.metrics(QUESTIONS)[split] * job.samples
+    with services.progress.stage(name, total=total, unit="samples") as bar:
+
+        def part_done(part: Part) -> None:
+            bar.advance(part.rows)
+            live.answered(part)
+            on_part(part)
+
+        metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done)
+    return StageResult({**metrics, "student_sha256": model.sha256}, {prefix: digest})
 
 
-def teach_committed(run: Session, stage: StageId) -> Outcome:
-    """Teaching alone, when its exam was committed before the run was stopped."""
-    return teach(run, stage, committed_parts(run.folder(StageId(stage.round, "exam")), "attempts", verify=False))
+def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> dict[str, int]:
+    """Compare the engines with what transformers said of the trained student; {} where training left that out.
+
+    Raises StageError where they differ.
+    """
+    from tailor_ray.student.sampling import Sampling
+    from tailor_ray.training.agreement import check_agreement, read_answers
+
+    trained = inputs[student_after(inputs.round)]
+    answers, tokens = read_answers(trained.child(LOG))
+    if not answers:
+        return {}
+    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    sampling = Sampling(0.0, 1.0, tokens, prompt.stop, prompt.style == "plain")
+    names, prompts = ([getattr(answer, key) for answer in answers] for key in ("question_id", "prompt"))
+    said = services.serve(read_model(trained)).answer(names, prompts, [[0]] * len(answers), sampling)
+    return check_agreement(answers, said.texts)
 
 
-def _entries(store: Store, prefix: str) -> tuple[FileEntry, ...]:
-    return tuple(part.entry for part in committed_parts(store, prefix, verify=False))
+def _prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
+    """How the student is asked; a chat template is read from its model, on the node that renders."""
+    style = config.student.prompt_style
+    demos = demos_for(config.task) if config.student.few_shot else ()
+    chat = ChatTemplate(model) if style == "chat" and model is not None else None
+    return StudentPrompt(style, answer_kind(config.task), demos, chat)
 
 
-def _rows(store: Store, prefix: str, record: type[R]) -> list[R]:
-    return [row for part in committed_parts(store, prefix) for row in from_table(read_part(store, part), record)]
+def _rows(folder: Store, prefix: str, record: Any) -> list[Any]:
+    return [row for part in stage_parts(folder, prefix) for row in from_table(read_part(folder, part), record)]
 
 
-WORK: dict[str, Callable[[Session, StageId], Outcome]] = {
-    "questions": questions,
-    "student": student,
-    "exam": exam,
-    "teach": teach_committed,
-    "train": train,
-    "evaluate": evaluate,
+ALONE: dict[str, Stage] = {
+    function.__name__: function for function in (questions, student, exam, examples, train, evaluate)
 }
-"""What does a stage by itself; exam and teaching together are `mine`."""
+"""What does a stage by itself; teaching goes together with its exam (loop.mine)."""

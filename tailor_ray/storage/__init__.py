@@ -5,20 +5,23 @@ exists once its manifest does, and the manifest is written last.
 """
 
 from tailor_ray.storage.lease import Lease
-from tailor_ray.storage.manifest import FileEntry, Manifest, commit_manifest, read_manifest, verify_files
-from tailor_ray.storage.parts import Part, commit_part, committed_parts, read_part
-from tailor_ray.storage.store import Store
+from tailor_ray.storage.manifest import Manifest, commit_manifest, read_manifest, stage_parts
+from tailor_ray.storage.parts import Part, PartsDigest, commit_part, committed_parts, find_part, in_threads, read_part
+from tailor_ray.storage.store import FileEntry, Store
 
 __all__ = [
     "FileEntry",
     "Lease",
     "Manifest",
     "Part",
+    "PartsDigest",
     "Store",
     "commit_manifest",
     "commit_part",
     "committed_parts",
+    "find_part",
+    "in_threads",
     "read_manifest",
     "read_part",
-    "verify_files",
+    "stage_parts",
 ]

@@ -1,36 +1,77 @@
-"""Parts: a stage's rows as numbered parquet files, each committed by itself.
+"""Parts: a stage's rows as numbered parquet files, each committed by itself; the join key of all stages.
 
-`prefix-00007.parquet` is written first, then the sealed record `prefix-00007.json` with its hash and rows: the
-part exists when the record does. A stage killed half-way finds its committed parts and does only the others.
+`prefix-00007.parquet` is written first, then the sealed record `prefix-00007.json` with its hash, rows and counts: the
+part exists when the record does. Whoever makes a part writes it and passes on its record alone. Part i of a stage
+belongs to part i of the questions, so what it depends on is found under the same number. A stage killed half-way finds
+its committed parts and makes only the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailor_ray.errors import CorruptionError
-from tailor_ray.storage.manifest import seal, unseal
+from tailor_ray.storage.seal import seal, unseal
 from tailor_ray.storage.store import FileEntry, Store
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+R = TypeVar("R")
+READERS = 16  # records read at a time: on an object store each takes its 10 to 30 ms
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One committed part; `info` is what the stage wants to remember of it (counts, seconds)."""
+    """The record of one committed part; `info` is what its stage wants to remember of it, counts above all."""
 
     index: int
     entry: FileEntry
     info: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return self.entry.rows or 0
+
+    def to_json(self) -> str:
+        """As one line of text, to cross process borders in a column of Arrow."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Part:
+        record = json.loads(text)
+        return cls(record["index"], FileEntry(**record["entry"]), record["info"])
+
+
+@dataclass(frozen=True, slots=True)
+class PartsDigest:
+    """What a manifest says of all parts with one prefix: their number, their rows, one hash over their records."""
+
+    count: int
+    rows: int
+    sha256: str
+
+    @classmethod
+    def of(cls, parts: Iterable[Part]) -> PartsDigest:
+        """Of parts in any order: they are taken by index. Raises CorruptionError where a number is missing."""
+        ordered = sorted((part.index, part.rows, part.entry.path, part.entry.sha256) for part in parts)
+        digest = hashlib.sha256()
+        for place, (index, rows, path, sha256) in enumerate(ordered):
+            if index != place:
+                raise CorruptionError(f"part {place} is missing or there twice: the next one is {path}")
+            digest.update(f"{path} {rows} {sha256}\n".encode())
+        return cls(len(ordered), sum(rows for _, rows, _, _ in ordered), digest.hexdigest())
 
 
 def part_name(prefix: str, index: int) -> str:
@@ -42,8 +83,7 @@ def commit_part(store: Store, prefix: str, index: int, table: pa.Table, info: Ma
     name = part_name(prefix, index)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    data = buffer.getvalue()
-    written = store.write_bytes(f"{name}.parquet", data)
+    written = store.write_bytes(f"{name}.parquet", buffer.getbuffer())
     entry = FileEntry(written.path, written.sha256, written.bytes, table.num_rows)
     part = Part(index, entry, dict(info or {}))
     store.write_bytes(f"{name}.json", seal(asdict(part)))
@@ -51,17 +91,54 @@ def commit_part(store: Store, prefix: str, index: int, table: pa.Table, info: Ma
 
 
 def committed_parts(store: Store, prefix: str, verify: bool = True) -> list[Part]:
-    """The committed parts by index. A torn or damaged one is left out and logged, so that it is made again."""
+    """The committed parts by index. A torn or damaged one is left out and logged, so that it is made again.
+
+    `verify` hashes their rows too, which an unfinished stage does before it goes on; a finished one's rows are
+    checked when they are read.
+    """
     pattern = re.compile(re.escape(prefix) + r"-(\d{5,})\.json")
-    parts = []
-    for name in store.files():
-        if not pattern.fullmatch(name):
-            continue
+
+    def read(name: str) -> Part | None:
         try:
-            parts.append(_read_record(store, name, verify))
+            return _read_record(store, name, verify)
         except CorruptionError as error:
             log.warning("%s; this part is made again", error)
-    return sorted(parts, key=lambda part: part.index)
+            return None
+
+    names = [name for name in store.files() if pattern.fullmatch(name)]
+    found = in_threads(read, names)
+    return sorted((part for part in found if part is not None), key=lambda part: part.index)
+
+
+def find_part(store: Store, prefix: str, index: int) -> Part:
+    """The record of part `index` of a finished stage. Raises CorruptionError when it is missing or damaged."""
+    name = f"{part_name(prefix, index)}.json"
+    try:
+        return _read_record(store, name, verify=False)
+    except FileNotFoundError:
+        raise CorruptionError(f"{store.uri}/{name} is missing, but its stage is committed; restore it") from None
+
+
+def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    """The part's rows; raises CorruptionError when the bytes are missing or not the committed ones."""
+    try:
+        data = store.read_bytes(part.entry.path)
+    except FileNotFoundError:
+        raise CorruptionError(f"{store.uri}/{part.entry.path} is missing, but its record is there") from None
+    if hashlib.sha256(data).hexdigest() != part.entry.sha256:
+        raise CorruptionError(
+            f"{store.uri}/{part.entry.path} does not have the hash that it was committed with: it was changed or "
+            f"damaged; restore it, or delete the folder {store.uri} and the later rounds to make them again"
+        )
+    return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`work` of each item, in order, several at a time."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(READERS, len(items))) as threads:
+        return list(threads.map(work, items))
 
 
 def _read_record(store: Store, name: str, verify: bool) -> Part:
@@ -70,11 +147,3 @@ def _read_record(store: Store, name: str, verify: bool) -> Part:
     if verify and (not store.exists(part.entry.path) or store.hash_file(part.entry.path) != part.entry.sha256):
         raise CorruptionError(f"{store.uri}/{part.entry.path} does not have the hash that {name} records")
     return part
-
-
-def read_part(store: Store, part: Part) -> pa.Table:
-    """The part's rows; raises CorruptionError when the bytes are not the committed ones."""
-    data = store.read_bytes(part.entry.path)
-    if hashlib.sha256(data).hexdigest() != part.entry.sha256:
-        raise CorruptionError(f"{store.uri}/{part.entry.path} does not have the hash that it was committed with")
-    return pq.read_table(io.BytesIO(data))

@@ -111,7 +111,7 @@ class Store:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
-    def write_bytes(self, name: str, data: bytes) -> FileEntry:
+    def write_bytes(self, name: str, data: bytes | memoryview) -> FileEntry:
         """Write atomically; an existing file is replaced."""
         self.check()
         if self.is_local:
@@ -163,20 +163,21 @@ class Store:
 
     def upload_folder(self, local: Path, name: str) -> list[FileEntry]:
         """Copy a local folder's files to the folder `name`; entries carry paths relative to this store."""
-        entries = []
-        for file in sorted(path for path in local.rglob("*") if path.is_file()):
-            target = f"{name}/{file.relative_to(local).as_posix()}"
-            self.check()
-            destination = Path(self.path(target))
-            if self.is_local and destination.resolve() != file.resolve():
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                temporary = destination.with_name(f".{destination.name}.tmp")
-                shutil.copyfile(file, temporary)
-                _sync_and_rename(temporary, destination)
-            elif not self.is_local:
-                pafs.copy_files(str(file), self.path(target), pafs.LocalFileSystem(), self.filesystem)
-            entries.append(FileEntry(target, file_sha256(file), file.stat().st_size))
-        return entries
+        files = sorted(path for path in local.rglob("*") if path.is_file())
+        return [self.upload_file(file, f"{name}/{file.relative_to(local).as_posix()}") for file in files]
+
+    def upload_file(self, file: Path, name: str) -> FileEntry:
+        """Copy a local file to `name`, atomically; in place it is only hashed."""
+        self.check()
+        target = Path(self.path(name))
+        if not self.is_local:
+            pafs.copy_files(str(file), self.path(name), pafs.LocalFileSystem(), self.filesystem)
+        elif target.resolve() != file.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.tmp")
+            shutil.copyfile(file, temporary)
+            _sync_and_rename(temporary, target)
+        return FileEntry(name, file_sha256(file), file.stat().st_size)
 
     def local_folder(self, name: str) -> Path:
         """The folder `name` as a local path: itself, or a copy in this node's cache keyed by sizes and times."""
@@ -226,7 +227,7 @@ def _reopen(uri: str, guard: Guard | None) -> Store:
     return store.guarded(guard) if guard is not None else store
 
 
-def _write_local(target: Path, data: bytes) -> None:
+def _write_local(target: Path, data: bytes | memoryview) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
@@ -240,7 +241,7 @@ def _write_local(target: Path, data: bytes) -> None:
         raise
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()

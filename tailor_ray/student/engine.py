@@ -17,7 +17,6 @@ the kill).
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import multiprocessing
 import os
@@ -35,13 +34,14 @@ from typing import Any
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ModelError, TailorError
-from tailor_ray.student.model import folder_sha256
+from tailor_ray.models import ModelRef, resolve
+from tailor_ray.models.engine_settings import engine_arguments
+from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling, unaskable
 
 log = logging.getLogger(__name__)
 PROBE_TOKENS = 16
 MEMORY_CPU, MEMORY_GPU = "student.kv_cache_gib", "student.gpu_memory_utilization"
-IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
 @dataclass(slots=True)
@@ -60,9 +60,10 @@ class Job:
 class StudentEngine:
     """The actor. Its calls block; Ray runs each on a thread of its own."""
 
-    def __init__(self, config: StudentConfig, model: str, seed: int, on_gpu: bool) -> None:
+    def __init__(self, config: StudentConfig, model: ModelRef, seed: int, on_gpu: bool) -> None:
         self._config, self._seed, self._on_gpu = config, seed, on_gpu
-        self._model, self._checksum = Path(model), ""
+        self._model = model
+        self._architecture: dict[str, Any] = {}
         self._wake = threading.Condition()
         self._inbox: deque[Job] = deque()
         self._running: dict[str, tuple[Job, Completions, int]] = {}
@@ -77,12 +78,12 @@ class StudentEngine:
 
     def __repr__(self) -> str:
         """What Ray's dashboard and log lines call this actor."""
-        return f"StudentEngine({'/'.join(self._model.parts[-3:])})"
+        return f"StudentEngine({'/'.join(str(self._model).split('/')[-3:])})"
 
     def ready(self) -> str:
         """Wait for the start; the hash of the model that answers. Raises ModelError when vLLM cannot serve it."""
         self._started.result()
-        return self._checksum
+        return self._model.sha256
 
     def progress(self) -> int:
         """A number that grows with every step; a hung engine keeps its."""
@@ -94,12 +95,12 @@ class StudentEngine:
         """One completion for each seed of each prompt, in order. Raises EngineBroken."""
         return self._call(lambda engine, job: self._admit_batch(engine, job, prompts, seeds, sampling), alone)
 
-    def load(self, folder: str) -> str:
-        """Swap the weights in place and return the folder's hash; see `_swap` for what is checked.
+    def load(self, model: ModelRef) -> str:
+        """Swap the weights in place and return the model's hash; see `_swap` for what is checked.
 
-        Raises ModelError when the folder holds another architecture: that takes a new engine.
+        Raises ModelError when the model has another architecture: that takes a new engine.
         """
-        return self._call(lambda engine, job: job.future.set_result(self._swap(engine, Path(folder))), alone=True)
+        return self._call(lambda engine, job: job.future.set_result(self._swap(engine, model)), alone=True)
 
     def sleep(self) -> None:
         """Give the device's memory back, weights and cache; `load` wakes the engine again."""
@@ -118,11 +119,16 @@ class StudentEngine:
 
     def _serve(self) -> None:
         try:
-            engine = build_engine(self._config, self._model, self._seed, self._on_gpu)
+            folder = resolve(self._model)
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whatever vLLM looks for is here by now
+            self._architecture = architecture(folder)
+            engine = build_engine(self._config, folder, self._seed, self._on_gpu)
             self._tokenizer = engine.get_tokenizer()
             self._limit = engine.model_config.max_model_len
             self._probe(engine)  # a shape that no kernel computes fails here and not in the exam
-            self._checksum = folder_sha256(self._model)
+        except TailorError as error:
+            self._started.set_exception(error)
+            return
         except (ValueError, RuntimeError, NotImplementedError) as error:
             hint = ""
             if "memory" in str(error) or "KV cache" in str(error):
@@ -234,19 +240,19 @@ class StudentEngine:
             tokens.append(ids)
         return tokens, errors
 
-    def _swap(self, engine: Any, folder: Path) -> str:
-        """Load `folder` into the running engine.
+    def _swap(self, engine: Any, model: ModelRef) -> str:
+        """Load `model` into the running engine.
 
         What shows that the new weights answer: the log-probabilities of a fixed probe, asked with an empty prefix
-        cache before and after, must differ when the folders' hashes do. Raises EngineBroken when they do not, so
+        cache before and after, must differ when the models' hashes do. Raises EngineBroken when they do not, so
         that the engine is replaced. (vLLM packs its weights by kernel, so they cannot be hashed in place.)
         """
-        checksum = folder_sha256(folder)
         asleep = engine.is_sleeping()
-        if checksum == self._checksum and not asleep:
-            return checksum
-        if architecture(folder) != architecture(self._model):
-            raise ModelError(f"{folder} has another architecture than {self._model}: a new engine is needed")
+        if model.sha256 == self._model.sha256 and not asleep:
+            return model.sha256
+        folder = resolve(model)
+        if architecture(folder) != self._architecture:
+            raise ModelError(f"{model} has another architecture than {self._model}: a new engine is needed")
         if asleep:
             engine.wake_up()  # its weights were given up: there is nothing to compare with
         before = None if asleep else self._probe(engine)
@@ -254,9 +260,9 @@ class StudentEngine:
         if not self._on_gpu:
             engine.collective_rpc(repack_output_head)
         if self._probe(engine) == before:
-            raise EngineBroken(f"the engine answers as before although {folder} holds other weights")
-        self._model, self._checksum = folder, checksum
-        return checksum
+            raise EngineBroken(f"the engine answers as before although {model} holds other weights")
+        self._model = model
+        return model.sha256
 
     def _probe(self, engine: Any) -> list[float]:
         """Log-probabilities of greedy tokens after a fixed prompt; nothing else runs meanwhile."""
@@ -299,66 +305,20 @@ class SwapWeights:
             repack_output_head(self)
 
 
-def architecture(folder: Path) -> dict[str, Any]:
-    """The model's shape: what must stay the same for weights to be swapped in place."""
-    config = json.loads((folder / "config.json").read_text())
-    return {key: value for key, value in config.items() if key not in IGNORED_CONFIG}
-
-
-def context_length(folder: Path, wanted: int) -> int:
-    """`wanted`, or less where the model itself has fewer positions."""
-    config = json.loads((folder / "config.json").read_text())
-    return min(wanted, int(config.get("max_position_embeddings") or wanted))
-
-
 def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) -> Any:
     """A vLLM engine over a local model folder; what vLLM raises when it cannot serve it."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    length = context_length(model, config.max_model_len)
-    arguments: dict[str, Any] = {
+    arguments = engine_arguments(config, on_gpu, context_length(model, config.max_model_len)) | {
         "model": str(model),
-        "max_model_len": length,
-        "max_num_seqs": config.max_num_seqs,
         "seed": seed % 2**31,
-        "enable_prefix_caching": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "enforce_eager": config.enforce_eager if config.enforce_eager != "auto" else not on_gpu,
-        "dtype": config.dtype if config.dtype != "auto" or on_gpu else "float32",
     }
     if on_gpu:
-        arguments |= {
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "tensor_parallel_size": config.tensor_parallel,
-            "enable_sleep_mode": config.release_for_training in ("auto", "sleep"),
-        }
-    else:
-        # A prompt computed in two chunks rewinds its seeded generator, which CPU generators cannot (vLLM 0.29).
-        arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
-        arguments["max_num_batched_tokens"] = max(8192, length)
+        arguments["enable_sleep_mode"] = config.release_for_training in ("auto", "sleep")
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-
-def engine_environment(on_gpu: bool, threads: int) -> dict[str, str]:
-    """Variables that must be set before the actor's process imports vllm."""
-    common = {
-        "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about settings that are chosen here on purpose
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the model is always a local folder by now
-        "TOKENIZERS_PARALLELISM": "false",
-        "TAILOR_RAY_ENGINE": "1",
-    }
-    if on_gpu:
-        return common
-    return common | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(threads),
-        "TORCHDYNAMO_DISABLE": "1",  # else the first log-probability waits 25 s for a compiler
-    }
 
 
 def watch(processes: Sequence[BaseProcess], on_end: Callable[[str], None]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
+from tailor_ray.models import ModelRef
 from tailor_ray.student.remote import get, gist
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
 from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
@@ -38,49 +38,63 @@ class EngineLost(Exception):
 
 
 class EnginePool:
-    """Engines over one model; `start` before use, `stop` at the end. Cheap to pickle once started."""
+    """The engines of one run: `serve` a model before they are asked, `stop` them at the end.
 
-    def __init__(self, config: StudentConfig, model: str, seed: int) -> None:
-        self._config, self._model, self._seed = config, model, seed
+    Cheap to pickle once they were started.
+    """
+
+    def __init__(self, config: StudentConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
         self._supervisor: Any = None
+        self._on_gpu = False
         self.engines = 0
         self.max_num_seqs = config.max_num_seqs
 
-    def start(self) -> None:
-        """Start all engines and wait for them. Raises StageError when one cannot start."""
+    @property
+    def is_started(self) -> bool:
+        return self._supervisor is not None
+
+    def serve(self, model: ModelRef) -> str:
+        """Have all engines answer from a model and return its sha256, checked in each of them.
+
+        Starts them when they are not there; swaps their weights where that is enough. Raises StageError when one
+        cannot start, ModelError and CorruptionError for a model that no engine can use.
+        """
+        if self._supervisor is None:
+            self._start(model)
+        return get(self._supervisor.load.remote(model))
+
+    def _start(self, model: ModelRef) -> None:
         resources = ray.cluster_resources()
-        on_gpu = resources.get("GPU", 0) >= self._config.tensor_parallel
-        self.engines = self._count(resources, on_gpu)
+        self._on_gpu = resources.get("GPU", 0) >= self._config.tensor_parallel
+        self.engines = self._count(resources, model)
         threads = max(1, int(resources.get("CPU", 1)) // self.engines)
         # On the driver's node: an actor without resources goes anywhere, and the pool would be lost with that node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": CALLERS, "scheduling_strategy": here}
-        self._supervisor = (
-            ray.remote(Supervisor)
-            .options(**options)
-            .remote(self._config, self._model, self._seed, self.engines, on_gpu, threads)
-        )
-        self._on_gpu = on_gpu
+        supervisor: Any = ray.remote(Supervisor).options(**options)
+        self._supervisor = supervisor.remote(self._config, model, self._seed, self.engines, self._on_gpu, threads)
         self.begin_stage(0)
 
-    def begin_stage(self, max_restarts: int) -> None:
-        """Allow `max_restarts` replacements from here on."""
-        get(self._supervisor.begin_stage.remote(max_restarts))
+    def begin_stage(self, max_restarts: int, room: int = 0) -> None:
+        """Allow `max_restarts` replacements from here on, and `room` parts of an exam under way at a time."""
+        get(self._supervisor.begin_stage.remote(max_restarts, room))
+
+    def enter_part(self, index: int) -> None:
+        """Begin a part of the exam; waits while the driver has not taken over enough of those before."""
+        get(self._supervisor.enter_part.remote(index))
+
+    def leave_part(self, index: int) -> None:
+        """The driver has taken a part over."""
+        self._supervisor.leave_part.remote(index)
 
     def restarts(self) -> int:
         return get(self._supervisor.restarts.remote())
 
-    def hold(self, held: bool) -> None:
-        """While held, engines end what they have and are given nothing more."""
-        get(self._supervisor.hold.remote(held))
-
-    def load(self, folder: str) -> str:
-        """Have all engines answer from the model in `folder` and return its hash, checked in each of them."""
-        self._model = folder
-        return get(self._supervisor.load.remote(folder))
-
     def release(self) -> None:
         """Give the engines' memory back while the student trains, as student.release_for_training says."""
+        if self._supervisor is None:
+            return
         how = self._config.release_for_training
         if how == "auto":
             how = "sleep" if self._on_gpu else "never"
@@ -145,21 +159,17 @@ class EnginePool:
                 raise EngineBroken(f"no step within student.engine_timeout_s={bound}")
         return get(reference)
 
-    def _count(self, resources: Mapping[str, float], on_gpu: bool) -> int:
+    def _count(self, resources: Mapping[str, float], model: ModelRef) -> int:
         wanted, gpus = self._config.engines, int(resources.get("GPU", 0))
         if wanted == "auto":
-            if on_gpu:
+            if self._on_gpu:
                 return max(1, gpus // self._config.tensor_parallel)
-            fit = resources.get("memory", float("inf")) // self._memory()
-            return max(1, int(min(resources.get("CPU", 1), fit)))
-        if on_gpu and wanted * self._config.tensor_parallel > gpus:
+            # On CPU an engine is a process, its cache, and weights as float32, stored in half of that.
+            memory = (PROCESS_GIB + self._config.kv_cache_gib) * 2**30 + 2 * model.weight_bytes
+            return max(1, int(min(resources.get("CPU", 1), resources.get("memory", float("inf")) // memory)))
+        if self._on_gpu and wanted * self._config.tensor_parallel > gpus:
             raise ConfigError(
                 f"student.engines={wanted} with student.tensor_parallel={self._config.tensor_parallel} GPUs each is "
                 f"more than the {gpus} GPUs of the cluster; lower one of them"
             )
         return wanted
-
-    def _memory(self) -> float:
-        """Bytes that one engine takes on CPU: a process, its cache, and weights as float32, stored in half of that."""
-        weights = sum(path.stat().st_size for path in Path(self._model).glob("*.safetensors"))
-        return (PROCESS_GIB + self._config.kv_cache_gib) * 2**30 + 2 * weights

@@ -11,13 +11,6 @@ import ray
 from tailor_ray.errors import TailorError
 
 
-class Keeper:
-    """An actor that lives as long as the driver that made it: what a driver deployed looks whether it is there."""
-
-    def ready(self) -> None:
-        """Answers once it is."""
-
-
 @contextmanager
 def own_errors() -> Iterator[None]:
     """Raise a TailorError that a remote call raised as itself: its message is for people, Ray's adds frames."""

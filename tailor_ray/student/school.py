@@ -14,8 +14,10 @@ from ray.exceptions import RayActorError
 
 from tailor_ray.config.student import TinyConfig
 from tailor_ray.errors import StageError
+from tailor_ray.layout import STUDENT
+from tailor_ray.models import ModelRef
 from tailor_ray.prompts.student import StudentPrompt
-from tailor_ray.storage import FileEntry, Store
+from tailor_ray.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +31,15 @@ class Schoolroom:
         self._done = 0
 
     def school(
-        self, config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str
-    ) -> tuple[list[FileEntry], dict[str, Any]]:
-        """Make the student and put its files below `out/name`."""
-        from tailor_ray.student.model import folder_sha256
+        self, config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store
+    ) -> tuple[ModelRef, dict[str, Any]]:
+        """Make the student and put its files below `out`."""
         from tailor_ray.student.tiny import make_tiny_student
 
         with tempfile.TemporaryDirectory(prefix="tailor-school-") as scratch:
             folder = Path(scratch)
             metrics: dict[str, Any] = make_tiny_student(config, prompt, seed, folder, self._note)
-            return out.upload_folder(folder, name), {**metrics, "sha256": folder_sha256(folder)}
+            return ModelRef.uploaded(out, STUDENT, out.upload_folder(folder, STUDENT)), metrics
 
     def steps_done(self) -> int:
         return self._done
@@ -48,8 +49,8 @@ class Schoolroom:
 
 
 def school_tiny_student(
-    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str, on_steps: Callable[[int], None]
-) -> tuple[list[FileEntry], dict[str, Any]]:
+    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, on_steps: Callable[[int], None]
+) -> tuple[ModelRef, dict[str, Any]]:
     """School the student on the cluster; `on_steps` hears the steps done twice a second.
 
     It is the same wherever it runs: a node that is lost costs a start from the first step. After STARTS, StageError.
@@ -58,7 +59,7 @@ def school_tiny_student(
     while True:
         starts += 1
         try:
-            return _school(config, prompt, seed, out, name, on_steps)
+            return _school(config, prompt, seed, out, on_steps)
         except RayActorError as error:
             if starts == STARTS:
                 raise StageError(f"schooling was lost {STARTS} times, the last time: {error}") from error
@@ -66,12 +67,12 @@ def school_tiny_student(
 
 
 def _school(
-    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, name: str, on_steps: Callable[[int], None]
-) -> tuple[list[FileEntry], dict[str, Any]]:
+    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, on_steps: Callable[[int], None]
+) -> tuple[ModelRef, dict[str, Any]]:
     """Once. Without Ray's own retries: it would announce one on stdout when a run that is stopped kills the actor."""
     options = {"name": f"schoolroom-{time.time_ns()}", "num_cpus": 1, "max_concurrency": 2}
     room: Any = ray.remote(Schoolroom).options(**options).remote()
-    made = room.school.remote(config, prompt, seed, out, name)
+    made = room.school.remote(config, prompt, seed, out)
     try:
         while not ray.wait([made], timeout=0.5)[0]:
             on_steps(ray.get(room.steps_done.remote()))

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ModelError, StageError, TailorError
+from tailor_ray.models import ModelRef
+from tailor_ray.models.engine_settings import engine_environment
 from tailor_ray.observe import metrics
-from tailor_ray.student.engine import StudentEngine, engine_environment
+from tailor_ray.student.engine import StudentEngine
 from tailor_ray.student.remote import get, gist
 from tailor_ray.student.sampling import EngineBroken
 
@@ -52,7 +55,9 @@ class Lease:
 class Supervisor:
     """The actor. Every method may block; Ray runs each call on a thread of its own."""
 
-    def __init__(self, config: StudentConfig, model: str, seed: int, engines: int, on_gpu: bool, threads: int) -> None:
+    def __init__(
+        self, config: StudentConfig, model: ModelRef, seed: int, engines: int, on_gpu: bool, threads: int
+    ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         self._config, self._model, self._seed = config, model, seed
         self._on_gpu, self._threads = on_gpu, threads
@@ -60,32 +65,39 @@ class Supervisor:
         self._changed = threading.Condition()
         self._failure: str | None = None
         self._restarts, self._max_restarts = 0, 0
-        self._held = False
+        self._parts: set[int] = set()  # of the exam: begun by a task and not yet taken over by the driver
+        self._room = 0
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls this actor."""
         return f"Supervisor({len(self._slots)} engines)"
 
-    def begin_stage(self, max_restarts: int) -> None:
-        """Count restarts anew and fill empty slots."""
+    def begin_stage(self, max_restarts: int, room: int = 0) -> None:
+        """Count restarts anew, fill empty slots, let `room` parts of an exam be under way at a time."""
         with self._changed:
-            self._restarts, self._max_restarts, self._failure, self._held = 0, max_restarts, None, False
+            self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
+            self._parts, self._room = set(), room
             for slot in self._slots:
                 slot.lent, slot.alone_until = 0, 0.0  # callers of a stage that was broken off gave nothing back
         self._fill()
+
+    def enter_part(self, index: int) -> None:
+        """Wait until fewer than `room` parts are under way; a part that is begun again has its place already."""
+        with self._changed:
+            self._changed.wait_for(lambda: index in self._parts or len(self._parts) < self._room)
+            self._parts.add(index)
+
+    def leave_part(self, index: int) -> None:
+        with self._changed:
+            self._parts.discard(index)
+            self._changed.notify_all()
 
     def restarts(self) -> int:
         """Engines replaced since the stage began."""
         return self._restarts
 
-    def hold(self, held: bool) -> None:
-        """While held, nobody is lent an engine."""
-        with self._changed:
-            self._held = held
-            self._changed.notify_all()
-
     def lease(self, alone: bool = False) -> Lease:
-        """The least busy engine; waits while all are being replaced, or held.
+        """The least busy engine; waits while all are being replaced.
 
         With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine
         would be blamed for it. A caller whose node was lost never comes back; student.engine_timeout_s bounds that.
@@ -97,7 +109,7 @@ class Supervisor:
                 now = time.monotonic()
                 there = [slot for slot in self._slots if slot.handle is not None]
                 free = [slot for slot in there if not alone or slot.alone_until <= now]
-                if free and not self._held:
+                if free:
                     slot = min(free, key=lambda slot: slot.lent)
                     slot.lent += 1
                     if alone:
@@ -139,24 +151,24 @@ class Supervisor:
         log.warning("engine %d died and is replaced (%d so far): %s", slot.index, self._restarts, why)
         self._start(slot)
 
-    def load(self, folder: str) -> str:
+    def load(self, model: ModelRef) -> str:
         """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash."""
         started = time.perf_counter()
         with self._changed:
-            self._model, self._failure = folder, None
-        swaps = {slot.index: slot.handle.load.remote(folder) for slot in self._slots if slot.handle is not None}
+            self._model, self._failure = model, None
+        swaps = {slot.index: slot.handle.load.remote(model) for slot in self._slots if slot.handle is not None}
         for index, reference in swaps.items():
             try:
                 get(reference, timeout=self._config.engine_timeout_s)
             except (ModelError, EngineBroken, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                log.warning("engine %d is restarted on %s instead of swapping its weights: %s", index, folder, error)
+                log.warning("engine %d is restarted on %s instead of swapping its weights: %s", index, model, error)
                 with self._changed:
                     self._discard(self._slots[index])
         self._fill()
         checksums = {get(slot.handle.ready.remote()) for slot in self._slots}
         if len(checksums) != 1:
-            raise StageError(f"the engines serve different weights after loading {folder}: {sorted(checksums)}")
-        log.info("all engines serve %s after %.2f s", folder, time.perf_counter() - started)
+            raise StageError(f"the engines serve different weights after loading {model}: {sorted(checksums)}")
+        log.info("all engines serve %s after %.2f s", model, time.perf_counter() - started)
         return checksums.pop()
 
     def release(self, how: str) -> None:
@@ -188,7 +200,7 @@ class Supervisor:
         """Start the slot's engine; a failure is remembered, so that nobody waits for it for ever."""
         bound = self._config.engine_timeout_s
         for start in range(1, STARTS + 1):
-            handle = self._actor()
+            handle = self._actor(slot.index)
             try:
                 get(handle.ready.remote(), timeout=bound)
             except ray.exceptions.GetTimeoutError:
@@ -220,7 +232,7 @@ class Supervisor:
             ray.kill(slot.handle)
         slot.handle = None
 
-    def _actor(self) -> Any:
+    def _actor(self, index: int) -> Any:
         """On CPU an engine claims nothing: training needs the same cores when engines rest.
 
         An engine over several GPUs has them on one node, where vLLM starts a process for each.
@@ -230,7 +242,7 @@ class Supervisor:
             "num_gpus": self._config.tensor_parallel if self._on_gpu else 0,
             "max_concurrency": ENGINE_CALLERS,
             "runtime_env": {"env_vars": engine_environment(self._on_gpu, self._threads)},
-            "scheduling_strategy": "DEFAULT" if self._on_gpu else "SPREAD",
+            "scheduling_strategy": "DEFAULT" if self._on_gpu else _core(index),
         }
         engine = ray.remote(StudentEngine).options(**options)
         return engine.remote(self._config, self._model, self._seed, self._on_gpu)
@@ -238,3 +250,15 @@ class Supervisor:
     def _raise_failure(self) -> None:
         if self._failure:
             raise StageError(self._failure)
+
+
+def _core(index: int) -> Any:
+    """The node of the cluster's core `index`, counted one from each node by turns: a head without CPUs has none.
+
+    Ray itself would put an actor without claims anywhere.
+    """
+    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    cores = sorted((turn, node) for node, count in cpus.items() for turn in range(count))
+    if not cores:
+        return "SPREAD"
+    return NodeAffinitySchedulingStrategy(cores[index % len(cores)][1], soft=True)

@@ -20,7 +20,6 @@ from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
-from tailor_ray.storage import Store
 from tailor_ray.teacher.batch_api import BatchApi, Ended
 from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
@@ -32,7 +31,7 @@ from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 
-QUIET_S = 1.0  # so long without a new request before a file that is not full is sent, once the shards are all in
+QUIET_S = 1.0  # so long without a new request before a file that is not full is sent, once the parts are all in
 
 
 class BatchPool:
@@ -42,16 +41,15 @@ class BatchPool:
         self,
         config: TeacherConfig,
         ledger: Ledger,
-        store: Store,
         round_: int,
         on_settled: Callable[[list[Settled]], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
-        """`store` is the ledger's folder; batches are recorded in `batches/` below it."""
+        """Batches are recorded in `batches/`, below the ledger's folder."""
         self._config = config
         self._endpoints = {endpoint.model: endpoint for endpoint in config.endpoints}
         self._ledger = ledger
-        self._store = store.child("batches")
+        self._store = ledger.store.child("batches")
         self._on_settled = on_settled
         self._on_error = on_error
         self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
@@ -78,7 +76,7 @@ class BatchPool:
             self._on_settled(known)
 
     def hold(self) -> None:
-        """Send no file, full or not, until all shards have come, so that what is worth most goes first."""
+        """Send no file, full or not, until all parts have come, so that what is worth most goes first."""
         self._held = True
 
     def lasts(self, round_total: Spend) -> bool:
@@ -86,7 +84,7 @@ class BatchPool:
         return self._budget.lasts(round_total)
 
     def flush(self) -> None:
-        """No more shards come: what waits may be sent, also in a file that is not full."""
+        """No more parts come: what waits may be sent, also in a file that is not full."""
         self._flushed, self._held = True, False
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
-"""Looking into a ledger and sharing it: list, total, export, import. Only `import_rows` changes anything."""
+"""Looking into a ledger and sharing it: list, total, export, import. Only `import_rows` changes anything.
+
+Rows pass by file by file, so that a long ledger need not fit into memory.
+"""
 
 from __future__ import annotations
 
-import io
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from heapq import nlargest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +18,42 @@ import pyarrow.parquet as pq
 from tailor_ray.errors import DataError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles, decode, encode
+from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles, decode, table_of
 from tailor_ray.teacher.ledger_row import SCHEMA, LedgerRow
 
+SUMS = ("attempts", "input_tokens", "output_tokens", "cost_usd", "lost_usd")
 
-def stored_rows(store: Store) -> list[LedgerRow]:
-    """The rows in storage, oldest first; a driver may be at work meanwhile (its last second may be missing)."""
-    return sorted(LedgerFiles(store).read().values(), key=lambda row: (row.sent, row.key))
+
+def stored_rows(store: Store) -> Iterator[LedgerRow]:
+    """The rows in storage; a driver may be at work meanwhile (its last second may be missing)."""
+    return LedgerFiles(store).read()
+
+
+def newest_rows(store: Store, count: int) -> list[LedgerRow]:
+    """The last ones that were first sent, oldest first."""
+    return nlargest(count, stored_rows(store), key=lambda row: (row.sent, row.key))[::-1]
 
 
 def totals(rows: Iterable[LedgerRow]) -> list[dict[str, Any]]:
     """Requests, attempts, tokens and dollars by round, model and outcome."""
-    groups: defaultdict[tuple[int, str, str], list[LedgerRow]] = defaultdict(list)
+    groups: defaultdict[tuple[int, str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
-        groups[row.round, row.model, row.outcome].append(row)
+        groups[row.round, row.model, row.outcome].update({"requests": 1, **{name: getattr(row, name) for name in SUMS}})
     return [
-        {
-            "round": round_,
-            "model": model,
-            "outcome": outcome,
-            "requests": len(some),
-            "attempts": sum(row.attempts for row in some),
-            "input_tokens": sum(row.input_tokens for row in some),
-            "output_tokens": sum(row.output_tokens for row in some),
-            "cost_usd": sum(row.cost_usd for row in some),
-            "lost_usd": sum(row.lost_usd for row in some),
-        }
-        for (round_, model, outcome), some in sorted(groups.items())
+        {"round": round_, "model": model, "outcome": outcome, **sums}
+        for (round_, model, outcome), sums in sorted(groups.items())
     ]
 
 
 def export_rows(store: Store, path: Path) -> int:
     """Write all rows of a run's ledger to one parquet file; returns how many."""
-    rows = stored_rows(store)
+    rows, count = stored_rows(store), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(rows))
-    return len(rows)
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as file:
+        while some := list(islice(rows, ROWS_PER_FILE)):
+            file.write_table(table_of(row.values() for row in some))
+            count += len(some)
+    return count
 
 
 def import_rows(store: Store, path: Path) -> int:
@@ -58,14 +62,16 @@ def import_rows(store: Store, path: Path) -> int:
     Raises DataError when the file is no ledger. Damaged rows, and requests without a final reply, are left out.
     """
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from None
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
     if missing:
         raise DataError(f"{path} is no ledger: it has no column {missing[0]!r}; export one with `tailor-ray ledger`")
     ledger = Ledger(store)
     try:
-        return ledger.add(decode(table.select(SCHEMA.names)))
+        return sum(ledger.add(decode(pa.Table.from_batches([some]))) for some in file.iter_batches(ROWS_PER_FILE))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from None
     finally:
         ledger.close()

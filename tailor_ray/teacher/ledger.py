@@ -6,6 +6,8 @@ A flusher writes settled rows as parquet to the run's storage within a second, a
 driver that died leaves rows that are pending: the next one takes what the actors' journals say of them, counts the
 others' worst case as lost money and asks again.
 
+It is opened once for a run, since that copies storage's rows to the node's disk. In memory are the rows of the next
+commit and the next flush, and 8 bytes for every other row; all else is read from the node's disk when it is asked for.
 Every row carries a hash of its content: a damaged one is not used, and the loss is logged.
 """
 
@@ -16,7 +18,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +29,8 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.journal import Heard, read_journals
-from tailor_ray.teacher.ledger_files import LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow
+from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
+from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow, Values, is_whole, standing_in_sql
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,11 @@ FLUSH_S = 0.5
 _NAMES = ", ".join(COLUMNS)
 _INSERT = f"INSERT INTO ledger ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _REPLACE = f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS if name != 'key')}"
-_UNLESS_OLDER = f"{_REPLACE} WHERE excluded.settled > ledger.settled"
-SEGMENTS_MERGED = 200  # 100 s of flushes
+_IF_FURTHER = f"{_REPLACE} WHERE {standing_in_sql('excluded')} > {standing_in_sql('ledger')}"
+_KEY, _OUTCOME, _HASH = (list(COLUMNS).index(name) for name in ("key", "outcome", "row_hash"))
+SAMPLE = 20_000  # rows that a forecast learns from
+WAL_PAGES = 10_000  # 40 MiB between checkpoints: by SQLite's own 1,000 nearly every commit would make one
+CACHE_KIB = 32 * 1024
 
 
 class Ledger:
@@ -53,8 +58,8 @@ class Ledger:
         self._files = LedgerFiles(store)
         self._path = node_cache() / "ledgers" / f"{_identity(store)}.sqlite"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._staged: list[LedgerRow] = []
-        self._unflushed: dict[str, LedgerRow] = {}
+        self._staged: dict[str, Values] = {}
+        self._unflushed: dict[str, Values] = {}
         self._failure: BaseException | None = None
         self._db = self._open_database()
         self._recover(keep_batches)
@@ -63,6 +68,11 @@ class Ledger:
         self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def store(self) -> Store:
+        """The ledger's folder in the run's storage."""
+        return self._files.store
 
     def get(self, keys: Sequence[str]) -> dict[str, LedgerRow]:
         """Rows by key; keys without a row, or with a damaged one, are absent."""
@@ -77,14 +87,13 @@ class Ledger:
                         found[row.key] = row
                     else:
                         log.warning("ledger row %s does not have its hash: its reply is lost and asked again", row.key)
-            wanted = set(keys)
-            found.update({row.key: row for row in self._staged if row.key in wanted})
+            found.update({key: LedgerRow(*self._staged[key]) for key in keys if key in self._staged})
         return found
 
     def stage(self, rows: Iterable[LedgerRow]) -> None:
         """Put rows into the next commit."""
         with self._lock:
-            self._staged.extend(row.sealed() for row in rows)
+            self._staged.update((row.key, row.sealed_values()) for row in rows)
 
     @property
     def has_staged(self) -> bool:
@@ -98,15 +107,14 @@ class Ledger:
                 return
             try:
                 with self._db:
-                    values = [row.values() for row in self._staged]
-                    self._db.executemany(f"{_INSERT} ON CONFLICT (key) {_REPLACE}", values)
+                    self._db.executemany(f"{_INSERT} ON CONFLICT (key) {_REPLACE}", list(self._staged.values()))
             except sqlite3.Error as error:
                 raise StageError(
                     f"the ledger {self._path} cannot be written: {error}; make space there, or point "
                     "TAILOR_RAY_CACHE at another local disk, and run the same command"
                 ) from error
-            self._unflushed.update({row.key: row for row in self._staged if row.outcome != "pending"})
-            self._staged = []
+            self._unflushed.update({key: row for key, row in self._staged.items() if row[_OUTCOME] != "pending"})
+            self._staged = {}
 
     def journal(self, actor: str) -> str:
         """Where on this node an actor keeps its journal, without the endings."""
@@ -118,8 +126,7 @@ class Ledger:
 
     def rows(self) -> list[LedgerRow]:
         """All rows, oldest first."""
-        with self._lock:
-            return list(self._select("ORDER BY sent, key"))
+        return self._select("ledger ORDER BY sent, key")
 
     def spent(self, round_: int | None = None) -> Spend:
         """What all attempts of this run cost, those whose bill is not known at their worst case."""
@@ -132,10 +139,15 @@ class Ledger:
             usd, tokens = self._db.execute(query, values).fetchone()
         return Spend(float(usd), int(tokens))
 
-    def settled_before(self, round_: int) -> Iterator[LedgerRow]:
-        """Rows of earlier rounds that have their last word, one by one: a long ledger need not fit into memory."""
+    def settled_before(self, round_: int) -> list[LedgerRow]:
+        """Rows of earlier rounds that have their last word, from a sample of at most SAMPLE rows of the ledger.
+
+        It is the first ones by key: a key is a sha256, so they are a uniform sample, and reading them takes the same
+        time however long the ledger is.
+        """
         final = ",".join(f"'{outcome}'" for outcome in sorted(FINAL))
-        yield from self._select(f"WHERE outcome IN ({final}) AND round < {round_:d}")
+        some = f"(SELECT {_NAMES} FROM ledger ORDER BY key LIMIT {SAMPLE})"
+        return self._select(f"{some} WHERE outcome IN ({final}) AND round < {round_:d}")
 
     def recent(self, seconds: float) -> dict[str, list[tuple[float, int]]]:
         """Online attempts of the last `seconds` by model, oldest first: how long ago, and tokens at most.
@@ -183,7 +195,7 @@ class Ledger:
             self._files.write_segment(rows)
         except BaseException:
             with self._lock:
-                self._unflushed = {row.key: row for row in rows} | self._unflushed
+                self._unflushed = {row[_KEY]: row for row in rows} | self._unflushed
             raise
 
     def close(self, compact: bool = True) -> None:
@@ -219,14 +231,10 @@ class Ledger:
     def _recover(self, keep_batches: bool) -> None:
         """Join storage's rows with this node's; count what was in flight when the last driver died as lost."""
         self._drop_damaged()
-        stored: dict[str, float] = {}  # when settled, by key
-        for rows in self._files.read_files():
-            stored.update({row.key: max(row.settled, stored.get(row.key, 0.0)) for row in rows})
-            with self._lock, self._db:
-                self._db.executemany(f"{_INSERT} ON CONFLICT (key) {_UNLESS_OLDER}", [row.values() for row in rows])
+        self._take_stored()
         kept = "batch" if keep_batches else None
         heard, lost = self.heard(), 0
-        for row in [row for row in self._select("WHERE outcome = 'pending'") if row.mode != kept]:
+        for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
             outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
             if outcome is None:
                 self.stage([row.lost(time.time())])
@@ -236,21 +244,35 @@ class Ledger:
         self.commit()
         if lost:
             log.warning("%d requests were in flight when the last driver ended: counted as lost", lost)
-        known = self._db.execute("SELECT key, settled FROM ledger WHERE outcome != 'pending'").fetchall()
-        missing = [key for key, settled in known if stored.get(key) != settled]
-        self._unflushed.update(self.get(missing))
+
+    def _take_stored(self) -> None:
+        """Take in what storage has, and write to it what only this node has, since its last driver was killed."""
+        left_over = self._db.execute("SELECT EXISTS (SELECT 1 FROM ledger)").fetchone()[0]
+        self._db.execute("CREATE TEMP TABLE stored (row_hash TEXT PRIMARY KEY) WITHOUT ROWID")  # on disk, as all is
+        for rows in self._files.read_files():
+            with self._db:
+                self._db.executemany(f"{_INSERT} ON CONFLICT (key) {_IF_FURTHER}", rows)
+                if left_over:
+                    self._db.executemany("INSERT OR IGNORE INTO stored VALUES (?)", ([row[_HASH]] for row in rows))
+        if left_over:
+            missing = "outcome != 'pending' AND row_hash NOT IN (SELECT row_hash FROM stored)"
+            found = self._db.execute(f"SELECT {_NAMES} FROM ledger WHERE {missing}")
+            while rows := found.fetchmany(ROWS_PER_FILE):
+                self._files.write_segment(rows)
+        self._db.execute("DROP TABLE stored")
 
     def _drop_damaged(self) -> None:
         """Storage has most of them; what it has not is asked again."""
-        damaged = [row.key for row in self._select("") if not row.is_whole()]
+        every = self._db.execute(f"SELECT {_NAMES} FROM ledger")
+        damaged = [values[_KEY] for values in every if not is_whole(values)]
         for key in damaged:
             log.warning("ledger row %s on this node does not have its hash: taken from storage, or asked again", key)
         with self._lock, self._db:
             self._db.executemany("DELETE FROM ledger WHERE key = ?", [(key,) for key in damaged])
 
-    def _select(self, where: str) -> Iterator[LedgerRow]:
+    def _select(self, source: str) -> list[LedgerRow]:
         with self._lock:
-            yield from (LedgerRow(*row) for row in self._db.execute(f"SELECT {_NAMES} FROM ledger {where}"))
+            return [LedgerRow(*values) for values in self._db.execute(f"SELECT {_NAMES} FROM {source}")]
 
     def _flush_loop(self) -> None:
         self._repeat(self.flush)
@@ -259,7 +281,7 @@ class Ledger:
         """A thread of its own: merging may take seconds on an object store, and rows must not wait for it."""
 
         def merge() -> None:
-            if self._files.segments >= SEGMENTS_MERGED:
+            if self._files.is_merge_due:
                 self._files.compact()
 
         self._repeat(merge)
@@ -305,8 +327,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE", timeout=30.0)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
+    db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
+    db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-    db.execute(f"CREATE TABLE IF NOT EXISTS ledger ({columns}, PRIMARY KEY (key)) WITHOUT ROWID")
+    # Rows lie in the order of their coming, for keys are random: in theirs each commit would write a page for each row.
+    db.execute(f"CREATE TABLE IF NOT EXISTS ledger ({columns}, PRIMARY KEY (key))")
     if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
         db.close()
         raise sqlite3.DatabaseError("quick_check found damage")

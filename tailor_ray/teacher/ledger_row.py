@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.outcomes import TABLE, Bill, Checked, Fate, Outcome, Usage
-from tailor_ray.teacher.request import canonical
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
 FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in (Fate.ANSWERED, Fate.REQUEST))
+ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.ANSWERED)
+
+Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +53,32 @@ class LedgerRow:
     def is_final(self) -> bool:
         return self.outcome in FINAL
 
-    def values(self) -> tuple[Any, ...]:
-        """In the order and the types of the columns: an int given for a float would change the hash on its way back."""
-        return tuple(float(getattr(self, n)) if kind == _REAL else getattr(self, n) for n, kind in COLUMNS.items())
+    @property
+    def standing(self) -> tuple[int, int, int, float]:
+        """Of two rows of one request the greater one is kept: by how far it got, not by the clocks of two nodes.
 
-    def content_hash(self) -> str:
-        return hashlib.sha256(canonical(self.values()[:-1]).encode("utf-8", "surrogatepass")).hexdigest()
+        A last word beats anything else, so that no reply is lost that was paid for; then more attempts beat fewer.
+        """
+        ended = 2 if self.outcome not in ("pending", "lost") else int(self.outcome == "lost")
+        return (self.outcome in FINAL) + (self.outcome in ANSWERED), self.attempts, ended, self.settled
+
+    def values(self) -> Values:
+        """In the order and the types of the columns: an int given for a float would change the hash on its way back."""
+        values = list(_GET(self))
+        for place in _REAL_AT:
+            values[place] = float(values[place])
+        return tuple(values)
+
+    def sealed_values(self) -> Values:
+        """The values with the hash of what they are now."""
+        values = self.values()
+        return (*values[:-1], hash_of(values))
 
     def sealed(self) -> LedgerRow:
-        return replace(self, row_hash=self.content_hash())
+        return LedgerRow(*self.sealed_values())
 
     def is_whole(self) -> bool:
-        return self.row_hash == self.content_hash()
+        return is_whole(self.values())
 
     @property
     def spend(self) -> Spend:
@@ -108,9 +126,42 @@ class LedgerRow:
         )
 
 
+def hash_of(values: Values) -> str:
+    """What the row's hash must be: of its numbers in binary and its texts with their lengths, which JSON would escape.
+
+    Raises struct.error, TypeError or AttributeError when a value is of another type than its column.
+    """
+    texts = [b"" if values[place] is None else values[place].encode("utf-8", "surrogatepass") for place in _TEXT_AT]
+    sizes = [-1 if values[place] is None else len(text) for place, text in zip(_TEXT_AT, texts, strict=True)]
+    return hashlib.sha256(b"".join((_PACK(*_NUMBERS(values), *sizes), *texts))).hexdigest()
+
+
+def is_whole(values: Values) -> bool:
+    """Whether a row's values, from disk, have the hash that they were written with."""
+    try:
+        return bool(values[-1] == hash_of(values))
+    except (struct.error, TypeError, AttributeError):
+        return False
+
+
+def standing_in_sql(table: str) -> str:
+    """`LedgerRow.standing` as a row value of SQLite."""
+    outcome = f"{table}.outcome"
+    final, answered = (f"{outcome} IN ({','.join(map(repr, sorted(codes)))})" for codes in (FINAL, ANSWERED))
+    ended = f"({outcome} != 'pending') + ({outcome} NOT IN ('pending', 'lost'))"
+    return f"(({final}) + ({answered}), {table}.attempts, {ended}, {table}.settled)"
+
+
 _REAL = "REAL NOT NULL"
 _SQL = {"str": "TEXT NOT NULL", "str | None": "TEXT", "int": "INTEGER NOT NULL", "float": _REAL}
 _ARROW = {"str": pa.string(), "str | None": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 COLUMNS: dict[str, str] = {field.name: _SQL[str(field.type)] for field in fields(LedgerRow)}
 SCHEMA = pa.schema([pa.field(field.name, _ARROW[str(field.type)]) for field in fields(LedgerRow)])
+_GET = attrgetter(*COLUMNS)
+_HASHED = list(COLUMNS.values())[:-1]
+_REAL_AT = [place for place, kind in enumerate(_HASHED) if kind == _REAL]
+_TEXT_AT = [place for place, kind in enumerate(_HASHED) if kind.startswith("TEXT")]
+_NUMBERS = itemgetter(*(place for place in range(len(_HASHED)) if place not in _TEXT_AT))
+_KINDS = "".join("d" if place in _REAL_AT else "q" for place in range(len(_HASHED)) if place not in _TEXT_AT)
+_PACK = struct.Struct(f"<{_KINDS}{len(_TEXT_AT)}q").pack

@@ -67,11 +67,11 @@ class TeacherPool:
             self._inbox.extend(requests)
 
     def hold(self) -> None:
-        """Send nothing more until all shards have come, so that what is worth most goes first."""
+        """Send nothing more until all parts have come, so that what is worth most goes first."""
         self._held = True
 
     def flush(self) -> None:
-        """No more shards come."""
+        """No more parts come."""
         self._held = False
 
     def lasts(self, round_total: Spend) -> bool:

@@ -13,14 +13,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tailor_ray.answers import Grader
 from tailor_ray.errors import StageError
+from tailor_ray.layout import GREEDY
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Question
-from tailor_ray.storage import FileEntry, Store
+from tailor_ray.storage import Store, commit_part, committed_parts, read_part
 from tailor_ray.training.batches import common_prefix
 
-ANSWERS = "greedy.json"
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("prompt", pa.string()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("dtype", pa.string()),
+        ("ends", pa.list_(pa.int32())),
+        ("leads", pa.list_(pa.float64())),
+    ]
+)
 AT_ONCE = 32  # prompts a batch
 TIES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}  # difference of two logits, of about 10, that is noise
 
@@ -115,17 +128,18 @@ def _read(tokenizer: Any, tokens: list[int], ends: list[int], stop: tuple[str, .
     return text[:cut], "stop" if stopped else "length", [len(one) for one in texts]
 
 
-def write_answers(out: Store, answers: Sequence[GreedyAnswer], max_new_tokens: int) -> FileEntry:
-    rows = [asdict(answer) for answer in answers]
-    return out.write_json(ANSWERS, {"max_new_tokens": max_new_tokens, "answers": rows})
+def write_answers(log: Store, answers: Sequence[GreedyAnswer], max_new_tokens: int) -> None:
+    """Into a stage's `log/`."""
+    table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=ANSWER_SCHEMA)
+    commit_part(log, GREEDY, 0, table, {"max_new_tokens": max_new_tokens})
 
 
-def read_answers(out: Store) -> tuple[list[GreedyAnswer], int]:
+def read_answers(log: Store) -> tuple[list[GreedyAnswer], int]:
     """What `write_answers` wrote, and the bound on their tokens; nothing when the check was left out."""
-    if not out.exists(ANSWERS):
-        return [], 0
-    data = out.read_json(ANSWERS)
-    return [GreedyAnswer(**row) for row in data["answers"]], data["max_new_tokens"]
+    for part in committed_parts(log, GREEDY, verify=False):
+        rows = read_part(log, part).to_pylist()
+        return [GreedyAnswer(**row) for row in rows], part.info["max_new_tokens"]
+    return [], 0
 
 
 def check_agreement(answers: Sequence[GreedyAnswer], texts: Sequence[str]) -> dict[str, int]:

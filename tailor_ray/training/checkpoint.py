@@ -7,7 +7,7 @@ record, with a file that does not match it, or of another job (fingerprint) is n
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import re
 from collections.abc import Callable
@@ -15,23 +15,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from tailor_ray.errors import CorruptionError
 from tailor_ray.storage import FileEntry, Store
-from tailor_ray.storage.manifest import seal, unseal
+from tailor_ray.storage.seal import seal, unseal
+from tailor_ray.training.history import History
 
 log = logging.getLogger(__name__)
 
 TAG = "state"
-HISTORY = "history.json"
+HISTORY = "history.parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One verified checkpoint: `step` steps are done, `history` are their rows."""
+    """One verified checkpoint: `step` steps are done, `history` are their figures."""
 
     name: str
     step: int
-    history: list[dict[str, Any]]
+    history: History
 
 
 class Checkpoints:
@@ -63,7 +66,8 @@ class Checkpoints:
             if not self.store.exists(path) or self.store.hash_file(path) != entry["sha256"]:
                 raise CorruptionError(f"{self.store.uri}/{path} does not have the hash that {record} records")
         name = record.removesuffix(".json")
-        return Checkpoint(name, data["step"], json.loads(self.store.read_bytes(f"{name}/{HISTORY}")))
+        table = pq.read_table(io.BytesIO(self.store.read_bytes(f"{name}/{HISTORY}")))
+        return Checkpoint(name, data["step"], History(table))
 
     def load(self, name: str, engine: Any, partial: bool) -> None:
         """Every worker calls this with the name that worker 0 found. `partial`: frozen weights were left out."""
@@ -72,14 +76,14 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        history: list[dict[str, Any]],
+        history: History,
         engine: Any,
         scratch: Path,
         rank: int,
         partial: bool,
         gather: Callable[[list[FileEntry]], list[FileEntry]],
     ) -> None:
-        """Every worker calls this. `gather` returns all workers' entries on worker 0, after all have arrived."""
+        """Every worker calls this; `history` is worker 0's. `gather` gives it all entries, once all workers are in."""
         name = f"step-{step:08d}"
         folder = Path(self.store.path(name)) if self.store.is_local else scratch / f"checkpoint-{rank}" / name
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=partial)
@@ -89,7 +93,9 @@ class Checkpoints:
             if self.store.is_local:
                 (folder / HISTORY).unlink(missing_ok=True)  # of a save that was cut off
                 entries = self.store.upload_folder(folder, name)  # in place: only hashes
-            entries.append(self.store.write_bytes(f"{name}/{HISTORY}", json.dumps(history).encode()))
+            buffer = io.BytesIO()
+            pq.write_table(history.table(), buffer, compression="zstd")
+            entries.append(self.store.write_bytes(f"{name}/{HISTORY}", buffer.getbuffer()))
             record = {"step": step, "fingerprint": self.fingerprint, "files": [asdict(entry) for entry in entries]}
             self.store.write_bytes(f"{name}.json", seal(record))
             self._prune()

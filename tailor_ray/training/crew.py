@@ -10,6 +10,7 @@ long. Its training function here takes tasks from the desk, an actor, until ther
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import uuid
@@ -17,9 +18,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.storage import Store
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LEAVE_S = 30.0
@@ -81,9 +86,12 @@ class Crew:
     def __init__(self, config: TrainingConfig, gpus: bool, out: Store) -> None:
         self.shape = crew_shape(config, gpus)
         self._jobs = 0
+        self._pending: Any = None
         self._error: BaseException | None = None
         desk: Any = ray.remote(Desk)
-        self._desk = desk.options(num_cpus=0, max_concurrency=1000).remote()
+        # beside the driver: on a worker's node it would be lost with that node, and the workers' end be missed
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = desk.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         trainer = _trainer(config, gpus, out, self._desk)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="tailor-ray-training", daemon=True)
         self._thread.start()
@@ -105,17 +113,23 @@ class Crew:
 
     def wait(self, seconds: float) -> None:
         """For the job that `do` was interrupted in to end, but no longer than this."""
-        ray.wait([self._pending], timeout=seconds)
+        if self._pending is not None:
+            ray.wait([self._pending], timeout=seconds)
 
     def close(self) -> None:
-        """Let the workers go. One that hangs ends with the cluster, or with the driver's job."""
-        if self.alive:
-            ray.get(self._desk.close.remote())
-            self._thread.join(LEAVE_S)
-        ray.kill(self._desk)
+        """Let the workers go; raises nothing, for it is called while an error is on its way.
+
+        One that hangs ends with the cluster, or with the driver's job.
+        """
+        try:
+            if self.alive:
+                ray.get(self._desk.close.remote(), timeout=LEAVE_S)
+                self._thread.join(LEAVE_S)
+            ray.kill(self._desk)
+        except RayError as error:
+            log.warning("the training workers could not be told to leave: %s", error)
 
     def _fit(self, trainer: Any) -> None:
-        from ray.exceptions import RayError
         from ray.train import TrainingFailedError
 
         try:

@@ -1,6 +1,6 @@
 """From lessons and attempts to training examples.
 
-In: a round's questions, all lessons so far, the latest exam's attempts. Out: one `TrainExample` a lesson, with a
+In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, with a
 positive and a negative where the question has them, and counts that name what was left out. What always holds:
 the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
 and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
@@ -33,15 +33,16 @@ def build_examples(
     config: TrainingConfig,
     seed: int,
     round: int,
+    latest: int,
 ) -> tuple[list[TrainExample], dict[str, int]]:
-    """One example a chosen lesson, in an order set by `seed` and `round`.
+    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons.
 
     Counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an example may be in both),
     `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by `training.lessons`/`feedback`).
     """
     known = {question.id: question for question in questions}
     counts = dict.fromkeys(("duplicate_lessons", "lessons_left_out"), 0)
-    chosen = _choose(lessons, known, config, seed, round, counts)
+    chosen = _choose(lessons, known, config, seed, round, latest, counts)
     correct, wrong = _sort_attempts(attempts, known)
     examples = []
     for question_id in sorted(chosen):
@@ -53,18 +54,18 @@ def build_examples(
         positives = list(dict.fromkeys([text for _, text in texts] + own + gold))
         rng.shuffle(positives)
         negatives = _negatives(wrong[question_id], chosen[question_id], rng)[: config.max_negatives]
+        asked = prompt.render(question)
         for index, (lesson, text) in enumerate(texts):
             others = [other for other in positives if other != text][: config.max_positives]
             examples.append(
                 TrainExample(
                     question_id=question_id,
-                    prompt=prompt.render(question),
+                    prompt=asked,
                     rationale=text,
                     positive=others[index % len(others)] if others else None,
                     negative=_negative(lesson, negatives, index),
                 )
             )
-    random.Random(f"{seed}/{round}").shuffle(examples)
     counts["examples"] = len(examples)
     counts["questions"] = len(chosen)
     counts["with_pair"] = sum(e.positive is not None and e.negative is not None for e in examples)
@@ -98,11 +99,11 @@ def _choose(
     config: TrainingConfig,
     seed: int,
     round: int,
+    latest: int,
     counts: dict[str, int],
 ) -> dict[str, list[Lesson]]:
-    """Lessons by question, oldest first, each text once a question."""
+    """Lessons by question, oldest first, each text once per question."""
     relevant = [lesson for lesson in lessons if lesson.question_id in known]
-    latest = max((lesson.round for lesson in relevant), default=round)
     chosen: dict[str, list[Lesson]] = defaultdict(list)
     seen: set[tuple[str, str]] = set()
     for lesson in sorted(relevant, key=lambda item: (item.round, item.question_id, item.request_key, item.text)):

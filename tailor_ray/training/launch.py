@@ -1,15 +1,14 @@
 """A round's training, as the driver sees it: Ray Train workers started, watched, restarted, their result returned.
 
-In: a `TrainJob`, with Ray initialised. Out: a `TrainResult`, after `<out>/student/` and `<out>/steps.parquet` were
-written. What always holds: a job that was killed goes on from its last whole checkpoint when it is called again, and a
-lost worker or a shortage of memory is retried so at most `max_failures` times; an interrupt in the caller's thread asks
-the workers to save and stop. Nothing here imports torch.
+In: a `TrainJob`, with Ray initialised. Out: a `TrainResult`, after `<out>/student/` and the steps' figures in
+`<out>/log/` were written. What always holds: a job that was killed goes on from its last whole checkpoint when it is
+called again, and a lost worker or a shortage of memory is retried so at most `max_failures` times; an interrupt in the
+caller's thread asks the workers to save and stop. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -18,8 +17,11 @@ from typing import Any
 
 from tailor_ray.config.base import result_settings
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import StageError
-from tailor_ray.storage import FileEntry, Store, committed_parts
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError
+from tailor_ray.layout import EXAMPLES
+from tailor_ray.models import ModelRef
+from tailor_ray.storage import Store, read_manifest
+from tailor_ray.storage.seal import canonical
 from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.crew import Crew, WorkersFailed, crew_shape
 
@@ -33,34 +35,30 @@ STOP_WAIT_S = 30.0
 class TrainJob:
     """What a round's training works on.
 
-    `student_in` is a local folder or storage URI of a Hugging Face model; `examples` holds the committed parts
-    `examples-*`; `out` is the stage's folder. `special_tokens` says whether the tokenizer adds its own to a prompt (off
-    for chat templates, which write them). `held_out` are questions to choose the best
-    student by, and to compare it with the engines. `use_gpu` None takes GPUs if there are enough.
+    `student` is where it begins; `examples` is the committed stage's folder, `out` this stage's. `held_out` are
+    questions to choose the best student by, and to compare it with the engines. `use_gpu` None takes GPUs if there are
+    enough.
     """
 
     config: TrainingConfig
-    student_in: str
+    student: ModelRef
     examples: Store
     out: Store
     seed: int
     round: int
-    special_tokens: bool = True
     held_out: HeldOut | None = None
     use_gpu: bool | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`truncated` and `skipped` hold question ids; `files` carry paths relative to the job's `out`."""
+    """Figures of all steps, and the student that they made, which lies in the job's `out`."""
 
     steps: int
     tokens: int
     loss_first: float
     loss_last: float
-    truncated: list[str]
-    skipped: list[str]
-    files: list[FileEntry]
+    model: ModelRef
     metrics: dict[str, Any]
 
 
@@ -119,13 +117,13 @@ class Trainers:
         crew = self._of_shape(config, gpus, job.out)
         try:
             found = crew.do(_task(job, config), lambda: _report(job, on_progress))
+            _report(job, on_progress)
         except BaseException as error:
             if not isinstance(error, WorkersFailed):
-                job.out.child("checkpoints").write_bytes("stop", b"")
+                _ask_to_stop(job)
                 crew.wait(STOP_WAIT_S)
             self.close()
             raise
-        _report(job, on_progress)
         if gpus or "error" in found:
             self.close()
         if "error" in found:
@@ -137,6 +135,13 @@ class Trainers:
             self.close()
             self._crew = Crew(config, gpus, out)
         return self._crew
+
+
+def _ask_to_stop(job: TrainJob) -> None:
+    try:
+        job.out.child("checkpoints").write_bytes("stop", b"")
+    except (OSError, LeaseLost) as error:  # the first error is what the caller must hear of
+        log.warning("the workers could not be asked to stop: %s", error)
 
 
 def _report(job: TrainJob, on_progress: OnProgress | None) -> None:
@@ -157,52 +162,40 @@ def _use_gpu(job: TrainJob) -> bool:
 def _task(job: TrainJob, config: TrainingConfig) -> dict[str, Any]:
     return {
         "config": config,
-        "student_in": job.student_in,
+        "student": job.student,
         "examples": job.examples,
         "out": job.out,
         "seed": job.seed,
         "round": job.round,
         "fingerprint": fingerprint(job),
         "started": time.time(),
-        "special_tokens": job.special_tokens,
         "held_out": job.held_out,
     }
 
 
 def fingerprint(job: TrainJob) -> str:
-    """What a checkpoint depends on: data, student, settings, and the shape of the optimizer's shards."""
-    parts = [(part.entry.path, part.entry.sha256) for part in committed_parts(job.examples, "examples", verify=False)]
-    shape = [job.config.workers, job.config.zero_stage, job.config.offload_optimizer]
-    content = [parts, job.student_in, result_settings(job.config), job.seed, job.round, shape]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    """What a checkpoint belongs to: examples, student, settings that change results, the optimizer's shards' shape."""
+    # validated again: a copy may carry a 10 where a file was read as 10.0
+    config = TrainingConfig.model_validate(job.config.model_dump())
+    shape = [config.workers, config.zero_stage, config.offload_optimizer]
+    content = [_digest(job.examples), job.student.sha256, result_settings(config), job.seed, job.round, shape]
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def _digest(examples: Store) -> str:
+    """From the manifest, for the records of all parts are no matter for the driver."""
+    manifest = read_manifest(examples)
+    if manifest is None:
+        raise CorruptionError(f"{examples.uri} has no manifest: its stage is not committed")
+    return manifest.parts[EXAMPLES].sha256
 
 
 def _result(found: dict[str, Any]) -> TrainResult:
     keys = ("steps", "tokens", "loss_first", "loss_last")
-    _say_what_was_left_out(found)
-    metrics = {key: found[key] for key in (*keys, "step_kept")}
-    metrics |= {"truncated": len(found["truncated"]), "skipped": len(found["skipped"])}
-    metrics |= {key: found[key] for key in ("with_pair_trained", "layout", "peak_memory_bytes")}
+    more = ("step_kept", "truncated", "skipped", "with_pair_trained", "layout", "peak_memory_bytes")
+    metrics = {key: found[key] for key in (*keys, *more)}
     times = found["times"]  # of the last attempt
     metrics["seconds_to_first_step"] = times["ready"]
     metrics["seconds_between_steps"] = times["stepping"] - times["in_steps"]
     metrics["seconds_in_steps"] = times["in_steps"]
-    return TrainResult(
-        **{key: found[key] for key in keys},
-        truncated=found["truncated"],
-        skipped=found["skipped"],
-        files=found["files"],
-        metrics=metrics,
-    )
-
-
-def _say_what_was_left_out(found: dict[str, Any]) -> None:
-    """All of them are in left_out.json; a warning names the first."""
-    for what, cure in (
-        ("truncated", "their rationale was cut at training.max_length"),
-        ("skipped", "their prompt leaves no room for a rationale: raise training.max_length"),
-    ):
-        names = sorted(set(found[what]))
-        if names:
-            more = f" and {len(names) - 8} more (left_out.json)" if len(names) > 8 else ""
-            log.warning("%d examples were %s, %s: %s%s", len(found[what]), what, cure, ", ".join(names[:8]), more)
+    return TrainResult(**{key: found[key] for key in keys}, model=found["model"], metrics=metrics)

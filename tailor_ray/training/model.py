@@ -21,7 +21,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ModelError
 from tailor_ray.training.forward import StudentLoss, hidden_states
 from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree
-from tailor_ray.training.tokens import TokenExample
+from tailor_ray.training.tokens import TokenExample, token_limit
 from tailor_ray.training.tree import TreeAttention
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def load_student(folder: Path, config: TrainingConfig, dtype: torch.dtype, seed:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     _switch_dropout_off(model)
-    max_length = min(config.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+    max_length = token_limit(model.config, config.max_length)
     _check_head(model)
     attention, note = _choose_attention(model, config, max_length)
     fallback = attention is None and config.attention != "separate"

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailor_ray.training.batches import common_prefix
+from tailor_ray.training.batches import MIN_ROOT, common_prefix
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree
-
-MIN_ROOT = 16  # tokens; a shorter common start costs more in extra attention blocks than it saves
 
 
 @dataclass(frozen=True, slots=True)

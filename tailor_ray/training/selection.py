@@ -9,17 +9,22 @@ asked; of equal scores the later student is kept.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tailor_ray.errors import ConfigError
+from tailor_ray.layout import LOG, STUDENT
+from tailor_ray.models import ModelRef
+from tailor_ray.models.folder import is_model_file
 from tailor_ray.records import TrainExample, Verdict
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
 from tailor_ray.training.export import export_student
+from tailor_ray.training.history import History
 from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import TokenExample, tokenize_examples
 
@@ -53,32 +58,33 @@ class Selection:
             return -self.stepper.held_out_loss(self.examples)
         return self._exam(self.scratch / name) if self.stepper.rank == 0 else None
 
-    def keep(self, weights: Mapping[str, torch.Tensor], history: list[dict[str, Any]]) -> tuple[int, list[FileEntry]]:
-        """Make the chosen student `student/`; its step, and its files with what it says greedily."""
-        scores = [(row["validation"], row["step"] + 1) for row in history if row.get("validation") is not None]
+    def keep(self, weights: Mapping[str, torch.Tensor], history: History) -> tuple[int, ModelRef]:
+        """Make the chosen student `student/`, with what it says greedily in `log/`; its step, and the model."""
+        scored = zip(history.column("validation").tolist(), history.column("step").tolist(), strict=True)
+        scores = [(score, step + 1) for score, step in scored if not math.isnan(score)]
         step = max(scores)[1] if scores else len(history)
         if scores:
             log.info("of the students after these steps, with these scores, %d is kept: %s", step, scores)
             folder = self.out.local_folder(_name(step))
-            self.out.delete("student")  # of an attempt that was cut off
-            files = self.out.upload_folder(folder, "student")
+            self.out.delete(STUDENT)  # of an attempt that was cut off
+            files = self.out.upload_folder(folder, STUDENT)
         else:
-            folder = self.scratch / "student"
-            files = self._export(weights, "student", final=True)
-        files += self._answers(folder)
+            folder = self.scratch / STUDENT
+            files = self._export(weights, STUDENT, final=True)
+        self._answer(folder)
         self.out.delete("candidates")
-        return step, files
+        entries = [replace(entry, path=entry.path.removeprefix(f"{STUDENT}/")) for entry in files]
+        model = tuple(entry for entry in entries if is_model_file(entry.path))
+        return step, ModelRef(self.out.child(STUDENT).uri, model)
 
     def _export(self, weights: Mapping[str, torch.Tensor], name: str, final: bool) -> list[FileEntry]:
         return export_student(self.student, weights, self.out, self.scratch, self.config.max_shard_size, name, final)
 
-    def _answers(self, folder: Path) -> list[FileEntry]:
-        """What the student says to some questions, for the comparison with the engines."""
-        if self.held_out is None or not self.config.greedy_check:
-            return []
-        tokens = min(GREEDY_TOKENS, self.held_out.max_new_tokens)
-        answers = self._ask(folder, self.config.greedy_check, tokens)
-        return [write_answers(self.out, answers, tokens)]
+    def _answer(self, folder: Path) -> None:
+        """Write what the student says to some questions, for the comparison with the engines."""
+        if self.held_out is not None and self.config.greedy_check:
+            tokens = min(GREEDY_TOKENS, self.held_out.max_new_tokens)
+            write_answers(self.out.child(LOG), self._ask(folder, self.config.greedy_check, tokens), tokens)
 
     def _exam(self, folder: Path) -> float:
         """Share of the held-out questions that are answered correctly."""

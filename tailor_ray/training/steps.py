@@ -1,6 +1,6 @@
 """One optimizer step: the batch in passes, global counts, both terms, the update.
 
-In: a `Plan`, made from the tokenized examples alone. Out: a row of figures a step. What always holds: a step's loss
+In: a `Plan`, and the rows that it numbers. Out: a row of figures per step. What always holds: a step's loss
 and gradient are those of its whole batch, however it is split into passes and over workers; a step that yields NaN or
 Inf raises `Diverged` with the step and its examples before anything is saved.
 """
@@ -11,19 +11,21 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import DataError, StageError
-from tailor_ray.training.batches import Schedule, common_prefix, split_batch
+from tailor_ray.errors import StageError
+from tailor_ray.training.batches import split_batch
 from tailor_ray.training.engine import Engine
 from tailor_ray.training.forward import Sums
 from tailor_ray.training.model import Student
-from tailor_ray.training.packing import MIN_ROOT, Pack, PackSettings, pack_separate, pack_tree, target_count
+from tailor_ray.training.node_rows import NodeRows
+from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree
+from tailor_ray.training.plan import Plan
 from tailor_ray.training.schedule import learning_rate
 from tailor_ray.training.tokens import TokenExample
 
@@ -34,50 +36,13 @@ class Diverged(StageError):
     """NaN or Inf in a loss or gradient, or too many skipped steps; such weights are never exported."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which examples each step trains on, and in which passes."""
-
-    examples: Sequence[TokenExample]
-    schedule: Schedule
-    sizes: list[int]
-    shared: int  # tokens that all prompts begin with
-    config: TrainingConfig
-    workers: int
-
-    @classmethod
-    def of(cls, examples: Sequence[TokenExample], config: TrainingConfig, seed: int, workers: int) -> Plan:
-        if not examples:
-            raise DataError(
-                "no example is left to train on: every prompt is longer than training.max_length, or the teacher's "
-                "lessons were all rejected; raise training.max_length or look at the teach stage's rejects"
-            )
-        schedule = Schedule([e.question_id for e in examples], config.batch_size, config.epochs, seed, config.steps)
-        shared = min(common_prefix([e.prompt for e in examples]), min(len(e.prompt) for e in examples) - 1)
-        shared = shared if shared >= MIN_ROOT else 0
-        return cls(examples, schedule, [e.tokens for e in examples], shared, config, workers)
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-    def passes(self, step: int) -> list[list[list[int]]]:
-        batch = self.schedule.batch(step)
-        config = self.config
-        return split_batch(batch, self.sizes, self.workers, config.accumulation, config.micro_batch_tokens, self.shared)
-
-    def counts(self, step: int) -> tuple[int, int]:
-        """The step's valid targets and pairs, over all workers: every worker knows them without asking."""
-        batch = [self.examples[index] for index in self.schedule.batch(step)]
-        return sum(target_count(e) for e in batch), sum(e.has_pair for e in batch)
-
-
 class Stepper:
     """Runs one worker's share of steps."""
 
     def __init__(
         self,
         plan: Plan,
+        rows: NodeRows,
         engine: Engine,
         student: Student,
         config: TrainingConfig,
@@ -86,7 +51,8 @@ class Stepper:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.plan, self.engine, self.student, self.config = plan, engine, student, config
+        self.plan, self.rows = plan, rows
+        self.engine, self.student, self.config = engine, student, config
         self.round, self.rank, self.device, self.dtype = round, rank, device, dtype
         self.skipped = 0
         detached = config.triplet_prompt_gradient == "detached"
@@ -96,7 +62,7 @@ class Stepper:
         engine.inner.train()
 
     def step(self, step: int) -> dict[str, Any]:
-        """Do step `step`; the row of `steps.parquet`."""
+        """Do step `step`; its row of `history.STEP_SCHEMA`."""
         begun = time.perf_counter()
         targets, pairs = self.plan.counts(step)
         rate = learning_rate(step, self.plan.steps, self.config, self.round)
@@ -147,8 +113,7 @@ class Stepper:
 
     def _pack(self, indices: list[int], step: int) -> Pack:
         """A worker without a share of this pass computes any example, and its loss counts nothing."""
-        chosen = [self.plan.examples[index] for index in indices or self.plan.schedule.batch(step)[:1]]
-        return self._lay(chosen, self.pack_settings)
+        return self._lay(self.rows.take(indices or self.plan.schedule.batch(step)[:1]), self.pack_settings)
 
     def _lay(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
         if self.student.attention is None:
@@ -163,7 +128,7 @@ class Stepper:
         finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
         if finite and self.skipped < self.config.max_skipped_steps:
             return
-        ids = [self.plan.examples[index].question_id for index in self.plan.schedule.batch(step)]
+        ids = [example.question_id for example in self.rows.take(self.plan.schedule.batch(step))]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         what = f"a loss of {loss} and a gradient norm of {norm}" if not finite else f"{self.skipped} skipped steps"
         raise Diverged(

@@ -1,55 +1,46 @@
-"""What one Ray Train worker does: read the examples, take its share of every step, leave the trained student.
+"""What one Ray Train worker does: take its share of every step, leave the trained student.
 
-In: a `WorkerTask`. Out: on worker 0 a dict of figures, after `<out>/student/` and `<out>/steps.parquet` were written.
-What always holds: all workers compute the same plan from the same files, so they agree on every step's batch and
-counts without talking; steps before the last whole checkpoint are not done again; an error of ours ends all workers
-alike and is returned, for what is raised here would be retried by Ray.
+In: a `WorkerTask`. Out: on worker 0 a dict of figures, after `<out>/student/` and the steps' figures in `<out>/log/`
+were written. What always holds: all workers compute the same plan from the same records, so they agree on every step's
+batch and counts without talking, and each reads its own rows alone; steps before the last whole checkpoint are not done
+again; an error of ours ends all workers alike and is returned, for what is raised here would be retried by Ray.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import Stopped, TailorError
+from tailor_ray.layout import EXAMPLES, LOG, STEPS
+from tailor_ray.models import ModelRef, resolve, write_model
 from tailor_ray.observe import metrics
-from tailor_ray.records import TrainExample, from_table
-from tailor_ray.storage import FileEntry, Store, committed_parts, read_part
+from tailor_ray.storage import FileEntry, Part, Store, commit_part, stage_parts
 from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.checkpoint import Checkpoints
 from tailor_ray.training.engine import Engine, choose_dtype
+from tailor_ray.training.history import History
 from tailor_ray.training.model import Student, load_student
+from tailor_ray.training.node_rows import node_rows
+from tailor_ray.training.plan import PartShape, Plan
 from tailor_ray.training.selection import Selection
-from tailor_ray.training.steps import Plan, Stepper
-from tailor_ray.training.tokens import TokenData, tokenize_examples
+from tailor_ray.training.steps import Stepper
 
 log = logging.getLogger(__name__)
 
-STEP_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("loss", pa.float64()),
-        ("mle", pa.float64()),
-        ("triplet", pa.float64()),
-        ("learning_rate", pa.float64()),
-        ("tokens", pa.int64()),
-        ("seconds", pa.float64()),
-        ("validation", pa.float64()),
-    ]
-)
+T = TypeVar("T")
 PROGRESS, STOP = "progress.json", "stop"  # below <out>/checkpoints: how far we are; the driver asks us to stop
 
 
@@ -58,14 +49,13 @@ class WorkerTask:
     """Everything that a worker needs to know; picklable."""
 
     config: TrainingConfig
-    student_in: str
+    student: ModelRef
     examples: Store
     out: Store
     seed: int
     round: int
     fingerprint: str
     started: float  # time.time() when the job was given
-    special_tokens: bool
     held_out: HeldOut | None
 
 
@@ -86,74 +76,84 @@ class _Worker:
 
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.local_rank, self.local_workers = context.get_local_rank(), context.get_local_world_size()
         self.task, self.config, self.scratch = task, task.config, scratch
-        self.device = _device(task.config, context.get_local_world_size())
-        self.history: list[dict[str, Any]] = []
+        self.device = _device(task.config, self.local_workers)
+        self.done = 0  # steps
+        self.history = History()  # of worker 0
         self.times = {"started": time.time() - task.started}
         self.signals = task.out.child("checkpoints")
         self.next_signal = 0.0
 
     def run(self) -> dict[str, Any] | None:
-        dtype = choose_dtype(self.config.precision, self.device)
-        student = load_student(student_folder(self.task.student_in), self.config, dtype, self.task.seed)
-        data = self._data(student)
-        plan = Plan.of(data.examples, self.config, self.task.seed + self.task.round, self.workers)
-        engine = Engine(student.loss_module(self.config.triplet_margin), self.config, self.workers, dtype)
-        checkpoints = Checkpoints(self.task.out, self.task.fingerprint, self.config.keep_checkpoints)
-        self._resume(checkpoints, engine)
-        stepper = Stepper(plan, engine, student, self.config, self.task.round, self.rank, self.device, dtype)
-        selection = Selection(stepper, self.task.held_out, self.task.out, self.scratch)
-        self.times["ready"] = time.time() - self.task.started
-        resumed = len(self.history)
-        self._steps(stepper, plan, checkpoints, engine, selection)
-        self.times["stepping"] = time.time() - self.task.started - self.times["ready"]
-        self.times["in_steps"] = sum(row["seconds"] for row in self.history[resumed:])
-        return self._finish(student, data, engine, selection)
+        task, config = self.task, self.config
+        dtype = choose_dtype(config.precision, self.device)
+        student = _together(lambda: load_student(resolve(task.student), config, dtype, task.seed))
+        plan, parts, counts = self._plan()
+        with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
+            engine = Engine(student.loss_module(config.triplet_margin), config, self.workers, dtype)
+            checkpoints = Checkpoints(task.out, task.fingerprint, config.keep_checkpoints)
+            self._resume(checkpoints, engine)
+            stepper = Stepper(plan, rows, engine, student, config, task.round, self.rank, self.device, dtype)
+            selection = Selection(stepper, task.held_out, task.out, self.scratch)
+            self.times["ready"] = time.time() - task.started
+            resumed = self.done
+            self._steps(stepper, plan, checkpoints, engine, selection)
+        self.times["stepping"] = time.time() - task.started - self.times["ready"]
+        self.times["in_steps"] = float(self.history.column("seconds")[resumed:].sum())
+        found = self._finish(student, engine, selection)
+        return None if found is None else {**counts, **found}
 
-    def _data(self, student: Student) -> TokenData:
-        parts = committed_parts(self.task.examples, "examples")
-        examples = [row for part in parts for row in from_table(read_part(self.task.examples, part), TrainExample)]
-        return tokenize_examples(
-            examples,
-            student.tokenizer,
-            student.max_length,
-            self.config.rationale_cap,
-            pairs=self.config.triplet_weight > 0,
-            special_tokens=self.task.special_tokens,
-        )
+    def _plan(self) -> tuple[Plan, list[Part], dict[str, int]]:
+        """From the parts' records, of which no more is kept than what reading their rows takes."""
+
+        def read() -> list[Part]:
+            return stage_parts(self.task.examples, EXAMPLES)
+
+        parts = _together(read)
+        shapes = [PartShape.from_info(part.info) for part in parts]
+        plan = Plan.of(shapes, self.config, self.task.seed + self.task.round, self.workers)
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(part.info["counts"])
+        kept = {name: counts[name] for name in ("with_pair_trained", "truncated", "skipped")}
+        return plan, [replace(part, info={}) for part in parts], kept
 
     def _resume(self, checkpoints: Checkpoints, engine: Engine) -> None:
         found = checkpoints.latest() if self.rank == 0 else None
-        chosen = _broadcast(None if found is None else (found.name, found.history))
+        chosen = _broadcast(None if found is None else (found.name, found.step))
+        if found is not None:
+            self.history = found.history
         if chosen is not None:
-            name, self.history = chosen
+            name, self.done = chosen
             checkpoints.load(name, engine.inner, partial=self.config.lora is not None)
             log.info("training goes on after %s", name)
 
     def _steps(
         self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection
     ) -> None:
-        saved_at, saved_step = time.monotonic(), len(self.history)
-        for step in range(len(self.history), plan.steps):
+        saved_at, saved_step, row = time.monotonic(), self.done, None
+        for step in range(self.done, plan.steps):
             row = stepper.step(step)
-            row["validation"] = selection.consider(step + 1) if selection.due(step + 1) else None
-            self.history.append(row)
+            self.done += 1
+            row["validation"] = selection.consider(self.done) if selection.due(self.done) else None
             if self.rank == 0:
+                self.history.append(row)
                 _observe(row)
             every = self.config.checkpoint_every_steps
             # by worker 0's clock, for all must save and stop at the same step
             overdue, stop = self._agreed(
-                (time.monotonic() - saved_at >= self.config.checkpoint_every_s, self._signal(plan))
+                (time.monotonic() - saved_at >= self.config.checkpoint_every_s, self._signal(plan, row))
             )
-            due = step + 1 - saved_step >= every if every else overdue
-            if (due and step + 1 < plan.steps) or stop:
+            due = self.done - saved_step >= every if every else overdue
+            if (due and self.done < plan.steps) or stop:
                 self._save(checkpoints, engine)
-                saved_at, saved_step = time.monotonic(), step + 1
+                saved_at, saved_step = time.monotonic(), self.done
             if stop:
-                raise Stopped(f"training was stopped after step {step + 1} of {plan.steps}; its checkpoint is kept")
-        if self.history:
+                raise Stopped(f"training was stopped after step {self.done} of {plan.steps}; its checkpoint is kept")
+        if row is not None:
             self.next_signal = 0.0
-            self._signal(plan)  # the last step is told as well
+            self._signal(plan, row)  # the last step is told as well
 
     def _agreed(self, flags: tuple[bool, bool]) -> tuple[bool, bool]:
         """Worker 0's two flags on every worker."""
@@ -167,38 +167,36 @@ class _Worker:
     def _save(self, checkpoints: Checkpoints, engine: Engine) -> None:
         partial = self.config.lora is not None
         arguments = (engine.inner, self.scratch, self.rank, partial, _gather)
-        checkpoints.save(len(self.history), self.history, *arguments)
+        checkpoints.save(self.done, self.history, *arguments)
 
-    def _signal(self, plan: Plan) -> bool:
+    def _signal(self, plan: Plan, row: dict[str, Any]) -> bool:
         """Say how far we are, and ask whether to stop: every two seconds, for on an object store both take time."""
         stop = False
         if self.rank == 0 and time.monotonic() >= self.next_signal:
             self.next_signal = time.monotonic() + 2.0
-            figures = {"done": len(self.history), "steps": plan.steps, "pid": os.getpid(), **self.history[-1]}
+            figures = {"done": self.done, "steps": plan.steps, "pid": os.getpid(), **row}
             self.signals.write_json(PROGRESS, figures)
             stop = self.signals.exists(STOP)
         return stop
 
-    def _finish(self, student: Student, data: TokenData, engine: Engine, selection: Selection) -> dict[str, Any] | None:
+    def _finish(self, student: Student, engine: Engine, selection: Selection) -> dict[str, Any] | None:
         weights = engine.state_dict()
         if self.rank != 0:
             return None
         out = self.task.out
-        kept, files = selection.keep(weights, self.history)
-        table = pa.Table.from_pylist(self.history, schema=STEP_SCHEMA)
-        files.append(_write_table(out, "steps.parquet", table))
-        files.append(out.write_json("left_out.json", {"truncated": data.truncated, "skipped": data.skipped}))
+        out.delete(LOG)  # of an attempt that was cut off
+        kept, model = selection.keep(weights, self.history)
+        write_model(out, model)
+        commit_part(out.child(LOG), STEPS, 0, self.history.table())
+        losses = self.history.column("loss").tolist()
         self.times["finished"] = time.time() - self.task.started
         return {
-            "steps": len(self.history),
+            "steps": self.done,
             "step_kept": kept,
-            "tokens": sum(row["tokens"] for row in self.history),
-            "loss_first": self.history[0]["loss"] if self.history else math.nan,
-            "loss_last": self.history[-1]["loss"] if self.history else math.nan,
-            "truncated": data.truncated,
-            "skipped": data.skipped,
-            "files": files,
-            "with_pair_trained": sum(example.has_pair for example in data.examples),
+            "tokens": int(self.history.column("tokens").sum()),
+            "loss_first": losses[0] if losses else math.nan,
+            "loss_last": losses[-1] if losses else math.nan,
+            "model": model,
             "layout": student.layout_note,
             "times": self.times,
             "peak_memory_bytes": _peak_memory(self.device),
@@ -213,19 +211,33 @@ def _observe(row: dict[str, Any]) -> None:
     metrics.count("training_steps")
 
 
-def student_folder(where: str) -> Path:
-    """A local folder as it is; a storage URI copied to this node."""
-    return Store.open(where).local_folder("") if "://" in where else Path(where)
-
-
 def _device(config: TrainingConfig, local_workers: int) -> torch.device:
     if torch.cuda.is_available():
         import ray.train.torch
 
-        return ray.train.torch.get_device()
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # which workers talk through, before DeepSpeed sets it
+        return device
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // local_workers) if config.threads == "auto" else config.threads)
     return torch.device("cpu")
+
+
+def _together(work: Callable[[], T]) -> T:
+    """Do it on all workers and wait for them; an error of ours on any of them is raised on all."""
+    result, error = None, None
+    try:
+        result = work()
+    except TailorError as found:
+        error = found
+    errors: list[TailorError | None] = [error]
+    if dist.get_world_size() > 1:
+        errors = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+    for first in errors:
+        if first is not None:
+            raise first
+    return cast(T, result)
 
 
 def _broadcast(value: Any) -> Any:
@@ -244,13 +256,6 @@ def _gather(entries: list[FileEntry]) -> list[FileEntry]:
     boxes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(boxes, [asdict(entry) for entry in entries])
     return [FileEntry(**entry) for box in boxes for entry in box]
-
-
-def _write_table(store: Store, name: str, table: pa.Table) -> FileEntry:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    entry = store.write_bytes(name, buffer.getvalue())
-    return FileEntry(entry.path, entry.sha256, entry.bytes, table.num_rows)
 
 
 def _peak_memory(device: torch.device) -> int:

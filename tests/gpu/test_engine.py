@@ -10,11 +10,10 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.records import Question
 from tailor_ray.storage import Store
 from tailor_ray.student.exam import run_exam
-from tailor_ray.student.model import folder_sha256
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling
 from tests.integration.conftest import ray_cluster
-from tests.integration.engines import attempts, exam_job, make_student, students, write_questions
+from tests.integration.engines import attempts, exam_job, make_student, ref, students, write_questions
 
 __all__ = ["ray_cluster", "students"]  # fixtures
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24)
@@ -47,8 +46,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices() == 0, reason="needs 
 
 @pytest.mark.parametrize("how", ["sleep", "stop"])
 def test_memory_is_given_back_for_training_and_the_next_student_answers(ray_cluster, students, how):
-    pool = EnginePool(config(engines=1, release_for_training=how), str(students[0]), seed=7)
-    pool.start()
+    pool = EnginePool(config(engines=1, release_for_training=how), seed=7)
+    pool.serve(ref(students[0]))
     try:
         first, busy = greedy(pool), used_mib()
         pool.release()
@@ -56,10 +55,10 @@ def test_memory_is_given_back_for_training_and_the_next_student_answers(ray_clus
         while used_mib() > busy / 2:
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        assert pool.load(str(students[1])) == folder_sha256(students[1])
+        assert pool.serve(ref(students[1])) == ref(students[1]).sha256
         second = greedy(pool)
         assert second != first
-        assert pool.load(str(students[0])) == folder_sha256(students[0])
+        assert pool.serve(ref(students[0])) == ref(students[0]).sha256
         assert greedy(pool) == first
     finally:
         pool.stop()
@@ -79,10 +78,10 @@ def test_a_killed_engine_core_is_replaced_and_its_work_asked_again(ray_cluster, 
             killed.append(cores[0].pid)
             cores[0].kill()
 
-    pool = EnginePool(config(engines=1, max_num_seqs=64), str(students[0]), seed=7)
-    pool.start()
+    pool = EnginePool(config(engines=1, max_num_seqs=64), seed=7)
+    pool.serve(ref(students[0]))
     try:
-        metrics = run_exam(pool, exam_job(samples=8, max_new_tokens=256), questions, out, kill_core)
+        metrics, _ = run_exam(pool, exam_job(samples=8, max_new_tokens=256), questions, out, kill_core)
     finally:
         pool.stop()
     assert [(row.question_id, row.sample) for row in attempts(out)] == [(q.id, k) for q in asked for k in range(8)]
@@ -94,8 +93,8 @@ def test_an_engine_over_two_devices_answers_as_one_does(ray_cluster, tmp_path):
     folder = make_student(tmp_path / "student", hidden_size=128, heads=4)
     said = []
     for width in (1, 2):
-        pool = EnginePool(config(engines=1, tensor_parallel=width), str(folder), seed=7)
-        pool.start()
+        pool = EnginePool(config(engines=1, tensor_parallel=width), seed=7)
+        pool.serve(ref(folder))
         try:
             said.append(greedy(pool))
         finally:

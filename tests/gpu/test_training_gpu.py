@@ -9,6 +9,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tree import TreeAttention
+from tests.training.parts import of_examples
 from tests.training.students import KINDS, make_examples, make_model, make_student
 from tests.training.test_exactness import random_examples
 
@@ -55,7 +56,8 @@ def test_zero_3_on_one_gpu_learns(tmp_path, offload):
 
     from tailor_ray.training.engine import Engine
     from tailor_ray.training.model import load_student
-    from tailor_ray.training.steps import Plan, Stepper
+    from tailor_ray.training.plan import Plan
+    from tailor_ray.training.steps import Stepper
     from tailor_ray.training.tokens import tokenize_examples
 
     os.environ |= {"LOCAL_RANK": "0", "TORCH_EXTENSIONS_DIR": str(tmp_path / "build")}
@@ -69,11 +71,12 @@ def test_zero_3_on_one_gpu_learns(tmp_path, offload):
     )
     student = load_student(make_student(tmp_path / "student"), config, torch.bfloat16, seed=0)
     data = tokenize_examples(make_examples(40), student.tokenizer, 256, 192)
-    plan = Plan.of(data.examples, config, 5, 1)
+    shapes, rows = of_examples(data)
+    plan = Plan.of(shapes, config, 5, 1)
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         engine = Engine(student.loss_module(1.0), config, 1, torch.bfloat16)
-        stepper = Stepper(plan, engine, student, config, 1, 0, torch.device("cuda"), torch.bfloat16)
+        stepper = Stepper(plan, rows, engine, student, config, 1, 0, torch.device("cuda"), torch.bfloat16)
         losses = [stepper.step(step)["loss"] for step in range(20)]
     finally:
         dist.destroy_process_group()

@@ -12,9 +12,10 @@ import pytest
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.models import ModelRef, identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, from_table, to_table
-from tailor_ray.storage import Store, commit_part, committed_parts, read_part
+from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, commit_part, committed_parts, read_part
 from tailor_ray.student.exam import ExamJob
 from tailor_ray.student.pool import EnginePool
 
@@ -78,15 +79,26 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def engine_pool(ray_cluster: None, students: tuple[Path, Path]) -> Iterator[EnginePool]:
     """Two engines for the whole session; a test loads the student that it wants first."""
-    pool = EnginePool(StudentConfig(engines=2, kv_cache_gib=0.125, max_model_len=512), str(students[0]), seed=7)
-    pool.start()
+    pool = EnginePool(StudentConfig(engines=2, kv_cache_gib=0.125, max_model_len=512), seed=7)
+    pool.serve(ref(students[0]))
     yield pool
     pool.stop()
 
 
-def write_questions(store: Store, questions: Sequence[Question], size: int, split: str = "train") -> None:
-    for index, start in enumerate(range(0, len(questions), size)):
-        commit_part(store, split, index, to_table(questions[start : start + size], QUESTION_SCHEMA))
+def ref(folder: Path) -> ModelRef:
+    """The reference of a local model folder."""
+    return identify(str(folder))
+
+
+def write_questions(store: Store, questions: Sequence[Question], size: int) -> None:
+    """Training questions as the questions stage leaves them: parts, then the manifest."""
+    parts = [
+        commit_part(store, "train", index, to_table(questions[start : start + size], QUESTION_SCHEMA))
+        for index, start in enumerate(range(0, len(questions), size))
+    ]
+    commit_manifest(
+        store, Manifest("questions", 0, "", {}, {"train": PartsDigest.of(parts)}, 0.0, {"train": len(questions)})
+    )
 
 
 def exam_job(**changes: Any) -> ExamJob:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,20 +12,23 @@ import pyarrow.parquet as pq
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import TeacherConfig
 from tailor_ray.records import Attempt, Lesson, Verdict, from_table
-from tailor_ray.storage import Store, committed_parts, read_part
+from tailor_ray.storage import FileEntry, Part, Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.teach import TeachJob, teach
+from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.teach import Shard, TeachJob, teach
 
 TASK = TaskConfig(name="arithmetic")
 CANARY = "sk-canary-41b7d2e9"
 
 
 def shards(count=60, size=20, samples=2):
-    """Exam shards whose attempts are all wrong, so that later rounds have mistakes to give feedback on."""
+    """Parts of an exam whose attempts are all wrong, so that later rounds have mistakes to give feedback on."""
     questions = list(islice(load_task(TASK, seed=1).train, count))
-    for start in range(0, count, size):
+    for index, start in enumerate(range(0, count, size)):
         some = questions[start : start + size]
-        yield (
+        yield Shard(
+            index,
             some,
             [
                 Attempt(q.id, k, f"It is {k} + 1. Answer: {int(q.answer) + k + 1}", "stop", "", Verdict.WRONG, k, 9, 9)
@@ -32,6 +36,11 @@ def shards(count=60, size=20, samples=2):
                 for k in range(samples)
             ],
         )
+
+
+def parts(exam):
+    """Their records, for a job that reads its shards from memory."""
+    return [Part(index, FileEntry(f"attempts-{index:05d}.parquet", "", 0), {}) for index in range(len(exam))]
 
 
 BATCH = {"mode": "batch", "batch_poll_s": 0.1}  # no actors: faster where it is not they that matter
@@ -42,9 +51,24 @@ def settings(url, **more):
     return TeacherConfig(**{"base_url": url, **known, **more})
 
 
-def run(tmp_path, config, round_=1, out="out", exam=None, **job):
-    work = TeachJob(config, round_, grader_for(TASK), **job)
-    return teach(work, exam or shards(), Store.open(str(tmp_path / out)), Store.open(str(tmp_path / "teacher")))
+def run(tmp_path, config, round_=1, out="out", exam=None, taught=frozenset(), **job):
+    """A round as a run of its own makes it, its ledger opened and closed; returns its metrics."""
+    came, intake = {}, Intake()
+
+    def read(part):
+        return replace(came.pop(part.index), taught=taught)
+
+    work = TeachJob(config, round_, grader_for(TASK), read, **job)
+    ledger = Ledger(Store.open(str(tmp_path / "teacher")), keep_batches=config.mode == "batch")
+    try:
+        with intake.teaching(lambda: teach(work, intake, Store.open(str(tmp_path / out)), ledger)) as teaching:
+            for shard in exam or shards():
+                came[shard.index] = shard
+                intake.put(Part(shard.index, FileEntry(f"attempts-{shard.index:05d}.parquet", "", 0), {}))
+            intake.end()
+            return teaching.result()[0]
+    finally:
+        ledger.close()
 
 
 def lessons(tmp_path, out="out"):

@@ -8,8 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tailor_ray.storage import Store
-from tailor_ray.student.model import folder_sha256
-from tests.integration.engines import attempts
+from tests.integration.engines import attempts, ref
 
 
 def test_an_exam_alone_needs_no_teacher(ray_cluster, students, tmp_path):
@@ -44,4 +43,4 @@ def test_an_exam_alone_needs_no_teacher(ray_cluster, students, tmp_path):
     verdicts = Counter(str(row.verdict) for row in rows)
     assert (asked["questions"], asked["attempts"]) == (27, 54) == (len(rows) // 2, len(rows))  # 3 are held out
     assert {name: asked[name] for name in verdicts} == verdicts
-    assert asked["student_sha256"] == folder_sha256(students[0])
+    assert asked["student_sha256"] == ref(students[0]).sha256

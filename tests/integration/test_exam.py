@@ -13,10 +13,9 @@ from tailor_ray.errors import StageError
 from tailor_ray.records import Question, Verdict
 from tailor_ray.storage import Store, committed_parts
 from tailor_ray.student.exam import run_exam
-from tailor_ray.student.model import folder_sha256
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import EngineBroken, Sampling, sample_seed
-from tests.integration.engines import attempts, exam_job, make_student, write_questions
+from tests.integration.engines import attempts, exam_job, make_student, ref, write_questions
 
 QUESTIONS = [Question(f"q{i}", f"Ann has {i} pens and buys {i % 7} more. How many now?", str(i)) for i in range(40)]
 
@@ -49,9 +48,9 @@ def test_swapped_weights_answer_as_transformers_does_on_them(engine_pool, studen
     engines = engine_processes()
     for folder in (students[1], students[0], students[1]):
         started = time.perf_counter()
-        checksum = engine_pool.load(str(folder))
+        checksum = engine_pool.serve(ref(folder))
         assert time.perf_counter() - started < 2.0
-        assert checksum == folder_sha256(folder)
+        assert checksum == ref(folder).sha256
         for _ in range(2):  # on both engines, and once from the prefix cache
             said.setdefault(folder, []).append(engine_pool.answer(ids, prompts, seeds, GREEDY).texts)
     for folder, answers in said.items():
@@ -70,13 +69,13 @@ HOSTILE = {
 
 
 def test_every_question_is_one_row_a_sample_whatever_is_asked(engine_pool, students, tmp_path):
-    engine_pool.load(str(students[0]))
+    engine_pool.serve(ref(students[0]))
     questions = list(QUESTIONS[:10])
     for place, (name, (text, _)) in enumerate(HOSTILE.items()):
         questions.insert(2 * place, Question(name, text, "1"))
     write_questions(Store.open(str(tmp_path / "questions")), questions, size=6)
     job = exam_job(samples=3)
-    metrics = run_exam(engine_pool, job, Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path)), print)
+    metrics, _ = run_exam(engine_pool, job, Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path)), print)
     rows = attempts(Store.open(str(tmp_path)))
     assert [(row.question_id, row.sample) for row in rows] == [(q.id, k) for q in questions for k in range(3)]
     for row in rows:
@@ -97,7 +96,7 @@ def test_every_question_is_one_row_a_sample_whatever_is_asked(engine_pool, stude
 
 
 def test_same_seed_gives_the_same_attempts_whatever_the_shards(engine_pool, students, tmp_path):
-    engine_pool.load(str(students[0]))
+    engine_pool.serve(ref(students[0]))
     said = []
     for size, order in ((40, QUESTIONS), (7, QUESTIONS[::-1])):
         questions, out = Store.open(str(tmp_path / f"q{size}")), Store.open(str(tmp_path / f"out{size}"))
@@ -109,15 +108,15 @@ def test_same_seed_gives_the_same_attempts_whatever_the_shards(engine_pool, stud
 
 
 def test_a_committed_part_is_not_run_again(engine_pool, students, tmp_path):
-    engine_pool.load(str(students[0]))
+    engine_pool.serve(ref(students[0]))
     questions, out = Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path / "out"))
     write_questions(questions, QUESTIONS, size=10)
     seen = []
-    first = run_exam(engine_pool, exam_job(), questions, out, seen.append)
+    first, _ = run_exam(engine_pool, exam_job(), questions, out, seen.append)
     before = attempts(out)
     out.delete("attempts-00002.json")  # as after a kill between the rows and their record
     stamps = {name: Path(out.path(name)).stat().st_mtime_ns for name in out.files() if "00002" not in name}
-    second = run_exam(engine_pool, exam_job(), questions, out, seen.append)
+    second, _ = run_exam(engine_pool, exam_job(), questions, out, seen.append)
     assert {name: Path(out.path(name)).stat().st_mtime_ns for name in stamps} == stamps
     assert attempts(out) == before
     assert [part.index for part in sorted(seen[4:], key=lambda part: part.index)] == [0, 1, 2, 3]
@@ -133,9 +132,9 @@ def engine_processes():
 
 
 def test_a_killed_engine_is_replaced_and_its_work_asked_again(engine_pool, students, tmp_path):
-    engine_pool.load(str(students[1]))
+    engine_pool.serve(ref(students[1]))
     questions, out = Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path / "out"))
-    write_questions(questions, QUESTIONS, size=10)
+    write_questions(questions, QUESTIONS, size=4)  # some have not begun when the first ends
     job = exam_job(samples=16, max_new_tokens=64)
     killed = []
 
@@ -144,13 +143,13 @@ def test_a_killed_engine_is_replaced_and_its_work_asked_again(engine_pool, stude
             killed.append(engine_processes()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    metrics = run_exam(engine_pool, job, questions, out, kill_one)
+    metrics, _ = run_exam(engine_pool, job, questions, out, kill_one)
     rows = attempts(out)
     assert [(row.question_id, row.sample) for row in rows] == [(q.id, k) for q in QUESTIONS for k in range(16)]
     assert metrics["error"] == 0
     assert metrics["engine_restarts"] == 1
     assert killed[0] not in engine_processes()
-    assert engine_pool.load(str(students[1])) == folder_sha256(students[1])
+    assert engine_pool.serve(ref(students[1])) == ref(students[1]).sha256
 
 
 class Hung:
@@ -170,7 +169,7 @@ def test_a_pool_whose_supervisor_is_gone_stops(ray_cluster):
     """As after a SIGTERM to the whole process group; an error here would hide what the run ended of."""
     import ray
 
-    pool = EnginePool(StudentConfig(), "student", seed=7)
+    pool = EnginePool(StudentConfig(), seed=7)
     pool._supervisor = ray.remote(Hung).options(num_cpus=0).remote()
     ray.kill(pool._supervisor)
     pool.stop()
@@ -181,7 +180,7 @@ def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster):
     import ray
 
     hung = ray.remote(Hung).options(num_cpus=0, max_concurrency=2).remote()
-    pool = EnginePool(StudentConfig(engine_timeout_s=1.0), "student", seed=7)
+    pool = EnginePool(StudentConfig(engine_timeout_s=1.0), seed=7)
     with pytest.raises(EngineBroken, match=r"no step within student\.engine_timeout_s=1\.0"):
         pool._wait(hung, hung.generate.remote())
     ray.kill(hung)
@@ -190,13 +189,13 @@ def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster):
 def test_a_prompt_that_kills_its_engine_is_quarantined_and_restarts_are_bounded(ray_cluster, tmp_path):
     folder = make_student(tmp_path / "student", unknown_token="<boom>")
     config = StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512, max_num_seqs=4)  # batches of one question
-    pool = EnginePool(config, str(folder), seed=7)
+    pool = EnginePool(config, seed=7)
     questions, out = Store.open(str(tmp_path / "questions")), Store.open(str(tmp_path / "out"))
     asked = [*QUESTIONS[:5], Question("poison", "How many <boom> has Ann?", "3"), *QUESTIONS[5:8]]
     write_questions(questions, asked, size=20)
-    pool.start()
+    pool.serve(ref(folder))
     try:
-        metrics = run_exam(pool, exam_job(), questions, out, ignore)
+        metrics, _ = run_exam(pool, exam_job(), questions, out, ignore)
         with pytest.raises(StageError, match=r"exam\.max_engine_restarts=0"):
             run_exam(pool, exam_job(prefix="again", max_engine_restarts=0), questions, out, ignore)
         with pytest.raises(StageError, match=r"student\.max_num_seqs"):  # what to lower if it was memory

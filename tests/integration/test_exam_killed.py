@@ -10,7 +10,7 @@ import psutil
 from tailor_ray.records import Attempt, Question, from_table
 from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.student.exam import run_exam
-from tests.integration.engines import attempts, exam_job, write_questions
+from tests.integration.engines import attempts, exam_job, ref, write_questions
 
 ROOT = Path(__file__).parents[2]
 JOB = exam_job(samples=8, max_new_tokens=96)
@@ -18,6 +18,7 @@ DRIVER = """
 import sys
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.models import identify
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.storage import Store
 from tailor_ray.student.exam import run_exam
@@ -27,8 +28,8 @@ from tests.integration.test_exam_killed import JOB
 if __name__ == "__main__":
     model, questions, out = sys.argv[1:]
     with connected(ClusterConfig(num_cpus=2, object_store_gib=0.2, dashboard=False)):
-        pool = EnginePool(StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512), model, seed=7)
-        pool.start()
+        pool = EnginePool(StudentConfig(engines=1, kv_cache_gib=0.125, max_model_len=512), seed=7)
+        pool.serve(identify(model))
         parts = Store.open(questions), Store.open(out)
         run_exam(pool, JOB, *parts, lambda part: print("committed", part.index, flush=True))
 """
@@ -54,7 +55,7 @@ def test_a_killed_driver_leaves_no_process_and_its_exam_goes_on(engine_pool, stu
     before = {part.index: part for part in committed_parts(out, "attempts")}
     assert 0 < len(before) < 15
     stamps = {part.index: Path(out.path(part.entry.path)).stat().st_mtime_ns for part in before.values()}
-    engine_pool.load(str(students[0]))
+    engine_pool.serve(ref(students[0]))
     index, part = next(iter(before.items()))
     kept = from_table(read_part(out, part), Attempt)  # by one engine; now two are asked the same
     again = asked[8 * index : 8 * index + 8]
@@ -63,7 +64,7 @@ def test_a_killed_driver_leaves_no_process_and_its_exam_goes_on(engine_pool, stu
     said = engine_pool.answer([question.id for question in again], prompts, seeds, JOB.sampling())
     assert said.texts == [row.text for row in kept]
     seen = []
-    metrics = run_exam(engine_pool, JOB, questions, out, lambda part: seen.append(part.index))
+    metrics, _ = run_exam(engine_pool, JOB, questions, out, lambda part: seen.append(part.index))
     assert sorted(seen) == list(range(15))
     assert [(row.question_id, row.sample) for row in attempts(out)] == [(q.id, k) for q in asked for k in range(8)]
     assert metrics["attempts"] == 120 * 8

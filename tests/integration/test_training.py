@@ -4,18 +4,23 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import StageError, Stopped
-from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, to_table
-from tailor_ray.storage import Store, commit_part, verify_files
-from tailor_ray.storage.manifest import Manifest
+from tailor_ray.errors import CorruptionError, ModelError, StageError, Stopped
+from tailor_ray.models import identify, read_model, resolve
+from tailor_ray.storage import Store, committed_parts, read_part
+from tailor_ray.storage.store import node_cache
+from tailor_ray.training.example_parts import make_examples as make_parts
 from tailor_ray.training.launch import Trainers, TrainJob
-from tests.training.students import make_examples, make_student
+from tests.training.parts import commit_examples
+from tests.training.students import make_examples, make_student, make_tokenizer
+from tests.training.test_example_parts import commit, examples_job
 
 CONFIG = TrainingConfig(epochs=6, learning_rate=1e-3, batch_size=16, warmup_steps=5, checkpoint_every_steps=7)
 
@@ -23,16 +28,22 @@ CONFIG = TrainingConfig(epochs=6, learning_rate=1e-3, batch_size=16, warmup_step
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, ray_cluster):
     folder = tmp_path_factory.mktemp("training")
-    make_student(folder / "student")
+    student = identify(str(make_student(folder / "student")))
+    tokenizer = make_tokenizer(folder / "tokenizer")
     examples = Store.open(str(folder / "examples"))
-    commit_part(examples, "examples", 0, to_table(make_examples(60, questions=40), TRAIN_EXAMPLE_SCHEMA))
-    commit_part(examples, "examples", 1, to_table(make_examples(40, seed=1, questions=40), TRAIN_EXAMPLE_SCHEMA))
-    return folder, examples
+    commit_examples(examples, [make_examples(60, questions=40), make_examples(40, seed=1, questions=40)], tokenizer)
+    return folder, examples, student
 
 
 def job(made, name: str, config: TrainingConfig = CONFIG) -> TrainJob:
-    folder, examples = made
-    return TrainJob(config, str(folder / "student"), examples, Store.open(str(folder / name)), 7, 1)
+    folder, examples, student = made
+    return TrainJob(config, student, examples, Store.open(str(folder / name)), 7, 1)
+
+
+def steps_of(out: Store) -> pa.Table:
+    log = out.child("log")
+    (part,) = committed_parts(log, "steps")
+    return read_part(log, part)
 
 
 def student_hash(made, name: str) -> str:
@@ -60,17 +71,18 @@ def test_figures_and_files(made, undisturbed):
     out = Store.open(str(made[0] / "undisturbed"))
     assert result.steps == 6 * 7
     assert result.loss_last < 0.8 * result.loss_first
-    assert result.truncated == result.skipped == []
-    rows = pq.read_table(out.path("steps.parquet")).to_pylist()
+    assert result.metrics["truncated"] == result.metrics["skipped"] == 0
+    assert result.metrics["with_pair_trained"] == 39 + 26
+    rows = steps_of(out).to_pylist()
     assert [row["step"] for row in rows] == list(range(42))
     assert rows[-1]["loss"] == result.loss_last
     assert sum(row["tokens"] for row in rows) == result.tokens
     assert rows[0]["loss"] == pytest.approx(rows[0]["mle"] + 0.5 * rows[0]["triplet"])
-    paths = {entry.path for entry in result.files}
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    assert paths >= {f"student/{name}" for name in wanted} | {"steps.parquet"}
-    verify_files(out, Manifest("train", 1, "", {}, tuple(result.files), 0.0))
-    assert out.read_json("left_out.json") == {"truncated": [], "skipped": []}
+    assert {entry.path for entry in result.model.files} >= wanted
+    assert read_model(out) == result.model
+    assert resolve(result.model) == Path(out.path("student"))  # and its files have the hashes that it says
+    assert not (node_cache() / "examples").exists() or not list((node_cache() / "examples").glob("*/"))
 
 
 def test_the_exported_student_learnt_and_loads_without_us(made, undisturbed):
@@ -120,7 +132,7 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturb
     assert killed.is_set()
     assert result.steps == 42
     assert student_hash(made, "killed") == student_hash(made, "undisturbed")
-    before, after = (pq.read_table(made[0] / run / "steps.parquet") for run in ("undisturbed", "killed"))
+    before, after = (steps_of(Store.open(str(made[0] / run))) for run in ("undisturbed", "killed"))
     assert before.column("loss").to_pylist() == after.column("loss").to_pylist()
 
 
@@ -135,10 +147,10 @@ def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, train
         trainers.train(task, interrupt)
     (kept,) = [name for name in task.out.child("checkpoints").files() if name.startswith("step-")]
     done = int(kept.removeprefix("step-").removesuffix(".json"))
-    history = task.out.read_json(f"checkpoints/step-{done:08d}/history.json")
+    history = pq.read_table(task.out.path(f"checkpoints/step-{done:08d}/history.parquet")).to_pylist()
     assert 0 < done < 294
     assert trainers.train(task).steps == 294
-    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
+    rows = steps_of(task.out).to_pylist()
     assert [row["step"] for row in rows] == list(range(294))
     assert rows[:done] == history  # with their seconds: they were not done again
 
@@ -160,8 +172,69 @@ def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed
     result = trainers.train(task)
     assert killed.is_set()
     assert result.steps == 42
-    rows = pq.read_table(task.out.path("steps.parquet")).to_pylist()
+    rows = steps_of(task.out).to_pylist()
     assert [row["step"] for row in rows] == list(range(42))
     expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))
     for name, value in expected.items():
         assert abs(found[name] - value).max() < 1e-4, name  # each moved by up to 42 · 1e-3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, workers):
+    """One of two workers reads it, and the other must not wait for that one for ever."""
+    folder, _, student = made
+    examples = Store.open(str(folder / f"damaged-{workers}"))
+    parts = [make_examples(20), make_examples(20, seed=1)]
+    commit_examples(examples, parts, make_tokenizer(folder / "tokenizer"))
+    data = bytearray(examples.read_bytes("examples-00001.parquet"))
+    data[len(data) // 2] ^= 1
+    examples.write_bytes("examples-00001.parquet", bytes(data))
+    out = Store.open(str(folder / f"from-damaged-{workers}"))
+    task = TrainJob(CONFIG.model_copy(update={"workers": workers}), student, examples, out, 7, 1)
+    with pytest.raises(CorruptionError, match=r"examples-00001\.parquet does not have the hash"):
+        trainers.train(task)
+
+
+@pytest.fixture(scope="module")
+def committed_stages(tmp_path_factory):
+    store = Store.open(str(tmp_path_factory.mktemp("stages")))
+    for part in range(5):
+        commit(store, part)
+    return store
+
+
+def test_example_parts_are_made_on_the_cluster_and_kept(ray_cluster, made, committed_stages):
+    told = []
+    work = examples_job(committed_stages, made[2])
+    digest, counts = make_parts(work, 5, told.append)
+    assert (digest.count, digest.rows) == (5, 5 * 48)
+    assert sorted(part.index for part in told) == [0, 1, 2, 3, 4]
+    assert all(set(part.info) == {"counts", "truncated_ids", "skipped_ids"} for part in told)
+    expected = {"examples": 240, "questions": 60, "with_pair": 160, "with_pair_trained": 160, "truncated": 0}
+    assert expected.items() <= counts.items()
+    assert counts["skipped_ids"] == []
+    times = {name: os.stat(work.out.path(name)).st_mtime_ns for name in work.out.files() if "00002" not in name}
+    work.out.write_bytes("examples-00002.parquet", b"torn")
+    assert make_parts(work, 5) == (digest, counts)
+    assert {name: os.stat(work.out.path(name)).st_mtime_ns for name in times} == times
+
+
+def test_what_a_task_finds_wrong_is_raised_as_it_is(ray_cluster, made, committed_stages, tmp_path):
+    work = examples_job(committed_stages, made[2])
+    with pytest.raises(CorruptionError, match=r"train-00005\.json is missing") as raised:
+        make_parts(work, 6)
+    assert type(raised.value) is CorruptionError
+    gone = replace(made[2], uri=str(tmp_path / "gone"))
+    with pytest.raises(ModelError, match="is not on the node"):
+        make_parts(replace(work, student=gone, out=Store.open(str(tmp_path / "out"))), 2)
+
+
+def test_long_prompts_are_told_once_with_the_first_names(ray_cluster, made, committed_stages, tmp_path, caplog):
+    work = examples_job(committed_stages, made[2], max_length=8)
+    digest, counts = make_parts(replace(work, out=Store.open(str(tmp_path / "out"))), 5)
+    assert (digest.rows, counts["skipped"], len(counts["skipped_ids"])) == (0, 240, 100)
+    assert counts["skipped_ids"][:4] == ["q0"] * 4
+    (said,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert "240 examples were skipped" in said
+    assert "raise training.max_length: q0, " in said
+    assert "and 232 more" in said

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.training.engine import Engine
 from tailor_ray.training.model import load_student
-from tailor_ray.training.steps import Plan, Stepper
+from tailor_ray.training.plan import Plan
+from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import tokenize_examples
 from tests.integration.test_training_parallel import SPREADS, STEPS
+from tests.training.parts import of_examples
 from tests.training.students import make_examples
 
 
@@ -24,9 +26,10 @@ def run(folder: Path, workers: int, rank: int, stage: int, passes: int) -> None:
     student = load_student(folder / "student", config, torch.float32, seed=0)
     # 40 examples of 23 questions do not divide by 11 or 2: nothing is dropped, shards are uneven
     data = tokenize_examples(make_examples(40, questions=23), student.tokenizer, 256, 192)
-    plan = Plan.of(data.examples, config, 5, workers)
+    shapes, rows = of_examples(data)
+    plan = Plan.of(shapes, config, 5, workers)
     engine = Engine(student.loss_module(1.0), config, workers, torch.float32)
-    stepper = Stepper(plan, engine, student, config, 1, rank, torch.device("cpu"), torch.float32)
+    stepper = Stepper(plan, rows, engine, student, config, 1, rank, torch.device("cpu"), torch.float32)
     losses = [stepper.step(step)["loss"] for step in range(STEPS)]
     state = engine.state_dict()
     if rank == 0:

@@ -1,16 +1,28 @@
 """A run folder made by the storage API alone: small, seeded, with everything that the report shows."""
 
-import io
 import random
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import yaml
 
+from tailor_ray import layout
+from tailor_ray.answers.standing import CHANGES, compare
+from tailor_ray.layout import StageId
 from tailor_ray.records import ATTEMPT_SCHEMA, LESSON_SCHEMA, QUESTION_SCHEMA
 from tailor_ray.statistics import accuracy
-from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part
+from tailor_ray.storage import (
+    Manifest,
+    PartsDigest,
+    Store,
+    commit_manifest,
+    commit_part,
+    committed_parts,
+    read_manifest,
+    read_part,
+)
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'> "
@@ -37,18 +49,20 @@ def make_run(
         "teacher": {"model": "sandbox-teacher"},
         "training": {"learning_rate": 1e-3 * (1 + lift)},
     }
-    run.write_bytes("run.yaml", yaml.safe_dump(settings).encode())
+    run.write_bytes(layout.RUN_FILE, yaml.safe_dump(settings).encode())
     rng = random.Random(f"{path.name} {lift}")
     _questions(run, questions)
-    _commit(run, 0, "student", [], 21.4, {"path": "tiny", "sha256": "ab" * 32})
+    _commit(run, 0, "student", {}, 21.4, {"path": "tiny", "sha256": "ab" * 32})
     _evaluate(run, rng, 0, base)
     for number in range(1, rounds + 1):
-        for stage in ("exam", "teach", "train", "evaluate"):
+        for stage in layout.STAGES:
             share = base + lift * (number - 1)
             if stage == "exam":
                 _exam(run, rng, number, questions, share)
             elif stage == "teach":
                 _teach(run, rng, number, questions)
+            elif stage == "examples":
+                _examples(run, number, questions)
             elif stage == "train":
                 _train(run, rng, number)
             else:
@@ -58,10 +72,15 @@ def make_run(
     return run
 
 
-def _commit(run, number, stage, parts, seconds, metrics, extra=()):
-    folder = run.child("rounds", f"{number:02d}", stage)
-    files = (*(part.entry for part in parts), *extra)
-    commit_manifest(folder, Manifest(stage, number, "5e" * 32, {}, files, seconds, metrics))
+def stage_folder(run, number, stage):
+    return layout.stage_folder(run, StageId(number, stage))
+
+
+def _commit(run, number, stage, parts, seconds, metrics):
+    """`parts` are lists of part records by prefix."""
+    digests = {prefix: PartsDigest.of(some) for prefix, some in parts.items()}
+    manifest = Manifest(stage, number, "5e" * 32, {}, digests, seconds, metrics)
+    commit_manifest(stage_folder(run, number, stage), manifest)
 
 
 def question_row(index):
@@ -70,7 +89,7 @@ def question_row(index):
 
 
 def _questions(run, count):
-    folder = run.child("rounds", "00", "questions")
+    folder = layout.stage_folder(run, layout.QUESTIONS)
     rows = [question_row(index) for index in range(count)]
     parts = [
         commit_part(folder, "train", at // SHARD, pa.Table.from_pylist(rows[at : at + SHARD], schema=QUESTION_SCHEMA))
@@ -82,7 +101,8 @@ def _questions(run, count):
         "contaminated": 1,
         "contaminated_rows": [{"train": "train-0099", "test": "test-0003", "how": HOSTILE, "overlap": 1.0}],
     }
-    _commit(run, 0, "questions", parts, 0.8, {"train": count, "validation": 50, "test": 200, "findings": findings})
+    metrics = {"train": count, "validation": 50, "test": 200, "findings": findings}
+    _commit(run, 0, "questions", {"train": parts}, 0.8, metrics)
 
 
 def attempt_row(question_id, sample, verdict, text="She has 3 + 2 = 6.\nAnswer: 6", answer="6"):
@@ -92,22 +112,33 @@ def attempt_row(question_id, sample, verdict, text="She has 3 + 2 = 6.\nAnswer: 
 
 
 def commit_exam(run, number, rows, seconds=30.0):
-    """An exam whose attempts are given; parts of SHARD questions, as the questions have."""
-    folder = run.child("rounds", f"{number:02d}", "exam")
+    """An exam whose attempts are given; parts of SHARD questions, as the questions have. Counts as a real one does."""
+    folder = stage_folder(run, number, "exam")
     names = list(dict.fromkeys(row["question_id"] for row in rows))
+    before = stage_folder(run, number - 1, "exam")
+    earlier = [read_part(before, part) for part in committed_parts(before, layout.ATTEMPTS) if read_manifest(before)]
     parts = []
-    for at in range(0, len(names), SHARD):
+    for index, at in enumerate(range(0, len(names), SHARD)):
         wanted = set(names[at : at + SHARD])
         table = pa.Table.from_pylist([row for row in rows if row["question_id"] in wanted], schema=ATTEMPT_SCHEMA)
-        parts.append(commit_part(folder, "attempts", at // SHARD, table))
-    counts = {name: sum(row["verdict"] == name for row in rows) for name in VERDICTS}
+        info = {
+            "counts": {name: table["verdict"].to_pylist().count(name) for name in VERDICTS},
+            "mistaken_questions": len(table.filter(pc.equal(table["verdict"], "wrong"))["question_id"].unique()),
+            "changes": compare(earlier[index], table) if earlier else None,
+        }
+        parts.append(commit_part(folder, layout.ATTEMPTS, index, table, info))
+    counts = {name: sum(part.info["counts"][name] for part in parts) for name in VERDICTS}
     disputed = [
         {"question_id": row["question_id"], "sample": row["sample"], "answer": row["answer"], "detail": HOSTILE}
         for row in rows
         if row["verdict"] == "disputed"
     ]
-    listed = {"disputed_attempts": disputed, "quarantined": ["train-0005"]}
-    _commit(run, number, "exam", parts, seconds, {"questions": len(names), "attempts": len(rows), **counts, **listed})
+    metrics = {"questions": len(names), "attempts": len(rows), **counts}
+    metrics |= {"disputed_attempts": disputed, "quarantined": ["train-0005"]}
+    metrics["mistaken_questions"] = sum(part.info["mistaken_questions"] for part in parts)
+    changes = sum((Counter(part.info["changes"]) for part in parts), Counter())
+    metrics["changes"] = {name: changes[name] for name in CHANGES} if earlier else None
+    _commit(run, number, "exam", {layout.ATTEMPTS: parts}, seconds, metrics)
 
 
 VERDICTS = ("correct", "wrong", "unparsed", "truncated", "disputed", "error")
@@ -137,9 +168,13 @@ def lesson_row(question_id, number, **changes):
 
 
 def write_lessons(run, number, rows, metrics=None, seconds=34.0):
-    folder = run.child("rounds", f"{number:02d}", "teach")
-    part = commit_part(folder, "lessons", 0, pa.Table.from_pylist(rows, schema=LESSON_SCHEMA))
-    _commit(run, number, "teach", [part], seconds, metrics or {})
+    """Lesson part i holds the lessons of question part i, whose questions are numbered by SHARD."""
+    folder = stage_folder(run, number, "teach")
+    count = 1 + max(int(row["question_id"][-4:]) // SHARD for row in rows)
+    shards = [[row for row in rows if int(row["question_id"][-4:]) // SHARD == index] for index in range(count)]
+    tables = [pa.Table.from_pylist(shard, schema=LESSON_SCHEMA) for shard in shards]
+    parts = [commit_part(folder, layout.LESSONS, index, table) for index, table in enumerate(tables)]
+    _commit(run, number, "teach", {layout.LESSONS: parts}, seconds, metrics or {})
 
 
 def _teach(run, rng, number, count):
@@ -157,29 +192,36 @@ def _teach(run, rng, number, count):
     write_lessons(run, number, rows, metrics, 34.0 + number)
 
 
+def _examples(run, number, count):
+    folder = stage_folder(run, number, "examples")
+    part = commit_part(
+        folder, layout.EXAMPLES, 0, pa.table({"question_id": [f"train-{at:04d}" for at in range(count)]})
+    )
+    _commit(run, number, "examples", {layout.EXAMPLES: [part]}, 2.5, {"examples": count})
+
+
 def _train(run, rng, number):
-    folder = run.child("rounds", f"{number:02d}", "train")
     steps = [
         {"step": at + 1, "mle": 1.9 / number * 0.985**at + rng.random() * 0.06, "triplet": 0.9 * 0.99**at}
         | {"learning_rate": 1e-3, "tokens": 9000, "seconds": 0.2}
         for at in range(150)
     ]
     rows = [{**row, "loss": row["mle"] + 0.5 * row["triplet"]} for row in steps]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    entry = folder.write_bytes("steps.parquet", buffer.getvalue())
+    log = stage_folder(run, number, "train").child(layout.LOG)
+    commit_part(log, layout.STEPS, 0, pa.Table.from_pylist(rows))
     metrics = {"examples": 400 * number, "with_pair": 210 * number, "steps": 150, "tokens": 9000 * 150}
     metrics |= {"loss_first": rows[0]["loss"], "loss_last": rows[-1]["loss"], "student_sha256": f"{number:064x}"}
-    _commit(run, number, "train", [], 48.0 + number, metrics, extra=[entry])
+    _commit(run, number, "train", {}, 48.0 + number, metrics)
 
 
 def _evaluate(run, rng, number, share):
-    folder = run.child("rounds", f"{number:02d}", "evaluate")
-    parts, metrics = [], {"student_sha256": f"{number:064x}"}
+    folder = stage_folder(run, number, "evaluate")
+    parts, metrics = {}, {}
     for split, total in (("validation", 50), ("test", 200)):
         right = [random.Random(f"{split} {index}").random() < share for index in range(total)]
         rng.random()
         rows = [attempt_row(f"{split}-{index:04d}", 0, "correct" if ok else "wrong") for index, ok in enumerate(right)]
-        parts.append(commit_part(folder, split, 0, pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)))
+        tables = [pa.Table.from_pylist(rows[at : at + 150], schema=ATTEMPT_SCHEMA) for at in range(0, total, 150)]
+        parts[split] = [commit_part(folder, split, index, table) for index, table in enumerate(tables)]
         metrics[split] = accuracy(sum(right), total)
     _commit(run, number, "evaluate", parts, 9.5, metrics)

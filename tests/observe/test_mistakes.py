@@ -1,36 +1,8 @@
 """What became of mistakes, on exams written by hand."""
 
-import pytest
-
-from tailor_ray.observe.mistakes import MAX_CHARACTERS, change, compare_exams, mistake_rows, shorten, standing
-from tailor_ray.observe.summary import load_run
+from tailor_ray.observe.mistakes import MAX_CHARACTERS, mistake_rows, shorten
+from tailor_ray.observe.summary import load_run, summarize
 from tests.observe.runs import attempt_row, commit_exam, lesson_row, make_run, write_lessons
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        (["correct", "correct", "correct", "wrong"], "solved"),
-        (["correct", "correct", "wrong", "wrong"], "mistaken"),  # half is not more than half
-        (["correct", "wrong", "disputed", "error"], "mistaken"),
-        (["correct", "disputed", "error", "error"], "solved"),  # what says nothing does not count
-        (["correct", "unparsed", "truncated", "truncated"], "undecided"),
-        (["unparsed", "truncated"], "undecided"),
-        (["wrong", "truncated", "unparsed"], "mistaken"),
-        (["error", "disputed"], "undecided"),
-        ([], "undecided"),
-    ],
-)
-def test_standing(verdicts, expected):
-    assert standing(verdicts) == expected
-
-
-def test_change_covers_every_pair():
-    assert change("mistaken", "solved") == "fixed"
-    assert change("mistaken", "mistaken") == "stubborn"
-    assert change("solved", "mistaken") == "regressed"
-    assert change("solved", "solved") == "kept"
-    assert change("undecided", "solved") == change("mistaken", "undecided") == "undecided"
 
 
 def exam(*questions):
@@ -48,8 +20,9 @@ def test_consecutive_exams_are_compared_by_question_over_all_parts(tmp_path):
     commit_exam(run, 1, exam(*["ww"] * 40, *["cc"] * 20, *["tt"] * 10))
     commit_exam(run, 2, exam(*["cc"] * 25, *["cw"] * 15, *["wt"] * 5, *["cc"] * 15, *["cc"] * 10))
     record = load_run(run)
-    assert len(record.parts(2, "exam", "attempts")) == 3
-    assert compare_exams(record) == {2: {"fixed": 25, "stubborn": 15, "regressed": 5, "kept": 15, "undecided": 10}}
+    assert [part.index for part in record.parts(2, "exam", "attempts")] == [0, 1, 2]
+    expected = {"fixed": 25, "stubborn": 15, "regressed": 5, "kept": 15, "undecided": 10}
+    assert [entry["mistakes"] for entry in summarize(record)["rounds"]] == [None, None, expected]
 
 
 def test_rows_join_attempt_teacher_and_the_same_sample_later(tmp_path):
@@ -84,6 +57,16 @@ def test_rows_are_limited_and_the_limit_is_shared_by_rounds(tmp_path):
     assert total == 140
     assert [row["round"] for row in rows] == [1] * 40 + [2] * 40
     assert rows[39]["id"] == "train-0039"
+
+
+def test_rows_of_other_parts_than_those_shown_are_not_read(tmp_path):
+    run = make_run(tmp_path / "run", rounds=0, questions=128)
+    commit_exam(run, 1, exam(*["w"] * 20, *["c"] * 12, *["c"] * 32, *["w"] * 64))  # mistakes in parts 0, 2 and 3
+    for index in (1, 3):
+        run.delete(f"rounds/01/exam/attempts-{index:05d}.parquet")
+    rows, total = mistake_rows(load_run(run), limit=30)
+    assert [row["id"] for row in rows] == [f"train-{at:04d}" for at in (*range(20), *range(64, 74))]
+    assert total == 84
 
 
 def test_shorten_says_how_much_is_left_out():

@@ -1,6 +1,7 @@
 """The charts' data: what is left out, and how curves of several rounds follow each other."""
 
 from tailor_ray.observe.pictures import MAX_POINTS, loss_points, read_losses, run_charts
+from tailor_ray.observe.report import page_file
 from tailor_ray.observe.summary import load_run, step_count, summarize
 from tests.observe.runs import make_run
 
@@ -27,12 +28,21 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path, monkeypatch):
 
 def test_charts_without_data_are_left_out(tmp_path):
     record = load_run(make_run(tmp_path / "run", rounds=0))
-    assert set(run_charts(summarize(record, {}), {})) == {"accuracy", "time"}
+    assert set(run_charts(summarize(record), {})) == {"accuracy", "time"}
+
+
+def test_every_stage_has_a_colour_of_its_own(tmp_path):
+    record = load_run(make_run(tmp_path / "run", rounds=1, questions=8))
+    parts = run_charts(summarize(record), {})["time"]["rows"][1]["parts"]
+    assert [part["name"] for part in parts if part["value"]][2:4] == ["examples", "train"]
+    style = page_file("style.css")
+    assert len({part["color"] for part in parts}) == 7
+    assert all(f".{part['color']} {{" in style for part in parts)
 
 
 def test_rejected_requests_are_shown_by_reason(tmp_path):
     record = load_run(make_run(tmp_path / "run", rounds=2, questions=8))
-    charts = run_charts(summarize(record, {}), read_losses(record))
+    charts = run_charts(summarize(record), read_losses(record))
     parts = charts["reasons"]["rows"][1]["parts"]
     assert [(part["name"], part["value"]) for part in parts] == [("malformed", 4), ("wrong answer", 8)]
     assert [mark["x"] for mark in charts["loss"]["x"]["marks"]] == [1, 151]

@@ -1,6 +1,7 @@
 """What a person reads while stages run: lines in a log, bars on a terminal."""
 
 import io
+import re
 import threading
 import time
 
@@ -123,3 +124,28 @@ def test_a_count_that_is_set_has_a_rate():
         bar.update(done=done)
     assert bar.done == 30
     assert 30 / 1.0 < bar.rate() <= 30 / 0.09
+
+
+def test_a_count_that_goes_down_has_no_negative_rate():
+    """A step that is done again after a checkpoint, or a shard that is asked again."""
+    bar = Bar("stage", 100, "steps")
+    bar.update(done=60)
+    time.sleep(0.03)
+    before = bar.rate()
+    bar.update(done=10)
+    assert 0 < bar.rate() <= before
+    bar.advance(-10)
+    assert bar.rate() > 0
+    assert bar.done == 0
+    bar.advance(5)
+    assert bar.seconds_left() == pytest.approx(95 / bar.rate(), rel=0.2)
+
+
+def test_the_last_line_has_the_pace_of_what_was_worked():
+    stream = io.StringIO()
+    with Progress(stream=stream) as progress, progress.stage("round 1 exam", total=1_000, unit="samples") as bar:
+        bar.found(900)
+        time.sleep(0.1)
+        bar.advance(10)
+    pace = re.search(r"done, 910 samples in .*, ([\d.]+) samples/s", stream.getvalue())
+    assert float(pace[1]) <= 100

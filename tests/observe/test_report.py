@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tailor_ray.errors import RunFolderError
+from tailor_ray.layout import STAGES
 from tailor_ray.observe.report import FILTERS, page_file, write_comparison, write_report
 from tailor_ray.statistics import wilson_interval
 from tailor_ray.storage import Manifest, Store, commit_manifest
@@ -42,7 +43,10 @@ def test_report_holds_the_agreed_document(finished):
     assert second["training"]["examples"] == 800
     assert sum(second["mistakes"].values()) == 80
     assert document["final_student"]["path"] == f"{run.uri}/rounds/03/train/student"
+    assert document["final_student"]["sha256"] == f"{3:064x}"
     assert last["sources"]["train"]["manifest"] == "rounds/03/train/manifest.json"
+    counted = [last["sources"][stage]["parts"] for stage in STAGES]
+    assert counted == [3, 3, 1, 0, 3]
     assert document["unfinished"] == []
 
 
@@ -102,7 +106,7 @@ def test_page_is_one_file_without_addresses_and_with_text_escaped(finished):
 def test_accuracy_zero_and_an_unfinished_round_are_said_plainly(tmp_path):
     run = make_run(tmp_path / "zero", rounds=2, base=-1, lift=0.0, last_stage="exam")
     document = write_report(run)
-    assert document["unfinished"] == ["round 2 teach", "round 2 train", "round 2 evaluate"]
+    assert document["unfinished"] == [f"round 2 {stage}" for stage in ("teach", "examples", "train", "evaluate")]
     assert document["rounds"][-1]["evaluation"] is None
     assert document["rounds"][1]["evaluation"]["correct"] == 0
     assert document["rounds"][1]["evaluation"]["ci95"][0] == 0.0
@@ -111,10 +115,10 @@ def test_accuracy_zero_and_an_unfinished_round_are_said_plainly(tmp_path):
     assert "This run is not finished." in html
 
 
-@pytest.mark.parametrize("last_stage", ["exam", "teach", "train", "evaluate"])
+@pytest.mark.parametrize("last_stage", STAGES)
 def test_every_moment_of_a_round_has_a_report(tmp_path, last_stage):
     run = make_run(tmp_path / "run", rounds=1, questions=8, last_stage=last_stage)
-    assert len(write_report(run)["unfinished"]) == 3 - ["exam", "teach", "train", "evaluate"].index(last_stage)
+    assert len(write_report(run)["unfinished"]) == 4 - STAGES.index(last_stage)
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -145,10 +149,30 @@ def test_damage_is_named_and_the_rest_is_shown(tmp_path):
     assert "attempts-00000.parquet" in run.read_bytes("report/index.html").decode()
 
 
+@pytest.mark.parametrize("content", [b"", b"name: demo\ntask:\n  name: arith\n  x", b"[1, 2]", b"\xff\xfe", b"3"])
+def test_a_damaged_small_file_is_named(tmp_path, content):
+    run = make_run(tmp_path / "hurt", rounds=1, questions=4)
+    for name in ("run.yaml", "rounds/01/train/manifest.json", "rounds/00/student/manifest.json"):
+        run.write_bytes(name, content)
+        document = write_report(run)
+        assert any(f"{run.uri}/{name} " in warning for warning in document["warnings"])
+    assert document["run"] == "hurt"
+    assert document["student"] == {"path": "", "sha256": ""}
+    assert document["rounds"][1]["evaluation"]["total"] == 200
+
+
+def test_a_file_of_settings_cut_off_in_the_middle_stops_nothing(tmp_path):
+    run = make_run(tmp_path / "hurt", rounds=0)
+    whole = run.read_bytes("run.yaml")
+    for length in range(len(whole)):
+        run.write_bytes("run.yaml", whole[:length])
+        assert len(write_report(run)["rounds"]) == 1
+
+
 def test_nan_losses_stay_valid_json(tmp_path):
     run = make_run(tmp_path / "nan", rounds=1, questions=4)
     metrics = {"examples": 1, "steps": 2, "loss_first": float("nan"), "loss_last": float("inf")}
-    commit_manifest(run.child("rounds", "01", "train"), Manifest("train", 1, "", {}, (), 1.0, metrics))
+    commit_manifest(run.child("rounds", "01", "train"), Manifest("train", 1, "", {}, {}, 1.0, metrics))
     write_report(run)
 
     def refuse(constant):

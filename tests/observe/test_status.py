@@ -23,8 +23,22 @@ def test_a_round_whose_exam_goes_on_is_shown_before_its_first_manifest(tmp_path)
 
 def test_the_stages_that_a_round_lacks(tmp_path):
     said = status(make_run(tmp_path / "demo", rounds=2, last_stage="teach"))
+    assert "round 2 examples: not committed yet" in said
     assert "round 2 train: not committed yet" in said
-    assert "round 2 exam" not in said
+    assert "round 2 exam:" not in said
+    assert "round 2 teach:" not in said
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"number": 1, "owner": {"pi', b"[1]", b"null", b'{"released": false, "task": 1}', b"\xff"]
+)
+def test_damaged_small_files_are_named(tmp_path, content):
+    run = make_run(tmp_path / "demo", rounds=1)
+    for name in ("lease.json", "run.yaml", "rounds/01/exam/manifest.json"):
+        run.write_bytes(name, content)
+        said = status(run)
+        assert f"warning: {run.uri}/{name} " in said
+    assert "round 1 exam: 3 parts committed" in said
 
 
 def test_what_is_no_run(tmp_path):

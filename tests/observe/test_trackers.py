@@ -77,7 +77,7 @@ def test_wandb_works_offline(tmp_path, monkeypatch):
     assert b"evaluate/test/accuracy" in data
     assert b"train/triplet" in data
     assert not any(b"f" * 40 in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert len(run.read_json(SENT)["wandb"]) == 8  # 3 + 4 stages and a curve
+    assert len(run.read_json(SENT)["wandb"]) == 9  # 3 + 5 stages and a curve
 
 
 def test_a_tracker_out_of_reach_is_warned_about_and_served_later(tmp_path, monkeypatch, caplog):
@@ -92,6 +92,18 @@ def test_a_tracker_out_of_reach_is_warned_about_and_served_later(tmp_path, monke
     assert run.read_json(SENT) == {"mlflow": []}
     send(observe(trackers=["mlflow"], mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db"), run)
     assert run.read_json(SENT) == {"mlflow": ["0 evaluate", "0 questions", "0 student"]}
+
+
+def test_damaged_small_files_are_warned_about_and_stop_no_run(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    run = make_run(tmp_path / "run", rounds=1, questions=4)
+    run.delete("rounds/01/train/log")
+    for content in (b"", b"[1]", b'{"tensorboard": 3}'):
+        run.write_bytes(SENT, content)
+        send(observe(trackers=["tensorboard"]), run)
+        assert len(run.read_json(SENT)["tensorboard"]) == 8  # all stages; the curve is sent once it is back
+    assert caplog.text.count("sent.json is damaged") == 3
+    assert "steps-00000.json is missing" in caplog.text
 
 
 def test_a_missing_library_is_refused_at_load(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tailor_ray.answers import Grader
 from tailor_ray.errors import ConfigError, ModelError
-from tailor_ray.prompts.chat import ChatTemplate
+from tailor_ray.models import ModelRef
+from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt, without_conclusion
 from tailor_ray.records import AnswerKind, Question, Verdict
+from tailor_ray.storage import Store
 
 DEMOS = (
     Question("d1", "2 and 2?", "4", rationale="2 + 2 = 4."),
@@ -101,8 +104,14 @@ def test_a_conclusion_is_written_once(rationale, kept):
     assert grade.verdict is Verdict.CORRECT
 
 
+def model_in(folder):
+    """A reference of what is there, a whole model or not."""
+    store = Store.open(str(Path(folder).parent))
+    return ModelRef.uploaded(store, Path(folder).name, store.upload_folder(Path(folder), Path(folder).name))
+
+
 def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
-    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(tokenizer_folder(CHATML)))
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(model_in(tokenizer_folder(CHATML))))
     prompt = pickle.loads(pickle.dumps(prompt))
     rendered = prompt.render(Question("q", "5 and 5?", "10"))
     assert rendered.startswith(prompt.prefix)
@@ -115,13 +124,13 @@ def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
 
 def test_a_template_that_rewrites_earlier_turns_shares_nothing(tokenizer_folder):
     counting = "{{ messages|length }}:" + CHATML
-    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(tokenizer_folder(counting)))
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(model_in(tokenizer_folder(counting))))
     assert prompt.prefix == ""
     assert prompt.render(Question("q", "5 and 5?", "10")).startswith("5:")
 
 
 def test_a_tokenizer_without_a_template_says_what_to_set(tokenizer_folder):
-    prompt = StudentPrompt("chat", AnswerKind.NUMBER, (), ChatTemplate(tokenizer_folder(None)))
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, (), ChatTemplate(model_in(tokenizer_folder(None))))
     with pytest.raises(ModelError, match=r"student\.prompt_style"):
         prompt.render(Question("q", "5 and 5?", "10"))
     with pytest.raises(ConfigError, match=r"student\.prompt_style"):

@@ -3,7 +3,9 @@
 import pytest
 
 from tailor_ray.config import load_config
-from tailor_ray.rounds.spec import QUESTIONS, StageId, changed_settings, stages_of, student_after
+from tailor_ray.config.run import parse_config
+from tailor_ray.layout import FIRST_STAGES, QUESTIONS, STAGES, StageId, student_after
+from tailor_ray.rounds.spec import changed_settings, stages_of
 
 
 def digests(round_, *overrides):
@@ -12,8 +14,14 @@ def digests(round_, *overrides):
 
 def test_round_zero_prepares_and_scores_and_later_rounds_teach():
     assert [spec.id.name for spec in stages_of(load_config(None), 0)] == ["questions", "student", "evaluate"]
-    assert [spec.id.name for spec in stages_of(load_config(None), 2)] == ["exam", "teach", "train", "evaluate"]
-    assert StageId(2, "train").folder == ("rounds", "02", "train")
+    assert [spec.id.name for spec in stages_of(load_config(None), 2)] == [
+        "exam",
+        "teach",
+        "examples",
+        "train",
+        "evaluate",
+    ]
+    assert StageId(2, "train").path == "rounds/02/train"
 
 
 def test_each_stage_reads_only_stages_that_came_before():
@@ -25,10 +33,9 @@ def test_each_stage_reads_only_stages_that_came_before():
 
 
 def test_training_reads_every_lesson_so_far_and_the_last_student():
-    train = next(spec for spec in stages_of(load_config(None), 3) if spec.id.name == "train")
-    assert {StageId(1, "teach"), StageId(2, "teach"), StageId(3, "teach"), StageId(2, "train"), QUESTIONS} <= set(
-        train.after
-    )
+    examples, train = (spec for spec in stages_of(load_config(None), 3) if spec.id.name in ("examples", "train"))
+    assert {*(StageId(number, "teach") for number in (1, 2, 3)), StageId(3, "exam"), QUESTIONS} <= set(examples.after)
+    assert {StageId(3, "examples"), StageId(2, "train")} <= set(train.after)
     assert student_after(0) == StageId(0, "student")
 
 
@@ -38,8 +45,11 @@ def test_training_reads_every_lesson_so_far_and_the_last_student():
         ("exam.samples=9", {"exam"}),
         ("teacher.model=other", {"teach"}),
         ("training.epochs=1", {"train"}),
+        ("training.max_negatives=1", {"examples"}),
+        ("training.triplet_weight=0", {"examples", "train"}),
+        ("training.triplet_weight=0.1", {"train"}),
         ("evaluation.max_new_tokens=99", {"evaluate"}),
-        ("seed=1", {"exam", "teach", "train", "evaluate"}),
+        ("seed=1", {"exam", "teach", "examples", "train", "evaluate"}),
         ("teacher.actors=3", set()),
         ("storage=/elsewhere", set()),
         ("student.model=/another", set()),  # comes in by the hash of the student's own stage
@@ -52,7 +62,18 @@ def test_a_setting_makes_new_just_the_stages_that_it_changes(override, changed):
 
 def test_leaving_feedback_out_makes_no_difference_before_there_is_any():
     assert digests(1) == digests(1, "training.feedback=false")
-    assert digests(2)["train"] != digests(2, "training.feedback=false")["train"]
+    assert digests(2)["examples"] != digests(2, "training.feedback=false")["examples"]
+
+
+def test_every_setting_hashes_the_same_after_a_way_through_yaml():
+    """A submitted run is the same run: an int that stands for a float in a default must not look changed."""
+    import yaml
+
+    config = load_config(None)
+    again = parse_config(yaml.safe_load(config.to_yaml()), "again")
+    assert again.results_hash() == config.results_hash()
+    assert changed_settings(config.results(), again.results()) == []
+    assert [spec.digest() for spec in stages_of(again, 2)] == [spec.digest() for spec in stages_of(config, 2)]
 
 
 def test_changed_settings_name_old_and_new():

@@ -1,21 +1,26 @@
 """The same promises on an object store: a real S3 server process on loopback."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pyarrow as pa
 import pytest
 
-from tailor_ray.errors import RunFolderError
+from tailor_ray.errors import CorruptionError, ModelError, RunFolderError
+from tailor_ray.models import identify, publish, resolve
 from tailor_ray.storage import (
     Lease,
     Manifest,
+    PartsDigest,
     Store,
     commit_manifest,
     commit_part,
-    committed_parts,
-    read_manifest,
     read_part,
+    stage_parts,
 )
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_files import LedgerFiles
+from tests.integration.engines import make_student, ref
 from tests.storage.s3 import s3_server
 from tests.teacher.test_ledger import row, wait_for
 
@@ -32,9 +37,9 @@ def test_parts_manifests_and_leases_on_s3(bucket, tmp_path, monkeypatch):
     with Lease.acquire(store, ttl_s=2) as lease:
         guarded = store.guarded(lease.fence).child("rounds", "01", "exam")
         part = commit_part(guarded, "rows", 0, pa.table({"x": [1, 2]}), {"n": 1})
-        commit_manifest(guarded, Manifest("exam", 1, "s", {}, (part.entry,), 1.0, {}))
-        assert read_manifest(guarded).files == (part.entry,)
-        assert read_part(guarded, committed_parts(guarded, "rows")[0]).num_rows == 2
+        commit_manifest(guarded, Manifest("exam", 1, "s", {}, {"rows": PartsDigest.of([part])}, 1.0, {}))
+        assert stage_parts(guarded, "rows") == [part]
+        assert read_part(guarded, part).num_rows == 2
         with pytest.raises(RunFolderError, match="in use"):
             Lease.acquire(store)
     assert not store.create("lease-000001", b"again")
@@ -51,6 +56,33 @@ def test_parts_manifests_and_leases_on_s3(bucket, tmp_path, monkeypatch):
     store.delete("student")
     assert not store.exists("student/config.json")
     assert store.files("nowhere") == []
+
+
+def test_a_model_in_the_bucket_is_copied_to_a_node_once_and_checked(bucket, tmp_path, monkeypatch):
+    """By eight processes at once on one node; another node that has nothing gets a copy of its own."""
+    model = publish(ref(make_student(tmp_path / "model")), Store.open(f"{bucket}/models"), "tried")
+    assert model == identify(f"{bucket}/models/tried")
+    assert model.sha256 == ref(tmp_path / "model").sha256
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "node"))
+    with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as processes:
+        folders = set(processes.map(resolve, [model] * 8))
+    (folder,) = folders
+    assert folder.is_relative_to(tmp_path / "node")
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert resolve(model) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "other node"))
+    assert resolve(model).is_relative_to(tmp_path / "other node")
+    Store.open(f"{bucket}/models/tried").write_bytes("model.safetensors", b"damaged")
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "third node"))
+    with pytest.raises(CorruptionError, match=r"tried/model\.safetensors is not the file"):
+        resolve(model)
+    Store.open(f"{bucket}/models/tried").delete("model.safetensors")
+    with pytest.raises(CorruptionError, match=r"tried/model\.safetensors is missing"):
+        resolve(model)
+    assert not list((tmp_path / "third node" / "models").glob("*.tmp"))
+    with pytest.raises(ModelError, match=r"student\.model='s3://bucket/nowhere' has no config\.json"):
+        identify("s3://bucket/nowhere")
 
 
 def test_the_ledger_on_s3_survives_its_node(bucket, tmp_path, monkeypatch):

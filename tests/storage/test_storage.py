@@ -16,15 +16,18 @@ from tailor_ray.storage import (
     FileEntry,
     Lease,
     Manifest,
+    PartsDigest,
     Store,
     commit_manifest,
     commit_part,
     committed_parts,
+    find_part,
     read_manifest,
     read_part,
-    verify_files,
+    stage_parts,
 )
 from tailor_ray.storage.lease import Fence
+from tailor_ray.storage.seal import seal
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -102,31 +105,70 @@ def test_a_damaged_part_is_left_out_and_said(store, name, damage, caplog):
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_a_damaged_manifest_is_found(store, damage):
-    commit_manifest(store, Manifest("exam", 1, "spec", {"a": "b"}, (), 1.5, {"questions": 3}))
+    commit_manifest(store, Manifest("exam", 1, "spec", {"a": "b"}, {}, 1.5, {"questions": 3}))
     _damage(store, "manifest.json", damage)
     with pytest.raises(CorruptionError, match=r"manifest\.json"):
         read_manifest(store)
 
 
-def test_a_manifest_names_the_damaged_file(store):
-    part = commit_part(store, "rows", 0, TABLE)
-    manifest = Manifest("exam", 1, "spec", {}, (part.entry,), 1.5, {"nested": {"n": 1}})
+def committed_stage(store, count=3):
+    """A stage of some parts, as it is left."""
+    parts = [commit_part(store, "rows", index, TABLE) for index in range(count)]
+    manifest = Manifest("exam", 1, "spec", {}, {"rows": PartsDigest.of(parts)}, 1.5, {"nested": {"n": 1}})
     commit_manifest(store, manifest)
+    return manifest, parts
+
+
+def test_a_committed_stage_gives_its_parts(store):
+    manifest, parts = committed_stage(store)
     assert read_manifest(store) == manifest
-    verify_files(store, manifest)
-    _damage(store, part.entry.path, "flip")
-    with pytest.raises(CorruptionError, match=r"rows-00000\.parquet"):
-        verify_files(store, manifest)
-    store.delete(part.entry.path)
-    with pytest.raises(CorruptionError, match="missing"):
-        verify_files(store, manifest)
+    assert stage_parts(store, "rows") == parts
+    assert find_part(store, "rows", 1) == parts[1]
+    assert (manifest.parts["rows"].count, manifest.parts["rows"].rows) == (3, 9)
+    with pytest.raises(CorruptionError, match="no manifest that names parts other"):
+        stage_parts(store, "other")
 
 
-def test_the_digest_depends_on_content_and_not_on_time(store):
-    entry = FileEntry("f", "abc", 3)
-    first = Manifest("exam", 1, "spec", {}, (entry,), 1.0, {"a": 1})
-    assert first.digest() == Manifest("exam", 1, "spec", {}, (entry,), 9.0, {"a": 2}).digest()
-    assert first.digest() != Manifest("exam", 1, "spec", {}, (FileEntry("f", "abd", 3),), 1.0).digest()
+def test_a_part_that_is_lost_changed_or_damaged_after_the_commit_is_named(store):
+    _, parts = committed_stage(store)
+    commit_part(store, "rows", 1, pa.table({"x": [9]}))
+    with pytest.raises(CorruptionError, match="not those that its manifest was written for"):
+        stage_parts(store, "rows")
+    _damage(store, "rows-00001.json", "cut")
+    with pytest.raises(CorruptionError, match=r"rows-00001\.json is missing or damaged \(1 such"):
+        stage_parts(store, "rows")
+    store.delete("rows-00001.json")
+    with pytest.raises(CorruptionError, match=r"rows-00001\.json is missing"):
+        find_part(store, "rows", 1)
+    _damage(store, parts[2].entry.path, "flip")
+    with pytest.raises(CorruptionError, match=r"rows-00002\.parquet"):
+        read_part(store, parts[2])
+    store.delete(parts[0].entry.path)
+    with pytest.raises(CorruptionError, match=r"rows-00000\.parquet is missing"):
+        read_part(store, parts[0])
+
+
+def test_the_digest_of_parts_is_that_of_their_content_in_whatever_order_they_came(store):
+    parts = [commit_part(store, "rows", index, pa.table({"x": [index]}), {"seconds": index}) for index in (2, 0, 1)]
+    digest = PartsDigest.of(parts)
+    assert PartsDigest.of(parts[::-1]) == digest
+    assert PartsDigest.of([*parts[:2], commit_part(store, "rows", 1, pa.table({"x": [7]}))]) != digest
+    with pytest.raises(CorruptionError, match="part 1 is missing"):
+        PartsDigest.of(parts[:2])
+
+
+def test_the_digest_depends_on_content_and_not_on_time():
+    rows = {"rows": PartsDigest(1, 3, "abc")}
+    first = Manifest("exam", 1, "spec", {}, rows, 1.0, {"a": 1})
+    assert first.digest() == Manifest("exam", 1, "spec", {}, rows, 9.0, {"a": 2}).digest()
+    assert first.digest() != Manifest("exam", 1, "spec", {}, {"rows": PartsDigest(1, 3, "abd")}, 1.0).digest()
+    assert first.digest() != Manifest("exam", 1, "spec", {}, rows, 1.0, {"a": 1}, model="abc").digest()
+
+
+def test_a_manifest_of_the_first_version_is_refused_and_says_so(store):
+    store.write_bytes("manifest.json", seal({"stage": "exam", "round": 1, "files": []}))
+    with pytest.raises(RunFolderError, match=r"version 0\.1.*--name"):
+        read_manifest(store)
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(store):

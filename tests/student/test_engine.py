@@ -15,10 +15,15 @@ import pytest
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
-from tailor_ray.student.engine import architecture, context_length, engine_environment, watch
+from tailor_ray.models import ModelRef
+from tailor_ray.models.engine_settings import engine_environment
+from tailor_ray.models.folder import architecture, context_length
+from tailor_ray.storage import FileEntry
+from tailor_ray.student.engine import watch
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.supervisor import Supervisor
 
+MODEL = ModelRef("owner/name", ())
 PARENT = """
 import multiprocessing, os, time
 from tailor_ray.student.engine import die_with_parent
@@ -120,41 +125,44 @@ def test_engines_on_cpu_stay_in_their_actors_process():
         ({"CPU": 16, "memory": 9 * 2**30, "GPU": 8}, {"tensor_parallel": 4}, 2),
     ],
 )
-def test_there_are_as_many_engines_as_devices_or_cores_and_memory_allow(tmp_path, resources, settings, engines):
-    pool = EnginePool(StudentConfig(**settings), str(tmp_path), seed=1)
-    assert pool._count(resources, "GPU" in resources) == engines
+def test_there_are_as_many_engines_as_devices_or_cores_and_memory_allow(resources, settings, engines):
+    pool = EnginePool(StudentConfig(**settings), seed=1)
+    pool._on_gpu = "GPU" in resources
+    assert pool._count(resources, MODEL) == engines
 
 
-def test_more_engines_than_gpus_are_refused(tmp_path):
-    pool = EnginePool(StudentConfig(engines=3, tensor_parallel=2), str(tmp_path), seed=1)
+def test_more_engines_than_gpus_are_refused():
+    pool = EnginePool(StudentConfig(engines=3, tensor_parallel=2), seed=1)
+    pool._on_gpu = True
     with pytest.raises(ConfigError, match=r"student\.engines=3 .* more than the 4 GPUs"):
-        pool._count({"CPU": 4, "GPU": 4}, True)
+        pool._count({"CPU": 4, "GPU": 4}, MODEL)
 
 
-def test_the_weights_of_a_student_count_as_memory(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
-    os.truncate(tmp_path / "model.safetensors", 2 * 2**30)  # 1 G parameters in half precision
-    pool = EnginePool(StudentConfig(), str(tmp_path), seed=1)
-    assert pool._count({"CPU": 16, "memory": 13 * 2**30}, False) == 2  # 6 GiB each
+def test_the_weights_of_a_student_count_as_memory():
+    model = ModelRef("owner/name", (FileEntry("model.safetensors", "", 2 * 2**30),))  # 1 G parameters in half precision
+    pool = EnginePool(StudentConfig(), seed=1)
+    assert pool._count({"CPU": 16, "memory": 13 * 2**30}, model) == 2  # 6 GiB each
 
 
-def test_nobody_is_lent_an_engine_while_they_are_held():
-    supervisor = Supervisor(StudentConfig(), "student", seed=0, engines=1, on_gpu=False, threads=1)
-    supervisor._slots[0].handle = object()
-    supervisor.hold(True)
-    got = []
-    caller = threading.Thread(target=lambda: got.append(supervisor.lease()), daemon=True)
-    caller.start()
-    caller.join(0.2)
-    assert got == []
-    supervisor.hold(False)
-    caller.join(10)
-    assert len(got) == 1
+def test_a_part_begins_when_the_driver_has_taken_over_enough_of_those_before():
+    supervisor = Supervisor(StudentConfig(), MODEL, seed=0, engines=0, on_gpu=False, threads=1)
+    supervisor.begin_stage(0, room=2)
+    supervisor.enter_part(0)
+    supervisor.enter_part(1)
+    supervisor.enter_part(1)  # by a task that is done again: its place is there
+    begun = []
+    third = threading.Thread(target=lambda: begun.append(supervisor.enter_part(2)), daemon=True)
+    third.start()
+    third.join(0.2)
+    assert begun == []
+    supervisor.leave_part(0)
+    third.join(10)
+    assert begun == [None]
 
 
 def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
     """Else the engine's death by the other one would count as its own, and two such deaths quarantine it."""
-    supervisor = Supervisor(StudentConfig(), "student", seed=0, engines=1, on_gpu=False, threads=1)
+    supervisor = Supervisor(StudentConfig(), MODEL, seed=0, engines=1, on_gpu=False, threads=1)
     supervisor._slots[0].handle = object()
     first = supervisor.lease(alone=True)
     assert supervisor.lease().handle is first.handle
@@ -169,7 +177,7 @@ def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
 
 
 def test_an_engine_lent_alone_to_a_lost_caller_is_lent_again():
-    supervisor = Supervisor(StudentConfig(engine_timeout_s=1.0), "student", seed=0, engines=1, on_gpu=False, threads=1)
+    supervisor = Supervisor(StudentConfig(engine_timeout_s=1.0), MODEL, seed=0, engines=1, on_gpu=False, threads=1)
     supervisor._slots[0].handle = object()
     supervisor.lease(alone=True)  # and never given back
     started = time.monotonic()

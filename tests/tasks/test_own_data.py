@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import random
 import tracemalloc
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.errors import ConfigError, DataError
 from tailor_ray.records import AnswerKind, Verdict
-from tailor_ray.tasks import demos_for, grader_for, load_task
+from tailor_ray.tasks import demos_for, grader_for, load_task, splits
 
 
 def rows(split, count):
@@ -295,6 +296,39 @@ def test_a_large_file_streams(tmp_path):
     tracemalloc.stop()
     assert seen == count - 100
     assert peak < 2e6  # the file has 10 MB
+
+
+def test_what_was_seen_is_known_at_ten_bytes_each(monkeypatch):
+    """The same answers as a set's, through many rounds of putting in order."""
+    draw = random.Random(7)
+    numbers = [draw.getrandbits(64) for _ in range(50_000)]
+    numbers += [draw.choice(numbers) for _ in range(20_000)] + [0, 2**64 - 1, 0, 2**64 - 1]
+    draw.shuffle(numbers)
+    monkeypatch.setattr(splits, "NEWEST", 100)
+    seen, known = splits.Seen(), set()
+    tracemalloc.start()
+    answers = [seen.add(number) for number in numbers]
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = []
+    for number in numbers:
+        expected.append(number not in known)
+        known.add(number)
+    assert answers == expected
+    assert len(seen) == len(known)
+    answers_bytes = answers.__sizeof__()
+    assert held - answers_bytes < 10 * len(known) + 20_000
+    assert peak - answers_bytes < 20 * len(known) + 20_000
+
+
+def test_a_repeated_id_far_apart_is_skipped_and_named(folder, monkeypatch):
+    monkeypatch.setattr(splits, "NEWEST", 5)
+    again = {"id": "train-3", "question": "Something else?", "answer": 1}
+    write_jsonl(folder / "train.jsonl", [*rows("train", 40), again, *rows("more", 5), again])
+    task = load(folder, max_bad_share=0.1)
+    named = [text.partition("train.jsonl, ")[2][:30] for text in task.findings.skipped_rows]
+    assert named == ["line 41: the id 'train-3' was ", "line 47: the id 'train-3' was "]
+    assert len([*task.train, *task.validation]) == 45
 
 
 def test_one_question_over_and_over_cannot_be_split(folder):

@@ -31,7 +31,7 @@ class Driver:
         self.config = config(base_url=url, mode="batch", batch_poll_s=0.1, **more)
         self.store, self.events = store, queue.SimpleQueue()
         self.ledger = Ledger(store, keep_batches=True)
-        self.pool = BatchPool(self.config, self.ledger, store, 1, self.events.put, self.events.put)
+        self.pool = BatchPool(self.config, self.ledger, 1, self.events.put, self.events.put)
 
     def ask(self, count, flush=True):
         self.pool.submit([request(self.config, number=n, text=QUESTION.format(n)) for n in range(count)])

@@ -59,6 +59,11 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.05)
 
 
+def keys(store):
+    """Of the rows in storage."""
+    return {row.key for row in LedgerFiles(store).read()}
+
+
 def read(store):
     ledger = Ledger(store)
     rows = ledger.rows()
@@ -183,7 +188,7 @@ def test_a_damaged_file_in_storage_loses_little_and_says_so(store, caplog, harm)
 def test_a_forged_row_in_parquet_is_left_out(store, caplog):
     good, forged = row(1).sealed(), replace(row(2).sealed(), reply="forged")
     store.write_bytes("segment-1-1.parquet", encode([good, forged]))
-    assert LedgerFiles(store).read() == {good.key: good}
+    assert list(LedgerFiles(store).read()) == [good]
     assert "1 rows" in caplog.text
 
 
@@ -201,12 +206,12 @@ def test_parquet_round_trip_keeps_the_hash():
 def test_segments_are_merged_and_files_stay_small(store):
     files = LedgerFiles(store)
     for start in range(0, 9000, 1500):
-        files.write_segment([row(n).sealed() for n in range(start, start + 1500)])
+        files.write_segment([row(n).sealed_values() for n in range(start, start + 1500)])
     files.compact()
     names = [name for name in store.files() if name.endswith(".parquet")]
     assert all(name.startswith("ledger-") for name in names)
     assert len(names) == 3
-    assert len(files.read()) == 9000
+    assert len(list(files.read())) == 9000
 
 
 def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
@@ -220,7 +225,7 @@ def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
                 assert go_on.wait(30)
             return super().read_bytes(name)
 
-    monkeypatch.setattr("tailor_ray.teacher.ledger.SEGMENTS_MERGED", 2)
+    monkeypatch.setattr("tailor_ray.teacher.ledger_files.SEGMENTS_PER_MERGE", 2)
     ledger = Ledger(Slow.open(store.uri))
     for number in (1, 2):
         ledger.stage([row(number)])
@@ -229,12 +234,12 @@ def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
     assert merging.wait(30)
     ledger.stage([row(3)])
     ledger.commit()
-    wait_for(lambda: row(3).key in LedgerFiles(store).read())
+    wait_for(lambda: row(3).key in keys(store))
     go_on.set()
     wait_for(lambda: any(name.startswith("ledger-") for name in store.files() if name.endswith(".parquet")))
     ledger.close()
     assert not [name for name in store.files() if name.startswith("segment-")]
-    assert len(LedgerFiles(store).read()) == 3
+    assert len(list(LedgerFiles(store).read())) == 3
 
 
 def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
@@ -251,6 +256,29 @@ def test_import_takes_what_is_whole_final_and_new(store, tmp_path):
     assert found == {row(1).key: ROW.reply, row(2).key: "now", row(3).key: ROW.reply}
     assert ledger.spent().usd == 0.5  # ours, although another's reply takes the place of what we lost
     ledger.close()
+
+
+@pytest.mark.parametrize("ahead", ["the node", "the storage"])
+def test_a_clock_that_is_fast_loses_no_paid_reply(store, ahead):
+    """Of one request's rows the one that got further wins, whatever time its node thought it was."""
+    lost = row(1, outcome="lost", reply=None, lost_usd=0.5, settled=9e9)
+    retried = row(2, outcome="timeout", reply=None, attempts=2, settled=1.0)
+    early = row(2, outcome="http_5xx", reply=None, attempts=1, settled=9e9)
+    there, here = ([lost, early], [row(1), retried]) if ahead == "the storage" else ([row(1), retried], [lost, early])
+    ledger = write(store, here, close=False)
+    ledger._stop.set()  # killed before it flushed
+    for thread in ledger._threads:
+        thread.join()
+    for name in store.files():
+        if name.endswith(".parquet"):
+            store.delete(name)
+    LedgerFiles(store).write_segment([one.sealed_values() for one in there])
+    assert read(store) == [row(1).sealed(), retried.sealed()]
+    assert list(LedgerFiles(store).read()) == [row(1).sealed(), retried.sealed()]
+    LedgerFiles(store).write_segment([lost.sealed_values(), early.sealed_values()])
+    LedgerFiles(store).write_segment([retried.sealed_values(), early.sealed_values()])
+    LedgerFiles(store).compact()
+    assert list(LedgerFiles(store).read()) == [row(1).sealed(), retried.sealed()]
 
 
 def test_a_run_folder_made_again_does_not_find_the_old_ledger(store):
@@ -302,12 +330,12 @@ def test_a_full_disk_fails_loudly_keeps_the_last_commit_and_goes_on_with_space(t
 
 def test_storage_that_cannot_be_written_stops_the_run_with_the_rows_safe(store):
     ledger = write(store, [row(1)], close=False)
-    wait_for(lambda: LedgerFiles(store).read())
+    wait_for(lambda: keys(store))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
     try:
         with pytest.raises((OSError, StageError)):
-            ledger._files.write_segment([row(2).sealed()])
+            ledger._files.write_segment([row(2).sealed_values()])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     ledger.close()
@@ -327,7 +355,7 @@ def test_a_lost_lease_stops_the_ledger_as_such(store):
             raise LeaseLost("another driver took the run over")
 
     ledger = write(store.guarded(guard), [row(1)], close=False)
-    wait_for(lambda: LedgerFiles(store).read())
+    wait_for(lambda: keys(store))
     lost.append(True)
     ledger.stage([row(2)])
     ledger.commit()
@@ -336,7 +364,7 @@ def test_a_lost_lease_stops_the_ledger_as_such(store):
         ledger.commit()
     with pytest.raises(LeaseLost):
         ledger.close()
-    assert LedgerFiles(store).read().keys() == {row(1).key}
+    assert keys(store) == {row(1).key}
 
 
 def test_the_database_is_one_that_fsyncs(store):

@@ -5,9 +5,12 @@ import torch
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.storage import Store
 from tailor_ray.training.engine import Engine
+from tailor_ray.training.history import History
 from tailor_ray.training.model import load_student
-from tailor_ray.training.steps import Plan, Stepper
+from tailor_ray.training.plan import Plan
+from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import tokenize_examples
+from tests.training.parts import of_examples
 from tests.training.students import make_examples
 
 
@@ -18,8 +21,11 @@ class Worker:
         config = TrainingConfig(**{"steps": 8, "learning_rate": 1e-2, "warmup_steps": 0} | settings)
         self.student = load_student(folder, config, torch.float32, seed=0)
         data = tokenize_examples(make_examples(40), self.student.tokenizer, 256, 192)
-        self.plan = Plan.of(data.examples, config, 5, 1)
+        shapes, rows = of_examples(data)
+        self.plan = Plan.of(shapes, config, 5, 1)
         self.engine = Engine(self.student.loss_module(1.0), config, 1, torch.float32)
-        self.stepper = Stepper(self.plan, self.engine, self.student, config, 1, 0, torch.device("cpu"), torch.float32)
+        self.stepper = Stepper(
+            self.plan, rows, self.engine, self.student, config, 1, 0, torch.device("cpu"), torch.float32
+        )
         self.out = Store.open(str(tmp_path / "out"))
-        self.history = []
+        self.history = History()

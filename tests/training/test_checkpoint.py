@@ -5,6 +5,7 @@ import logging
 
 from tailor_ray.storage import Store
 from tailor_ray.training.checkpoint import Checkpoints
+from tailor_ray.training.history import History
 
 
 class Engine:
@@ -21,8 +22,17 @@ class Engine:
         (target / "weights.pt").write_text(json.dumps(self.value) * 50)
 
 
+def steps_done(count):
+    history = History()
+    figures = {"mle": 0.5, "triplet": 0.25, "learning_rate": 1e-3, "tokens": 700, "seconds": 0.1}
+    for step in range(count):
+        row = {"step": step, "loss": 1.0 / (step + 1), **figures}
+        history.append(row if step % 3 != 1 else {**row, "validation": -1.0})
+    return history
+
+
 def save(checkpoints, step, tmp_path):
-    history = [{"step": n, "loss": 1.0 / (n + 1)} for n in range(step)]
+    history = steps_done(step)
     checkpoints.save(step, history, Engine(step), tmp_path, 0, False, lambda entries: entries)
 
 
@@ -33,7 +43,9 @@ def test_the_last_whole_one_is_found_and_few_are_kept(tmp_path, caplog):
     for step in (3, 6, 9):
         save(checkpoints, step, tmp_path)
     assert checkpoints.latest().step == 9
-    assert len(checkpoints.latest().history) == 9
+    found = checkpoints.latest().history
+    assert found.table() == steps_done(9).table()
+    assert found.table().column("validation").to_pylist() == [None, -1.0, None] * 3
     assert store.folders("checkpoints") == ["step-00000006", "step-00000009"]
     torn = tmp_path / "train/checkpoints/step-00000009/state/weights.pt"
     torn.write_bytes(torn.read_bytes()[:-1])

@@ -30,7 +30,8 @@ QUESTIONS = [Question("a", "2+2?", "4", None, "gold"), Question("b", "1+3?", "4"
 
 
 def build(taught, attempts=(), seed=0, round=1, **settings):
-    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round)
+    latest = max((lesson.round for lesson in taught), default=round)
+    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round, latest)
 
 
 def test_one_example_a_lesson_with_its_pair():

@@ -1,16 +1,21 @@
 """What the driver does when training fails: a shortage of memory halves the batch, other losses are tried again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tailor_ray.config import load_config
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import StageError
-from tailor_ray.storage import Store
-from tailor_ray.training.crew import WorkersFailed, is_out_of_memory
-from tailor_ray.training.launch import Trainers, TrainJob
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError
+from tailor_ray.models import ModelRef
+from tailor_ray.storage import FileEntry, Manifest, PartsDigest, Store, commit_manifest
+from tailor_ray.training.crew import Crew, WorkersFailed, is_out_of_memory
+from tailor_ray.training.launch import Trainers, TrainJob, fingerprint
 
+STUDENT = ModelRef("/nowhere", (FileEntry("config.json", "ab", 1),))
 FOUND = {
-    "steps": 1, "tokens": 1, "loss_first": 1.0, "loss_last": 1.0, "truncated": [], "skipped": [], "files": [],
+    "steps": 1, "tokens": 1, "loss_first": 1.0, "loss_last": 1.0, "truncated": 2, "skipped": 0, "model": STUDENT,
     "step_kept": 1, "with_pair_trained": 0, "layout": "tree", "peak_memory_bytes": 0,
     "times": {"ready": 0.0, "stepping": 0.0, "in_steps": 0.0},
 }  # fmt: skip
@@ -36,12 +41,13 @@ MEMORY, LOST = WorkersFailed("OutOfMemoryError", True), WorkersFailed("worker lo
 
 def job(tmp_path, **settings):
     store = Store.open(str(tmp_path))
-    return TrainJob(TrainingConfig(micro_batch_tokens=4096, **settings), "student", store, store, 1, 1)
+    return TrainJob(TrainingConfig(**{"micro_batch_tokens": 4096} | settings), STUDENT, store, store, 1, 1)
 
 
 def test_a_shortage_of_memory_halves_the_micro_batch_and_a_lost_worker_does_not(tmp_path):
     trainers = Failing(MEMORY, LOST, MEMORY)
-    assert trainers.train(job(tmp_path)).steps == 1
+    result = trainers.train(job(tmp_path))
+    assert (result.steps, result.model, result.metrics["truncated"]) == (1, STUDENT, 2)
     assert trainers.given == [4096, 2048, 2048, 1024]
 
 
@@ -58,3 +64,75 @@ def test_what_torch_says_for_want_of_memory_is_known_as_that():
     assert is_out_of_memory(str(refused.value).splitlines()[0])
     assert is_out_of_memory("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert not is_out_of_memory("ActorDiedError: The actor died unexpectedly before finishing this task.")
+
+
+def committed(folder, sha256="aa") -> Store:
+    store = Store.open(str(folder))
+    commit_manifest(store, Manifest("examples", 1, "", {}, {"examples": PartsDigest(1, 5, sha256)}, 0.0))
+    return store
+
+
+def test_a_checkpoint_belongs_to_what_is_trained_and_not_to_where_it_lies(tmp_path):
+    mine = replace(job(tmp_path), examples=committed(tmp_path / "here"))
+    moved = replace(mine, examples=committed(tmp_path / "there"), out=Store.open(str(tmp_path / "out")))
+    assert fingerprint(moved) == fingerprint(mine)
+    assert fingerprint(replace(moved, student=replace(STUDENT, uri="s3://bucket/student"))) == fingerprint(mine)
+    others = [
+        replace(mine, examples=committed(tmp_path / "other", "bb")),
+        replace(mine, student=ModelRef("/nowhere", (FileEntry("config.json", "cd", 1),))),
+        replace(mine, config=TrainingConfig(learning_rate=1e-4)),
+        replace(mine, config=TrainingConfig(workers=2)),
+        replace(mine, seed=2),
+        replace(mine, round=2),
+    ]
+    assert len({fingerprint(one) for one in (mine, *others)}) == 7
+    with pytest.raises(CorruptionError, match="no manifest"):
+        fingerprint(job(tmp_path / "nothing"))
+
+
+def test_settings_from_a_file_are_those_of_the_code(tmp_path):
+    """What YAML says is read as a float; a copy with other values has what it was given."""
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {epochs: 10, round_decay: 1, lora: {rank: 4, targets: [q_proj]}}\n")
+    read = load_config(file, []).training
+    examples = committed(tmp_path / "examples")
+    written = TrainingConfig(lora={"rank": 4, "targets": ["q_proj"]}).model_copy(update={"epochs": 10})
+    jobs = [replace(job(tmp_path), config=config, examples=examples) for config in (read, written)]
+    assert (str(read.epochs), str(written.epochs)) == ("10.0", "10")
+    assert fingerprint(jobs[0]) == fingerprint(jobs[1])
+
+
+class Cut(Crew):
+    """A crew without workers: its job says how far it is, and no more."""
+
+    def __init__(self, config, gpus, out):
+        self.shape = (config.workers, config.cpus_per_worker, gpus)
+        self._pending = None
+
+    @property
+    def alive(self):
+        return True
+
+    def do(self, task, tick):
+        tick()
+
+
+def test_the_first_error_is_heard_though_the_lease_is_lost(tmp_path, monkeypatch):
+    """Asking the workers to stop writes a file, which without the lease may not be."""
+    from tailor_ray.training import launch
+
+    def refuse():
+        raise LeaseLost("taken over")
+
+    def interrupt(step, steps, figures):
+        raise KeyboardInterrupt
+
+    closed = []
+    store = Store.open(str(tmp_path / "out"))
+    store.write_json("checkpoints/progress.json", {"done": 1, "steps": 2})
+    mine = replace(job(tmp_path), examples=committed(tmp_path / "examples"), out=store.guarded(refuse), use_gpu=False)
+    monkeypatch.setattr(launch, "Crew", Cut)
+    monkeypatch.setattr(Cut, "close", lambda self: closed.append(self))
+    with pytest.raises(KeyboardInterrupt):
+        Trainers()._try(mine, mine.config, interrupt)
+    assert len(closed) == 1

@@ -1,5 +1,6 @@
 """How long a round trains: passes over its examples, or a number of steps whatever their number."""
 
+import numpy as np
 import pytest
 
 from tailor_ray.training.batches import Schedule
@@ -16,6 +17,6 @@ from tailor_ray.training.batches import Schedule
     ],
 )
 def test_a_number_of_steps_goes_before_passes(examples: int, epochs: float, steps: int | None, expected: int):
-    schedule = Schedule([str(i) for i in range(examples)], 16, epochs, seed=1, steps=steps)
+    schedule = Schedule(np.arange(examples, dtype=np.int32), 16, epochs, seed=1, steps=steps)
     assert schedule.steps == expected
     assert schedule.batch(expected - 1), "the last step has a batch, in a later pass if need be"

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from tailor_ray.answers import Grader
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError
+from tailor_ray.models import identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question
 from tailor_ray.training.agreement import HeldOut, read_answers
+from tailor_ray.training.history import History
 from tailor_ray.training.model import load_student
 from tailor_ray.training.selection import Selection
 from tests.training.alone import Worker
@@ -56,6 +58,10 @@ def train(worker):
     return worker.selection.keep(worker.engine.state_dict(), worker.history)
 
 
+def rows_of(worker):
+    return worker.history.table().to_pylist()
+
+
 def kept_weights(worker):
     return load_file(worker.out.path("student/model.safetensors"))
 
@@ -67,19 +73,19 @@ def assert_kept(worker, step):
 
 def test_the_last_student_is_kept_where_none_is_chosen(folder, tmp_path):
     worker = choosing(folder, tmp_path)
-    step, files = train(worker)
+    step, model = train(worker)
     assert (step, worker.weights) == (STEPS, {})
+    assert model == replace(identify(worker.out.path("student")), revision=None)
     assert torch.equal(kept_weights(worker)["lm_head.weight"], worker.engine.state_dict()["student.lm_head.weight"])
-    answers, tokens = read_answers(worker.out)
+    answers, tokens = read_answers(worker.out.child("log"))
     assert tokens == 8
     assert [answer.question_id for answer in answers] == [f"v{n}" for n in range(5)]
-    assert {"student/config.json", "greedy.json"} <= {entry.path for entry in files}
 
 
 def test_the_student_with_the_least_validation_loss_is_kept(folder, tmp_path):
     worker = choosing(folder, tmp_path, select="validation_loss", candidates=4)
     step, _ = train(worker)
-    scores = {row["step"] + 1: row["validation"] for row in worker.history if "validation" in row}
+    scores = {row["step"] + 1: row["validation"] for row in rows_of(worker) if row["validation"] is not None}
     assert list(scores) == [2, 4, 6, 8]
     assert scores[step] == max(scores.values())
     assert_kept(worker, step)
@@ -92,11 +98,12 @@ def test_an_earlier_student_is_kept_when_later_ones_are_worse(folder, tmp_path):
     kept = []
     worker.selection.keep = lambda weights, _: kept.append(weights)
     train(worker)
-    assert all(0.0 <= row["validation"] <= 1.0 for row in worker.history[1::2])
-    for row, score in zip(worker.history[1::2], (0.2, 0.6, 0.6, 0.4), strict=True):
-        row["validation"] = score
+    assert all(0.0 <= row["validation"] <= 1.0 for row in rows_of(worker)[1::2])
+    history = History()
+    for row in rows_of(worker):
+        history.append({**row, "validation": {2: 0.2, 4: 0.6, 6: 0.6, 8: 0.4}.get(row["step"] + 1)})
     again = Selection(worker.stepper, HELD_OUT, worker.out, tmp_path / "elsewhere")
-    step, _ = again.keep(kept[0], worker.history)
+    step, _ = again.keep(kept[0], history)
     assert step == 6  # the later of the two best
     assert_kept(worker, 6)
 
@@ -121,12 +128,12 @@ def test_the_exam_counts_right_answers(folder, tmp_path):
         )
         for e in examples
     )
-    worker = choosing(folder, tmp_path, replace(HELD_OUT, questions=asked, max_new_tokens=20), steps=120)
-    for step in range(120):
+    worker = choosing(folder, tmp_path, replace(HELD_OUT, questions=asked, max_new_tokens=20), steps=240)
+    for step in range(240):
         worker.stepper.step(step)
-    worker.selection.keep(worker.engine.state_dict(), [{}] * 120)
+    worker.selection.keep(worker.engine.state_dict(), History())
     after = worker.selection._exam(worker.scratch / "student")
-    answers = read_answers(worker.out)[0]
+    answers = read_answers(worker.out.child("log"))[0]
     right = sum(one.text == e.rationale for one, e in zip(answers, examples, strict=True))
     assert worker.selection._exam(folder) == 0.0
     assert after >= right / 6

@@ -3,9 +3,12 @@
 import pytest
 
 from tailor_ray.errors import ModelError
-from tailor_ray.prompts.chat import ChatTemplate
+from tailor_ray.models import ModelRef
+from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.folder import model_files
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question, TrainExample
+from tailor_ray.storage.store import FileEntry, file_sha256
 from tailor_ray.training.tokens import tokenize_examples
 from tests.training.students import make_tokenizer
 
@@ -65,6 +68,12 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer, tmp_path):
         tokenize_examples([example()], other, 64, 64)
 
 
+def tokenizer_folder(folder) -> ModelRef:
+    """A reference to it, though it has no weights."""
+    entries = [FileEntry(path.name, file_sha256(path), path.stat().st_size) for path in model_files(folder)]
+    return ModelRef(str(folder), tuple(entries))
+
+
 def test_a_chat_prompt_is_what_its_template_writes_and_begins_once(tmp_path):
     """The tokenizer puts `</s>` before any text by itself, and so does its template."""
     from tokenizers.processors import TemplateProcessing
@@ -74,7 +83,7 @@ def test_a_chat_prompt_is_what_its_template_writes_and_begins_once(tmp_path):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A", special_tokens=[begin])
     tokenizer.chat_template = "</s>{% for m in messages %}Question:{{ m['content'] }}\n{% endfor %}Reasoning:"
     tokenizer.save_pretrained(tmp_path)
-    prompt = StudentPrompt("chat", AnswerKind.NUMBER, chat=ChatTemplate(str(tmp_path)))
+    prompt = StudentPrompt("chat", AnswerKind.NUMBER, chat=ChatTemplate(tokenizer_folder(tmp_path)))
     asked = Question("q", "two apples and three more", "5")
     shown = example(prompt.render(asked), prompt.completion("two + three = 5", "5"), None, None)
     (one,) = tokenize_examples([shown], tokenizer, 256, 64, special_tokens=False).examples

@@ -97,8 +97,7 @@ def test_a_full_disk_fails_loudly_and_leaves_the_checkpoint_before(folder, tmp_p
     checkpoints = Checkpoints(worker.out, "job", keep=2)
 
     def save(step):
-        history = [{"step": n, "loss": 1.0} for n in range(step)]
-        checkpoints.save(step, history, worker.engine.inner, tmp_path, 0, False, lambda entries: entries)
+        checkpoints.save(step, worker.history, worker.engine.inner, tmp_path, 0, False, lambda entries: entries)
 
     save(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -4,9 +4,10 @@ import pytest
 
 from tailor_ray.config import load_config
 from tailor_ray.errors import CorruptionError, RunFolderError
-from tailor_ray.rounds.runner import Runner, claim_folder
+from tailor_ray.layout import QUESTIONS, StageId, stage_folder
+from tailor_ray.rounds.loop import Commits, claim_folder
 from tailor_ray.rounds.spec import stages_of
-from tailor_ray.storage import Manifest, Store, commit_manifest
+from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, read_manifest
 
 
 @pytest.fixture
@@ -15,26 +16,19 @@ def store(tmp_path):
 
 
 def commit(store, config, number, names=None, accuracy=0.5):
-    """Commit the stages of a round as the runner does, each with one file."""
+    """Commit the stages of a round as the loop does."""
     for earlier in range(number + 1):
         for spec in stages_of(config, earlier):
             if earlier == number and (names is None or spec.id.name in names):
-                folder = store.child(*spec.id.folder)
-                entry = folder.write_bytes("data", f"{spec.id}".encode())
-                inputs = {str(stage): _digest(store, stage) for stage in spec.after}
+                inputs = {str(stage): read_manifest(stage_folder(store, stage)).digest() for stage in spec.after}
                 metrics = {"validation": {"accuracy": accuracy}}
-                commit_manifest(folder, Manifest(spec.id.name, number, spec.digest(), inputs, (entry,), 1.0, metrics))
-
-
-def _digest(store, stage):
-    from tailor_ray.storage import read_manifest
-
-    return read_manifest(store.child(*stage.folder)).digest()
+                parts = {"rows": PartsDigest(1, 1, f"{spec.id}")}
+                manifest = Manifest(spec.id.name, number, spec.digest(), inputs, parts, 1.0, metrics)
+                commit_manifest(stage_folder(store, spec.id), manifest)
 
 
 def following(store, config):
-    group = Runner(config, store).next_group()
-    return None if group is None else [str(spec.id) for spec in group]
+    return [str(spec.id) for spec in Commits(config, store).missing()]
 
 
 def test_it_goes_on_with_the_first_stage_without_a_manifest(store):
@@ -45,17 +39,19 @@ def test_it_goes_on_with_the_first_stage_without_a_manifest(store):
     commit(store, config, 1, {"exam"})
     assert following(store, config) == ["round 1 exam", "round 1 teach"]
     commit(store, config, 1, {"exam", "teach"})
+    assert following(store, config) == ["round 1 examples"]
+    commit(store, config, 1, {"exam", "teach", "examples"})
     assert following(store, config) == ["round 1 train"]
     commit(store, config, 1)
     commit(store, config, 2)
-    assert following(store, config) is None
+    assert following(store, config) == []
 
 
 def test_raising_the_number_of_rounds_goes_on_with_a_finished_run(store):
     config = load_config(None, ["rounds.max_rounds=1"])
     commit(store, config, 0)
     commit(store, config, 1)
-    assert following(store, config) is None
+    assert following(store, config) == []
     assert following(store, load_config(None, ["rounds.max_rounds=2"])) == ["round 2 exam", "round 2 teach"]
 
 
@@ -64,16 +60,17 @@ def test_it_stops_when_validation_gains_less_than_asked(store):
     commit(store, config, 0, accuracy=0.2)
     for number, score in enumerate((0.5, 0.51, 0.60, 0.61), start=1):
         commit(store, config, number, accuracy=score)
-        assert following(store, config) is not None, number
+        assert following(store, config), number
     commit(store, config, 5, accuracy=0.615)
-    assert following(store, config) is None
+    assert following(store, config) == []
 
 
-def test_a_damaged_file_stops_the_run_with_its_name(store):
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"stage": "student", "sealed": "00"}'])
+def test_a_damaged_manifest_stops_the_run_with_its_name(store, data):
     config = load_config(None)
     commit(store, config, 0)
-    store.write_bytes("rounds/00/student/data", b"round 0 studenT")
-    with pytest.raises(CorruptionError, match="rounds/00/student/data"):
+    store.write_bytes("rounds/00/student/manifest.json", data)
+    with pytest.raises(CorruptionError, match=r"rounds/00/student/manifest\.json"):
         following(store, config)
 
 
@@ -81,12 +78,20 @@ def test_stages_made_from_other_inputs_are_refused(store):
     config = load_config(None)
     commit(store, config, 0)
     commit(store, config, 1)
-    folder = store.child("rounds", "01", "exam")
     spec = next(spec for spec in stages_of(config, 1) if spec.id.name == "exam")
-    entry = folder.write_bytes("data", b"another exam")
-    commit_manifest(folder, Manifest("exam", 1, spec.digest(), {}, (entry,), 1.0, {}))
+    commit_manifest(stage_folder(store, spec.id), Manifest("exam", 1, spec.digest(), {}, {}, 1.0))
     with pytest.raises(RunFolderError, match="other inputs"):
         following(store, config)
+
+
+def test_a_stage_is_given_the_folders_that_it_names_and_no_other(store):
+    config = load_config(None)
+    exam = next(spec for spec in stages_of(config, 1) if spec.id.name == "exam")
+    inputs = Commits(config, store).inputs(exam)
+    assert inputs.round == 1
+    assert inputs[QUESTIONS].uri == stage_folder(store, QUESTIONS).uri
+    with pytest.raises(KeyError):
+        inputs[StageId(1, "teach")]
 
 
 def test_a_folder_of_another_configuration_is_refused_naming_the_settings(store):
@@ -95,3 +100,11 @@ def test_a_folder_of_another_configuration_is_refused_naming_the_settings(store)
     with pytest.raises(RunFolderError, match=r"exam\.samples: 4 → 5\n.*training\.epochs") as caught:
         claim_folder(store, load_config(None, ["exam.samples=5", "training.epochs=3"]))
     assert "--name" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"- a\n", b"{", b"\xff\xfe", b"name"])
+def test_a_damaged_run_file_is_not_taken_for_changed_settings(store, data):
+    claim_folder(store, load_config(None))
+    store.write_bytes("run.yaml", data)
+    with pytest.raises(CorruptionError, match=r"run\.yaml is damaged"):
+        claim_folder(store, load_config(None))

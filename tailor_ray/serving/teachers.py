@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.models import ModelRef
 from tailor_ray.observe.logs import own_handlers
+from tailor_ray.serving.served import Served
 
 E = TypeVar("E", bound=EndpointConfig)
 
 
 @contextmanager
-def hosted_teachers(config: TeacherConfig, run: str) -> Iterator[TeacherConfig]:
-    """The configuration with addresses of what `serve` names; needs a connected cluster. Costs nothing without any."""
+def hosted_teachers(config: TeacherConfig, run: str, models: Mapping[str, ModelRef]) -> Iterator[TeacherConfig]:
+    """The configuration with addresses of what `serve` names; `models` holds them by that name.
+
+    Needs a connected cluster. Costs nothing without any.
+    """
     with ExitStack() as opened:
-        first, *also = (_hosted(endpoint, f"{run}-{n}", opened) for n, endpoint in enumerate(config.endpoints, 1))
+        first, *also = (_hosted(one, f"{run}-{n}", models, opened) for n, one in enumerate(config.endpoints, 1))
         assert isinstance(first, TeacherConfig)
         yield first.model_copy(update={"also": tuple(also)})
 
 
-def _hosted(endpoint: E, name: str, opened: ExitStack) -> E:
+def _hosted(endpoint: E, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> E:
     if endpoint.serve is None:
         return endpoint
-    from tailor_ray.student.of_run import Served
-
     with own_handlers():
-        from tailor_ray.student.serve import hosted
+        from tailor_ray.serving.deployment import hosted
     own = endpoint.serving
     served = Served(
         name=endpoint.model,
-        model=endpoint.serve,
+        model=models[endpoint.serve],
         replicas=own.replicas,
         engine=StudentConfig(
             max_model_len=own.max_model_len,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,15 +27,16 @@ from ray.serve.llm import LLMConfig, build_openai_app
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError, StageError
+from tailor_ray.models import ModelRef, identify, resolve
+from tailor_ray.models.engine_settings import engine_arguments, engine_environment
+from tailor_ray.models.folder import architecture, context_length
+from tailor_ray.serving.served import Served, config_of
 from tailor_ray.storage import Store
-from tailor_ray.student.engine import SwapWeights, architecture, context_length, engine_environment
-from tailor_ray.student.of_run import Served, config_of
-from tailor_ray.student.remote import Keeper
 
 log = logging.getLogger("ray.serve")  # Serve sends what this one says to its log files and to the driver
 NAMESPACE = "tailor_ray"
+SWAP_WEIGHTS = "tailor_ray.student.engine.SwapWeights"  # vLLM imports it in its workers
 LOOK_EVERY_S = 2.0  # a replica looks so often for a newer round, and whether its driver lives
 
 
@@ -62,12 +62,20 @@ class Engine(VLLMEngine):
         return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 
+class Keeper:
+    """An actor that lives as long as the driver that made it: what a driver deployed looks whether it is there."""
+
+    def ready(self) -> None:
+        """Answers once it is."""
+
+
 class StudentServer(LLMServer):
     """One replica: an engine that starts from the round that is the newest by then and may follow the run."""
 
     async def __init__(self, llm_config: ServedConfig) -> None:  # type: ignore[misc]  # Ray's own way: it awaits it
         self._served = llm_config.served
-        self._round, folder = await asyncio.to_thread(self._served.find)
+        self._round, model = await asyncio.to_thread(self._served.find)
+        folder = await asyncio.to_thread(resolve, model)
         self._architecture = architecture(folder)
         engine_config: Any = llm_config.get_engine_config()
         engine_config.hf_model_id = str(folder)  # in place of the name: the folder is this node's
@@ -96,17 +104,18 @@ class StudentServer(LLMServer):
                 return
             if served.reload:
                 try:
-                    number, folder = await asyncio.to_thread(served.find)
+                    number, model = await asyncio.to_thread(served.find)
                 except OSError as error:  # storage that is out of reach is no reason to stop answering
                     log.warning("cannot look for a newer round of %s: %s", served.run, error)
                     continue
                 if number != self._round:
-                    await self._swap(number, folder)
+                    await self._swap(number, model)
 
-    async def _swap(self, number: int, folder: Path) -> None:
+    async def _swap(self, number: int, model: ModelRef) -> None:
         """Let what runs finish while new requests wait in the engine, load the weights, go on."""
+        folder = await asyncio.to_thread(resolve, model)
         if architecture(folder) != self._architecture:
-            raise StageError(f"{folder} has another architecture than the round before: it takes a new replica")
+            raise StageError(f"{model} has another architecture than the round before: it takes a new replica")
         started = time.monotonic()
         await self.pause(mode="wait", clear_cache=True)  # a cached prefix would answer with the old weights
         paused = time.monotonic()
@@ -137,6 +146,9 @@ def application(args: dict[str, Any]) -> serve.Application:
 
 
 def from_arguments(args: dict[str, Any]) -> Served:
+    """`model` may be given as its name: a local folder, a hub id or a storage URI."""
+    if isinstance(args.get("model"), str):
+        args = {**args, "model": identify(args["model"], setting="model")}
     served = TypeAdapter(Served).validate_python(args)
     if served.run is None or "engine" in args:
         return served
@@ -162,7 +174,7 @@ def configuration(served: Served) -> ServedConfig:
         server_cls=StudentServer,
         callback_config=CallbackConfig(callback_class=FolderOfThisNode),
         model_loading_config={"model_id": served.name},
-        engine_kwargs=engine_arguments(engine, on_gpu),
+        engine_kwargs=engine_arguments(engine, on_gpu, engine.max_model_len) | {"worker_extension_cls": SWAP_WEIGHTS},
         # On CPU a replica claims next to nothing, as the exam's engines do: training needs the same cores.
         placement_group_config=None if on_gpu else {"bundles": [{"CPU": 0.01}]},
         deployment_config={
@@ -172,27 +184,6 @@ def configuration(served: Served) -> ServedConfig:
         },
         runtime_env={"env_vars": environment},
     )
-
-
-def engine_arguments(config: StudentConfig, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's arguments for a server; the exam's engine has the same of its own (`engine.build_engine`)."""
-    arguments: dict[str, Any] = {
-        "max_num_seqs": config.max_num_seqs,
-        "enable_prefix_caching": True,
-        "enforce_eager": config.enforce_eager if config.enforce_eager != "auto" else not on_gpu,
-        "dtype": config.dtype if config.dtype != "auto" or on_gpu else "float32",
-        "worker_extension_cls": f"{SwapWeights.__module__}.{SwapWeights.__name__}",
-    }
-    if on_gpu:
-        return arguments | {
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "tensor_parallel_size": config.tensor_parallel,
-        }
-    return arguments | {
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        "enable_chunked_prefill": False,  # as in the exam: chunks rewind a seeded generator on CPU
-        "max_num_batched_tokens": max(8192, config.max_model_len),
-    }
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""Where everything of a run lies: the only file that spells a run's paths. Nothing here reads or writes.
+
+    <storage>/<run>/
+      run.yaml                                          the resolved settings
+      teacher/                                          the ledger
+      rounds/00/{questions,student,evaluate}/           manifest.json, <prefix>-*.parquet with their records
+      rounds/01/{exam,teach,examples,train,evaluate}/   likewise; train/student/ is the student in Hugging Face form
+      report/                                           report.json, index.html
+      run.log, trackers/                                where the storage is a local folder
+
+A stage's `log/` holds what tells how it went (requests of the teacher, training's steps): with times in it, so no
+later stage is made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tailor_ray.storage import Store
+
+RUN_FILE = "run.yaml"
+LOG_FILE = "run.log"
+TRACKERS = "trackers"
+STUDENT = "student"  # the folder of a model, in a stage's folder
+LOG = "log"
+REPORT, REPORT_PAGE = "report/report.json", "report/index.html"
+FIRST_STAGES = ("questions", "student", "evaluate")  # of round 0, in order
+STAGES = ("exam", "teach", "examples", "train", "evaluate")  # of every later round
+SPLITS = ("train", "validation", "test")  # prefixes of the question parts, the last two of the evaluation's as well
+ATTEMPTS, LESSONS, REQUESTS, EXAMPLES, STEPS, GREEDY = "attempts", "lessons", "requests", "examples", "steps", "greedy"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StageId:
+    """A stage of a round, and the folder that it owns."""
+
+    round: int
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"rounds/{self.round:02d}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"round {self.round} {self.name}"
+
+
+QUESTIONS = StageId(0, "questions")
+BASE_STUDENT = StageId(0, "student")
+
+
+def student_after(round_: int) -> StageId:
+    """The stage that holds the student as it is after a round."""
+    return BASE_STUDENT if round_ == 0 else StageId(round_, "train")
+
+
+def stage_folder(run: Store, stage: StageId) -> Store:
+    return run.child(*stage.path.split("/"))
+
+
+def ledger_folder(run: Store) -> Store:
+    return run.child("teacher")
+
+
+def rounds_begun(run: Store) -> list[int]:
+    """Numbers of the rounds that have a folder, ascending."""
+    return sorted(int(name) for name in run.folders("rounds") if name.isdigit())

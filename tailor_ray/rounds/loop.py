@@ -1,0 +1,189 @@
+"""THE loop: find the first stage without a valid manifest, do it, commit it; stop when nothing is gained.
+
+In: a RunConfig and its run folder. Out: a folder whose manifests tell what was done. Called again it goes on; a stage
+whose manifest is there is never done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import yaml
+
+from tailor_ray.config import RunConfig
+from tailor_ray.config.run import parse_config
+from tailor_ray.errors import CorruptionError, RunFolderError
+from tailor_ray.layout import RUN_FILE, StageId, stage_folder
+from tailor_ray.observe import live
+from tailor_ray.observe.report import write_report
+from tailor_ray.observe.trackers import Trackers
+from tailor_ray.rounds import stages
+from tailor_ray.rounds.services import Services
+from tailor_ray.rounds.spec import StageSpec, changed_settings, stages_of
+from tailor_ray.rounds.stages import Inputs, StageResult
+from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest, stage_parts
+from tailor_ray.teacher.intake import Intake
+
+log = logging.getLogger(__name__)
+
+
+def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
+    """Do all that the run lacks."""
+    commits, trackers = Commits(config, run), Trackers(config.observe, run)
+    try:
+        while todo := commits.missing():
+            log.info("%s starts", " and ".join(str(spec.id) for spec in todo))
+            started = time.monotonic()
+            if todo[-1].id.name == "teach":
+                mine(commits, todo, services, started)
+            else:
+                do_stage(commits, todo[0], services, started)
+            trackers.sync()
+            if todo[-1].id.name == "evaluate":
+                write_report(run)
+    finally:
+        trackers.close()
+
+
+def run_exam_alone(config: RunConfig, run: Store, services: Services) -> dict[str, Any]:
+    """Round 0 without its evaluation, then the first exam without its teaching; the exam's figures."""
+    commits = Commits(config, run)
+    questions, student, _ = stages_of(config, 0)
+    exam = stages_of(config, 1)[0]
+    for spec in (questions, student, exam):
+        if not commits.is_done(spec):
+            do_stage(commits, spec, services, time.monotonic())
+    return commits.manifest(exam.id).metrics
+
+
+def do_stage(commits: Commits, spec: StageSpec, services: Services, started: float) -> None:
+    work = stages.ALONE[spec.id.name]
+    result = work(commits.inputs(spec), commits.folder(spec), commits.config, services)
+    commits.commit(spec, result, time.monotonic() - started)
+
+
+def mine(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
+    """Exam and teaching at the same time: the teacher starts with the first committed part."""
+    exam, teach = group
+    services.connect()  # before there are two threads that would
+    intake = Intake()
+    inputs, out = commits.inputs(teach), commits.folder(teach)
+    with intake.teaching(lambda: stages.teach(inputs, out, commits.config, services, intake)) as teaching:
+        if commits.is_done(exam):
+            for part in stage_parts(commits.folder(exam), stages.ATTEMPTS):
+                intake.put(part)
+        else:
+            made = stages.exam(commits.inputs(exam), commits.folder(exam), commits.config, services, intake.put)
+            commits.commit(exam, made, time.monotonic() - started)
+        intake.end()
+        result = teaching.result()
+    commits.commit(teach, result, time.monotonic() - started)
+
+
+class Commits:
+    """One run's manifests, and what is missing among them."""
+
+    def __init__(self, config: RunConfig, run: Store) -> None:
+        self.config = config
+        self._run = run
+        self._done: dict[StageId, Manifest] = {}
+
+    def missing(self) -> tuple[StageSpec, ...]:
+        """The first stages without a valid manifest, () when the run is finished.
+
+        Exam and teaching form one group, for they run at the same time. Raises CorruptionError for a damaged manifest
+        and RunFolderError for stages that were made from other settings or inputs.
+        """
+        for number in range(self.config.rounds.max_rounds + 1):
+            for group in _groups(stages_of(self.config, number)):
+                if not all([self.is_done(spec) for spec in group]):  # noqa: C419  each one's manifest is checked
+                    return group
+            if self._gained_nothing(number):
+                log.info("round %d: validation gained less than rounds.min_gain; the run ends here", number)
+                break
+        return ()
+
+    def is_done(self, spec: StageSpec) -> bool:
+        """Whether its manifest names this run's settings and inputs. What it counts is checked when read."""
+        if spec.id in self._done:
+            return True
+        folder = self.folder(spec)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            return False
+        if manifest.spec != spec.digest() or any(
+            stage not in self._done or manifest.inputs.get(str(stage)) != self._done[stage].digest()
+            for stage in spec.after
+        ):
+            raise RunFolderError(
+                f"{folder.uri} was made from other settings or other inputs than this run's; give this run another "
+                f"name (--name), or delete that folder and the later rounds to make them again"
+            )
+        self._done[spec.id] = manifest
+        return True
+
+    def commit(self, spec: StageSpec, result: StageResult, seconds: float) -> None:
+        manifest = Manifest(
+            stage=spec.id.name,
+            round=spec.id.round,
+            spec=spec.digest(),
+            inputs={str(stage): self._done[stage].digest() for stage in spec.after},
+            parts=result.parts,
+            seconds=round(seconds, 3),
+            metrics=result.metrics,
+            model=None if result.model is None else result.model.sha256,
+        )
+        commit_manifest(self.folder(spec), manifest)
+        self._done[spec.id] = manifest
+        live.committed(manifest)
+        if spec.id.name == "train":
+            self.folder(spec).delete("checkpoints")
+        log.info("%s done in %.1f s", spec.id, seconds)
+
+    def folder(self, spec: StageSpec) -> Store:
+        return stage_folder(self._run, spec.id)
+
+    def inputs(self, spec: StageSpec) -> Inputs:
+        """The folders that the stage may read, and no other."""
+        return Inputs(spec.id.round, {stage: stage_folder(self._run, stage) for stage in spec.after})
+
+    def manifest(self, stage: StageId) -> Manifest:
+        """Of a stage that was found done, or was committed."""
+        return self._done[stage]
+
+    def _gained_nothing(self, number: int) -> bool:
+        """True when validation gained less than `min_gain` for `patience` rounds in a row."""
+        rules = self.config.rounds
+        found = [self.manifest(StageId(round_, "evaluate")).metrics for round_ in range(number + 1)]
+        scores = [metrics["validation"]["accuracy"] for metrics in found]
+        gains = [score - max(scores[:index]) for index, score in enumerate(scores) if index > 0]
+        return len(gains) >= rules.patience and all(gain < rules.min_gain for gain in gains[-rules.patience :])
+
+
+def claim_folder(run: Store, config: RunConfig) -> None:
+    """Write run.yaml, or check that the one there gives the same results; raises RunFolderError naming what differs."""
+    if run.exists(RUN_FILE):
+        where = f"{run.uri}/{RUN_FILE}"
+        try:
+            data = yaml.safe_load(run.read_bytes(RUN_FILE))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CorruptionError(f"{where} is damaged: {error}; restore it") from None
+        if not isinstance(data, dict) or not data:
+            raise CorruptionError(f"{where} is damaged: it holds no settings; restore it")
+        changed = changed_settings(parse_config(data, where).results(), config.results())
+        if changed:
+            raise RunFolderError(
+                f"the run folder {run.uri} belongs to another configuration; these settings change results:\n  "
+                + "\n  ".join(changed)
+                + "\nset them back, or give this run another name (--name)"
+            )
+    run.write_bytes(RUN_FILE, config.to_yaml().encode())
+
+
+def _groups(specs: tuple[StageSpec, ...]) -> list[tuple[StageSpec, ...]]:
+    """Exam and teaching go together, every other stage by itself."""
+    together = tuple(spec for spec in specs if spec.id.name in ("exam", "teach"))
+    alone: list[tuple[StageSpec, ...]] = [(spec,) for spec in specs if spec not in together]
+    return [together, *alone] if together else alone

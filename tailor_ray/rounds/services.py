@@ -1,0 +1,118 @@
+"""Services: what is costly to start, each made when it is first asked for and closed once, by who opened it.
+
+A stage asks for engines, training workers, the teacher or the ledger; nothing here knows what a stage does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+
+from tailor_ray.config import RunConfig
+from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.layout import ledger_folder
+from tailor_ray.models import ModelRef, identify, publish
+from tailor_ray.observe.logs import adopt_ray_output
+from tailor_ray.observe.progress import Progress
+from tailor_ray.rounds.cluster import connected
+from tailor_ray.serving.teachers import hosted_teachers
+from tailor_ray.storage import Store
+from tailor_ray.student.pool import EnginePool
+from tailor_ray.teacher.access import check_access
+from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.sandbox_process import open_teacher
+from tailor_ray.teacher.teach import open_pool
+from tailor_ray.training.launch import Trainers
+
+
+class Staff:
+    """The student's engines and its training workers; several runs of like students may share them."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.engines = EnginePool(config.student, config.seed)
+        self.trainers = Trainers()
+
+    def dismiss(self) -> None:
+        self.trainers.close()
+        self.engines.stop()
+
+
+class Services:
+    """A context manager; leaving it ends whatever was started, but for a staff that was given."""
+
+    def __init__(self, config: RunConfig, run: Store, progress: Progress, staff: Staff | None = None) -> None:
+        self.progress = progress
+        self.open_pool = open_pool
+        self._config, self._run = config, run
+        self._staff = staff
+        self._opened = ExitStack()
+        self._connected = False
+
+    def __enter__(self) -> Services:
+        """Find what is wrong with student and teacher before anything is started or spent."""
+        if self._config.student.model != "tiny":
+            identify(self._config.student.model, self._config.student.revision)
+        if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
+            self._served = self._served_teachers()
+            self._teacher = self._opened.enter_context(open_teacher(self._config.teacher))
+            check_access(self._teacher)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def connect(self) -> None:
+        """Be connected to the Ray cluster from now on; a wrong data file is found before this costs anything."""
+        if not self._connected:
+            self._opened.enter_context(connected(self._config.cluster))
+            adopt_ray_output()
+            if self._staff is None:
+                self._staff = Staff(self._config)
+                self._opened.callback(self._staff.dismiss)
+            self._connected = True
+
+    @property
+    def engines(self) -> EnginePool:
+        """Not started before they are to serve something; see `serve`."""
+        self.connect()
+        assert self._staff is not None
+        return self._staff.engines
+
+    def serve(self, model: ModelRef) -> EnginePool:
+        """The engines, answering from this model."""
+        engines = self.engines
+        if engines.is_started:
+            engines.serve(model)
+        else:
+            with self.progress.stage("engines start", unit="engines") as bar:
+                engines.serve(model)
+                bar.update(done=engines.engines)
+        return engines
+
+    @property
+    def trainers(self) -> Trainers:
+        self.connect()
+        assert self._staff is not None
+        return self._staff.trainers
+
+    @cached_property
+    def teacher(self) -> TeacherConfig:
+        """The teachers with their addresses; open-weight ones are served from now on."""
+        self.connect()
+        return self._opened.enter_context(hosted_teachers(self._teacher, self._config.name, self._served))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        ledger = Ledger(ledger_folder(self._run), keep_batches=self._config.teacher.mode == "batch")
+        self._opened.callback(ledger.close)
+        return ledger
+
+    def _served_teachers(self) -> Mapping[str, ModelRef]:
+        """The models of `teacher.serve`, where every node finds them."""
+        found = {}
+        for endpoint in self._config.teacher.endpoints:
+            if endpoint.serve is not None:
+                model = identify(endpoint.serve, endpoint.serving.revision, "teacher.serve")
+                found[endpoint.serve] = publish(model, ledger_folder(self._run), f"models/{model.sha256[:16]}")
+        return found

@@ -1,0 +1,170 @@
+"""The stage `examples`: one Ray task per part builds its examples, tokenizes and writes them.
+
+In: part i of the questions, of every round's lessons and of the latest exam's attempts. Out: part i of the examples,
+texts beside token ids, and a record with counts and with what a training plan needs of its rows. What always holds:
+a part depends on the same parts of earlier stages alone; the driver sees counts, never rows; parts that were committed
+before are kept, after their rows were found to be whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from tailor_ray.config.training import TrainingConfig
+from tailor_ray.errors import CorruptionError, TailorError
+from tailor_ray.layout import ATTEMPTS, EXAMPLES, LESSONS, SPLITS
+from tailor_ray.models import ModelRef, resolve
+from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Attempt, Lesson, Question, R, from_table, to_table
+from tailor_ray.storage import Part, PartsDigest, Store, commit_part, find_part, read_part
+from tailor_ray.training.examples import Prompt, build_examples
+from tailor_ray.training.plan import PLANNING, PartShape
+from tailor_ray.training.tokens import ID_COLUMNS, TOKEN_SCHEMA, token_limit, tokenize_examples
+
+log = logging.getLogger(__name__)
+
+NAMED = 100  # question ids that a record names of those that were truncated or skipped
+RETRIES = 3  # of a part whose node was lost
+LEFT_OUT = {
+    "truncated": "their rationale was cut at training.max_length",
+    "skipped": "their prompt leaves no room for a rationale: raise training.max_length",
+}
+SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name in ID_COLUMNS)])
+
+
+@dataclass(frozen=True)
+class ExamplesJob:
+    """What a round's examples are made of; picklable.
+
+    `student` is whose tokenizer is used; `special_tokens` says whether it adds its own to a prompt (off for chat
+    templates, which write them). `questions`, `lessons` (by round, ascending) and `attempts` are folders of committed
+    stages, `out` is the stage's own. `latest` is the newest round that has lessons.
+    """
+
+    config: TrainingConfig
+    prompt: Prompt
+    student: ModelRef
+    special_tokens: bool
+    questions: Store
+    lessons: Mapping[int, Store]
+    attempts: Store
+    out: Store
+    seed: int
+    round: int
+    latest: int
+
+
+def make_examples(
+    job: ExamplesJob, count: int, on_part: Callable[[Part], None] = lambda _: None
+) -> tuple[PartsDigest, dict[str, Any]]:
+    """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
+
+    Counts are those of `build_examples`, `with_pair_trained`, `truncated` and `skipped`, and for the last two, under
+    `truncated_ids` and `skipped_ids`, the first question ids. Errors of ours arrive as they were raised in the task.
+    """
+    counts: Counter[str] = Counter()
+    named: dict[str, list[tuple[int, str]]] = {what: [] for what in LEFT_OUT}
+    parts = []
+    for part in _run(job, count):
+        counts.update(part.info["counts"])
+        for what, ids in named.items():
+            named[what] = sorted([*ids, *((part.index, name) for name in part.info[f"{what}_ids"])])[:NAMED]
+        parts.append(replace(part, info={}))
+        on_part(part)
+    for what, ids in named.items():
+        if ids:
+            more = f" and {counts[what] - 8} more" if counts[what] > 8 else ""
+            names = ", ".join(name for _, name in ids[:8])
+            log.warning("%d examples were %s, %s: %s%s", counts[what], what, LEFT_OUT[what], names, more)
+    ids_of = {f"{what}_ids": [name for _, name in ids] for what, ids in named.items()}
+    return PartsDigest.of(parts), {**counts, **ids_of}
+
+
+def write_examples(job: ExamplesJob, index: int) -> Part:
+    """Make part `index`; raises CorruptionError for a damaged part of an earlier stage, ModelError for the student."""
+    tokenizer, max_length = _tokenizer(job.student, job.config.max_length)
+    examples, counts = build_examples(
+        questions=_rows(job.questions, SPLITS[0], index, Question),
+        lessons=[row for folder in job.lessons.values() for row in _rows(folder, LESSONS, index, Lesson)],
+        attempts=_rows(job.attempts, ATTEMPTS, index, Attempt),
+        prompt=job.prompt,
+        config=job.config,
+        seed=job.seed,
+        round=job.round,
+        latest=job.latest,
+    )
+    pairs = job.config.triplet_weight > 0
+    data = tokenize_examples(
+        examples, tokenizer, max_length, job.config.rationale_cap, pairs=pairs, special_tokens=job.special_tokens
+    )
+    texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
+    table = pa.Table.from_arrays([*texts.columns, *data.table.columns[1:]], schema=SCHEMA)
+    shape = PartShape.of(data.table)
+    counts |= {"with_pair_trained": int((shape.lengths[2] > 0).sum())}
+    counts |= {"truncated": len(data.truncated), "skipped": len(data.skipped)}
+    ids = {"truncated_ids": data.truncated[:NAMED], "skipped_ids": data.skipped[:NAMED]}
+    return commit_part(job.out, EXAMPLES, index, table, {"counts": counts, **ids, PLANNING: shape.to_info()})
+
+
+def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
+    """The parts' records as they are done, by Ray tasks on all nodes, as many at a time as the cluster has CPUs."""
+    import ray
+
+    # engines may hold all CPUs while nothing is asked of them, so a task reserves none
+    work = ray.remote(_task).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
+    given, at_once = ray.put(job), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: list[Any] = []
+    for index in range(count):
+        running.append(work.remote(given, index))
+        if len(running) >= at_once:
+            done, running = ray.wait(running)
+            yield _told(ray.get(done[0]))
+    while running:
+        done, running = ray.wait(running)
+        yield _told(ray.get(done[0]))
+
+
+def _told(result: Part | TailorError) -> Part:
+    if isinstance(result, TailorError):
+        raise result
+    return result
+
+
+def _task(job: ExamplesJob, index: int) -> Part | TailorError:
+    """The record of part `index` without what the driver has no use for, or what went wrong."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks share out the cores
+    try:
+        part = _kept(job.out, index) or write_examples(job, index)
+    except TailorError as error:
+        return error
+    return replace(part, info={name: value for name, value in part.info.items() if name != PLANNING})
+
+
+def _kept(out: Store, index: int) -> Part | None:
+    """The part, if it is there and whole."""
+    try:
+        part = find_part(out, EXAMPLES, index)
+        read_part(out, part, ["question_id"])
+    except CorruptionError:
+        return None
+    return part
+
+
+def _rows(store: Store, prefix: str, index: int, record: type[R]) -> list[R]:
+    return from_table(read_part(store, find_part(store, prefix, index)), record)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(student: ModelRef, max_length: int) -> tuple[Any, int]:
+    """The student's tokenizer, and the tokens of prompt plus completion; once per process, for both take seconds."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = resolve(student)
+    return AutoTokenizer.from_pretrained(folder), token_limit(AutoConfig.from_pretrained(folder), max_length)
