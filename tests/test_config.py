@@ -96,3 +96,12 @@ def test_every_setting_is_documented_and_in_the_reference():
         for name, field in section.model_fields.items():
             assert field.description, f"{path}{name} has no text below it"
             assert f"`{path}{name}`" in text
+
+
+def test_the_settings_that_change_results_are_plain_data():
+    """They go into YAML and JSON: of the model card, of a manifest's hash."""
+    import yaml
+
+    config = load_config(None, ["task.name=jsonl", "task.path=x", "task.answer_kind=number"])
+    assert yaml.safe_load(yaml.safe_dump(config.results())) == config.results()
+    assert config.results()["task"]["answer_kind"] == "number"

@@ -250,31 +250,38 @@ def compare(
 
 def in_rounds(rounds: int) -> dict[str, float]:
     """Train the demo's student for some rounds of 100 steps, by the workers of the first."""
+    from transformers import AutoTokenizer
+
     from tailor_ray.config.rounds import ClusterConfig
     from tailor_ray.config.student import TinyConfig
     from tailor_ray.config.training import TrainingConfig
+    from tailor_ray.layout import EXAMPLES
+    from tailor_ray.models import identify
     from tailor_ray.prompts.student import StudentPrompt
-    from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, AnswerKind, TrainExample, to_table
+    from tailor_ray.records import AnswerKind, TrainExample
     from tailor_ray.rounds.cluster import connected
-    from tailor_ray.storage import Store, commit_part
+    from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest
     from tailor_ray.student.tiny import make_tiny_student
     from tailor_ray.tasks.arithmetic import sample_questions
+    from tailor_ray.training.example_parts import commit_examples
     from tailor_ray.training.launch import Trainers, TrainJob
 
     config = TrainingConfig(steps=100, batch_size=32, checkpoint_every_steps=1000, workers=2, threads=1)
     prompt = StudentPrompt("plain", AnswerKind.NUMBER)
     with tempfile.TemporaryDirectory(prefix="tailor-bench-") as scratch, connected(ClusterConfig(dashboard=False)):
         make_tiny_student(TinyConfig(school_steps=1), prompt, 0, Path(scratch, "student"))
+        student = identify(f"{scratch}/student")
         said = [(q, prompt.completion(q.rationale or "", q.answer)) for q in sample_questions(1000, seed=0)]
         examples = [
             TrainExample(q.id, prompt.render(q), right, right, said[n - 1][1]) for n, (q, right) in enumerate(said)
         ]
         parts = Store.open(f"{scratch}/examples")
-        commit_part(parts, "examples", 0, to_table(examples, TRAIN_EXAMPLE_SCHEMA))
+        made = [commit_examples(parts, 0, examples, AutoTokenizer.from_pretrained(student.uri), 1024, config)]
+        commit_manifest(parts, Manifest("examples", 1, "", {}, {EXAMPLES: PartsDigest.of(made)}, 0.0))
         with Trainers() as trainers:
             metrics = [
                 trainers.train(
-                    TrainJob(config, f"{scratch}/student", parts, Store.open(f"{scratch}/{number}"), 0, number + 1)
+                    TrainJob(config, student, parts, Store.open(f"{scratch}/{number}"), 0, number + 1)
                 ).metrics
                 for number in range(rounds)
             ]

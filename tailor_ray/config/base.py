@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -53,7 +54,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:

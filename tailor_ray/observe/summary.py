@@ -117,7 +117,7 @@ def _settings(run: Store, warnings: list[str]) -> dict[str, Any]:
 
 
 def flat_settings(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """run.yaml's settings as `section.name`; it holds no key, for keys are never read into it."""
+    """A run's settings as `section.name`; they hold no key, for keys are never read into them."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{path}{name}.")

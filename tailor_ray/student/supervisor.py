@@ -155,7 +155,7 @@ class Supervisor:
         """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash."""
         started = time.perf_counter()
         with self._changed:
-            self._model, self._failure = model, None
+            before, self._model, self._failure = self._model, model, None
         swaps = {slot.index: slot.handle.load.remote(model) for slot in self._slots if slot.handle is not None}
         for index, reference in swaps.items():
             try:
@@ -168,6 +168,8 @@ class Supervisor:
         checksums = {get(slot.handle.ready.remote()) for slot in self._slots}
         if len(checksums) != 1:
             raise StageError(f"the engines serve different weights after loading {model}: {sorted(checksums)}")
+        if model.sha256 != before.sha256:
+            metrics.gauge("weight_swap_seconds", time.perf_counter() - started)
         log.info("all engines serve %s after %.2f s", model, time.perf_counter() - started)
         return checksums.pop()
 

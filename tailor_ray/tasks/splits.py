@@ -1,8 +1,8 @@
 """From rows to a task's splits: check each row, keep test out of train, hold validation out of train, stream the rest.
 
 One pass over the files finds the rows that break a rule, repeat an id or overlap with test. Of a training row it holds
-two numbers, its id's and its rank (about 20 bytes, 27 while it puts ids in order), and the line number of a row that is
-left out, never the row. The splits read the files again each time that they are iterated.
+two numbers, its id's and its rank (17 bytes, 28 while it puts ids in order), and the line number of a row that is left
+out, never the row. The splits read the files again each time that they are iterated.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import CorruptionError, TailorError
 from tailor_ray.layout import ATTEMPTS, EXAMPLES, LESSONS, SPLITS
 from tailor_ray.models import ModelRef, resolve
-from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Attempt, Lesson, Question, R, from_table, to_table
+from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Attempt, Lesson, Question, R, TrainExample, from_table, to_table
 from tailor_ray.storage import Part, PartsDigest, Store, commit_part, find_part, read_part
 from tailor_ray.training.examples import Prompt, build_examples
 from tailor_ray.training.plan import PLANNING, PartShape
@@ -100,17 +101,31 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
         round=job.round,
         latest=job.latest,
     )
-    pairs = job.config.triplet_weight > 0
-    data = tokenize_examples(
-        examples, tokenizer, max_length, job.config.rationale_cap, pairs=pairs, special_tokens=job.special_tokens
-    )
+    return commit_examples(job.out, index, examples, tokenizer, max_length, job.config, job.special_tokens, counts)
+
+
+def commit_examples(
+    out: Store,
+    index: int,
+    examples: Sequence[TrainExample],
+    tokenizer: Any,
+    max_length: int,
+    config: TrainingConfig,
+    special_tokens: bool = True,
+    counts: Mapping[str, int] = MappingProxyType({}),
+) -> Part:
+    """Tokenize and write one part; its record adds to `counts` what became of the examples."""
+    pairs = config.triplet_weight > 0
+    data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, pairs, special_tokens)
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
     table = pa.Table.from_arrays([*texts.columns, *data.table.columns[1:]], schema=SCHEMA)
     shape = PartShape.of(data.table)
-    counts |= {"with_pair_trained": int((shape.lengths[2] > 0).sum())}
-    counts |= {"truncated": len(data.truncated), "skipped": len(data.skipped)}
-    ids = {"truncated_ids": data.truncated[:NAMED], "skipped_ids": data.skipped[:NAMED]}
-    return commit_part(job.out, EXAMPLES, index, table, {"counts": counts, **ids, PLANNING: shape.to_info()})
+    info: dict[str, Any] = {PLANNING: shape.to_info()}
+    info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[2] > 0).sum())}
+    for what, ids in (("truncated", data.truncated), ("skipped", data.skipped)):
+        info["counts"][what] = len(ids)
+        info[f"{what}_ids"] = ids[:NAMED]
+    return commit_part(out, EXAMPLES, index, table, info)
 
 
 def _run(job: ExamplesJob, count: int) -> Iterator[Part]:

@@ -85,7 +85,9 @@ def namespaces_permitted():
 class IslandNodes:
     """A cluster whose nodes have no folder in common: /tmp, the home's cache and HF_HOME are each node's own."""
 
-    OWN = "mount -t tmpfs tmpfs /tmp && mkdir -p ~/.cache && mount -t tmpfs tmpfs ~/.cache && mkdir -p /tmp/place /tmp/r"
+    OWN = (
+        "mount -t tmpfs tmpfs /tmp && mkdir -p ~/.cache && mount -t tmpfs tmpfs ~/.cache && mkdir -p /tmp/place /tmp/r"
+    )
 
     def __init__(self, environment, carried):
         """A head without CPUs; `carried` are folders that it has in its working folder, by name."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tailor_ray.rounds.session import Session
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.student import TinyConfig
@@ -26,7 +27,6 @@ from tailor_ray.records import (
     to_table,
 )
 from tailor_ray.rounds import stages
-from tailor_ray.rounds.session import Session
 from tailor_ray.rounds.spec import QUESTIONS, StageId
 from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part, committed_parts, read_part
 from tests.integration.clusters import free_port

@@ -13,10 +13,11 @@ import pytest
 from tailor_ray.config.teacher import PriceConfig, SandboxConfig
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
+from tailor_ray.teacher.intake import OPEN_PARTS
 from tailor_ray.teacher.ledger_files import decode, encode
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
-from tailor_ray.teacher.teach import OPEN_SHARDS
+from tailor_ray.teacher.teach import Shard
 from tests.integration.teaching import (
     BATCH,
     CANARY,
@@ -79,7 +80,7 @@ def test_two_rounds_through_every_accident_of_the_wire(tmp_path):
     assert told["a"] == told["b"]
 
 
-def test_teaching_starts_with_the_first_shard_and_a_restart_asks_nothing_again(tmp_path):
+def test_teaching_starts_with_the_first_part_and_a_restart_asks_nothing_again(tmp_path):
     log, seen = tmp_path / "access.jsonl", []
     gate = threading.Event()
 
@@ -87,7 +88,7 @@ def test_teaching_starts_with_the_first_shard_and_a_restart_asks_nothing_again(t
         for number, shard in enumerate(shards()):
             yield shard
             if number == 0:
-                assert gate.wait(60), "the first shard was not taught while the exam went on"
+                assert gate.wait(60), "the first part was not taught while the exam went on"
 
     def progress(counts):
         seen.append(counts)
@@ -130,7 +131,7 @@ def test_the_exam_waits_for_a_slower_teacher(tmp_path):
         nonlocal taken
         for shard in shards(count=40, size=1):
             taken += 1
-            assert taken - done <= OPEN_SHARDS + 4  # one waits at the gate, and `done` is told after a shard's end
+            assert taken - done <= OPEN_PARTS + 4  # one waits to be let in, and `done` is told after a shard's end
             yield shard
 
     def progress(counts):
@@ -185,17 +186,18 @@ def test_several_teachers_each_with_its_own_key_price_and_parameters(tmp_path):
 
 
 def test_a_budget_that_will_not_last_goes_to_the_mistakes_worth_most_of_the_whole_exam(tmp_path):
-    """More shards than are taken in at a time, the worst of them last."""
-    log, exam, wrong_of = tmp_path / "access.jsonl", [], {}
-    for number, (questions, attempts) in enumerate(shards(count=60, size=2, samples=4)):
-        for question in questions:
+    """More parts than are taken in at a time, the worst of them last."""
+    log, wrong_of = tmp_path / "access.jsonl", {}
+    exam = [Shard(0, [], [])]  # says nothing of what the round will take
+    for number, shard in enumerate(shards(count=60, size=2, samples=4)):
+        attempts = shard.attempts
+        for question in shard.questions:
             wrong_of[question.id] = wrong = 1 + number // 8
             attempts = [
                 replace(a, verdict=Verdict.CORRECT) if a.question_id == question.id and a.sample >= wrong else a
                 for a in attempts
             ]
-        exam.append((questions, attempts))
-    exam.insert(0, ([], []))  # says nothing of what the round will take
+        exam.append(Shard(number + 1, shard.questions, attempts))
     order = sorted(wrong_of, key=lambda name: (-wrong_of[name], name))
     with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.02, access_log=str(log)))) as sandbox:
         price = PriceConfig(input=10.0, output=30.0)

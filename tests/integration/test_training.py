@@ -18,7 +18,7 @@ from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.storage.store import node_cache
 from tailor_ray.training.example_parts import make_examples as make_parts
 from tailor_ray.training.launch import Trainers, TrainJob
-from tests.training.parts import commit_examples
+from tests.training.parts import commit_stage
 from tests.training.students import make_examples, make_student, make_tokenizer
 from tests.training.test_example_parts import commit, examples_job
 
@@ -31,7 +31,7 @@ def made(tmp_path_factory, ray_cluster):
     student = identify(str(make_student(folder / "student")))
     tokenizer = make_tokenizer(folder / "tokenizer")
     examples = Store.open(str(folder / "examples"))
-    commit_examples(examples, [make_examples(60, questions=40), make_examples(40, seed=1, questions=40)], tokenizer)
+    commit_stage(examples, [make_examples(60, questions=40), make_examples(40, seed=1, questions=40)], tokenizer)
     return folder, examples, student
 
 
@@ -72,7 +72,7 @@ def test_figures_and_files(made, undisturbed):
     assert result.steps == 6 * 7
     assert result.loss_last < 0.8 * result.loss_first
     assert result.metrics["truncated"] == result.metrics["skipped"] == 0
-    assert result.metrics["with_pair_trained"] == 39 + 26
+    assert result.metrics["with_pair_trained"] == 40 + 26
     rows = steps_of(out).to_pylist()
     assert [row["step"] for row in rows] == list(range(42))
     assert rows[-1]["loss"] == result.loss_last
@@ -185,7 +185,7 @@ def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, wo
     folder, _, student = made
     examples = Store.open(str(folder / f"damaged-{workers}"))
     parts = [make_examples(20), make_examples(20, seed=1)]
-    commit_examples(examples, parts, make_tokenizer(folder / "tokenizer"))
+    commit_stage(examples, parts, make_tokenizer(folder / "tokenizer"))
     data = bytearray(examples.read_bytes("examples-00001.parquet"))
     data[len(data) // 2] ^= 1
     examples.write_bytes("examples-00001.parquet", bytes(data))
@@ -213,10 +213,10 @@ def test_example_parts_are_made_on_the_cluster_and_kept(ray_cluster, made, commi
     expected = {"examples": 240, "questions": 60, "with_pair": 160, "with_pair_trained": 160, "truncated": 0}
     assert expected.items() <= counts.items()
     assert counts["skipped_ids"] == []
-    times = {name: os.stat(work.out.path(name)).st_mtime_ns for name in work.out.files() if "00002" not in name}
+    times = {name: Path(work.out.path(name)).stat().st_mtime_ns for name in work.out.files() if "00002" not in name}
     work.out.write_bytes("examples-00002.parquet", b"torn")
     assert make_parts(work, 5) == (digest, counts)
-    assert {name: os.stat(work.out.path(name)).st_mtime_ns for name in times} == times
+    assert {name: Path(work.out.path(name)).stat().st_mtime_ns for name in times} == times
 
 
 def test_what_a_task_finds_wrong_is_raised_as_it_is(ray_cluster, made, committed_stages, tmp_path):

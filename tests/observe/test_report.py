@@ -164,7 +164,7 @@ def test_a_damaged_small_file_is_named(tmp_path, content):
 def test_a_file_of_settings_cut_off_in_the_middle_stops_nothing(tmp_path):
     run = make_run(tmp_path / "hurt", rounds=0)
     whole = run.read_bytes("run.yaml")
-    for length in range(len(whole)):
+    for length in range(0, len(whole), 4):
         run.write_bytes("run.yaml", whole[:length])
         assert len(write_report(run)["rounds"]) == 1
 

@@ -54,7 +54,7 @@ class Mortal(Store):
             raise Killed
 
 
-@pytest.mark.parametrize("changes", range(0, 12))
+@pytest.mark.parametrize("changes", range(12))
 def test_a_merge_that_is_killed_leaves_no_row_twice_and_loses_none(store, monkeypatch, changes):
     prepare(store, monkeypatch)
     mortal = Mortal.open(store.uri)

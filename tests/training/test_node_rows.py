@@ -6,7 +6,7 @@ from tailor_ray.errors import CorruptionError
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.training.node_rows import OPEN_PARTS, NodeRows, node_rows
-from tests.training.parts import commit_examples, tokens
+from tests.training.parts import commit_stage, tokens
 from tests.training.students import make_examples, make_tokenizer
 
 UNEVEN = [make_examples(30, questions=9), [], make_examples(1, seed=1), make_examples(23, seed=2), make_examples(5)]
@@ -34,7 +34,7 @@ def folders():
 
 
 def test_every_row_is_found_by_its_number(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     with node_rows(store, parts, 0, 1, at_once) as rows:
         expected = tokens(UNEVEN, tokenizer)
         assert rows.take(range(len(expected))) == expected
@@ -42,7 +42,7 @@ def test_every_row_is_found_by_its_number(store, tokenizer):
 
 
 def test_each_local_worker_copies_its_share_and_reads_all(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     copied = []
 
     def after(work):
@@ -56,7 +56,7 @@ def test_each_local_worker_copies_its_share_and_reads_all(store, tokenizer):
 
 
 def test_the_copy_is_kept_for_a_retry_and_gone_after_the_end(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     with pytest.raises(KeyboardInterrupt), node_rows(store, parts, 0, 1, at_once):
         raise KeyboardInterrupt
     before = {path: path.stat().st_mtime_ns for path in folders()[0].iterdir()}
@@ -68,7 +68,7 @@ def test_the_copy_is_kept_for_a_retry_and_gone_after_the_end(store, tokenizer):
 
 
 def test_a_part_that_was_not_copied_is_copied_by_the_retry(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     with pytest.raises(KeyboardInterrupt), node_rows(store, parts, 0, 1, at_once):
         raise KeyboardInterrupt
     (folders()[0] / "examples-00003.arrow").unlink()
@@ -77,20 +77,20 @@ def test_a_part_that_was_not_copied_is_copied_by_the_retry(store, tokenizer):
 
 
 def test_other_examples_replace_what_a_killed_training_left(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     with pytest.raises(KeyboardInterrupt), node_rows(store, parts, 0, 1, at_once):
         raise KeyboardInterrupt
     (left,) = folders()
-    other = commit_examples(store, UNEVEN[::-1], tokenizer)
+    other = commit_stage(store, UNEVEN[::-1], tokenizer)
     with node_rows(store, other, 0, 1, at_once) as rows:
         assert left not in folders()
         assert rows.take(range(59)) == tokens(UNEVEN[::-1], tokenizer)
 
 
 def test_what_another_training_on_this_node_reads_stays(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     elsewhere = store.child("elsewhere")
-    others = commit_examples(elsewhere, UNEVEN[:1], tokenizer)
+    others = commit_stage(elsewhere, UNEVEN[:1], tokenizer)
     with node_rows(store, parts, 0, 1, at_once) as rows:
         with node_rows(elsewhere, others, 0, 1, at_once):
             assert len(folders()) == 2
@@ -99,7 +99,7 @@ def test_what_another_training_on_this_node_reads_stays(store, tokenizer):
 
 
 def test_a_damaged_part_is_named(store, tokenizer):
-    parts = commit_examples(store, UNEVEN, tokenizer)
+    parts = commit_stage(store, UNEVEN, tokenizer)
     data = bytearray(store.read_bytes("examples-00003.parquet"))
     data[len(data) // 2] ^= 1
     store.write_bytes("examples-00003.parquet", bytes(data))

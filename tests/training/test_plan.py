@@ -10,7 +10,7 @@ from tailor_ray.storage import Store, stage_parts
 from tailor_ray.training.batches import common_prefix
 from tailor_ray.training.packing import target_count
 from tailor_ray.training.plan import PartShape, Plan
-from tests.training.parts import commit_examples, tokens
+from tests.training.parts import commit_stage, tokens
 from tests.training.students import make_examples, make_tokenizer
 
 UNEVEN = [make_examples(50, questions=9), [], make_examples(1, seed=1), make_examples(23, seed=2, questions=20)]
@@ -22,7 +22,7 @@ def committed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     tokenizer = make_tokenizer(folder / "tokenizer")
     store = Store.open(str(folder / "examples"))
-    commit_examples(store, UNEVEN, tokenizer)
+    commit_stage(store, UNEVEN, tokenizer)
     return [PartShape.from_info(part.info) for part in stage_parts(store, "examples")], tokens(UNEVEN, tokenizer)
 
 
@@ -86,7 +86,7 @@ def test_what_all_prompts_begin_with_is_found_in_the_records(tmp_path):
         for part in UNEVEN
     ]
     store = Store.open(str(tmp_path / "examples"))
-    commit_examples(store, parts, tokenizer)
+    commit_stage(store, parts, tokenizer)
     shapes = [PartShape.from_info(part.info) for part in stage_parts(store, "examples")]
     prompts = [example.prompt for example in tokens(parts, tokenizer)]
     assert Plan.of(shapes, TrainingConfig(), 5, 1).shared == common_prefix(prompts) >= 39
@@ -98,7 +98,7 @@ def test_prompts_that_are_all_the_same_keep_a_token_each(tmp_path):
     (one,) = make_examples(1)
     long = one.__class__(**{**one.to_row(), "prompt": " ".join(["two"] * 30)})
     store = Store.open(str(tmp_path / "examples"))
-    commit_examples(store, [[long, long]], tokenizer)
+    commit_stage(store, [[long, long]], tokenizer)
     shape = PartShape.from_info(stage_parts(store, "examples")[0].info)
     assert Plan.of([shape], TrainingConfig(), 5, 1).shared == len(shape.start) - 1 == 58
 
