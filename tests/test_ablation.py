@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tailor_ray.config import load_config
-from tailor_ray.rounds.runner import Runner
+from tailor_ray.layout import stage_folder
+from tailor_ray.rounds.loop import Commits
 from tailor_ray.rounds.spec import stages_of
 from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest
 
@@ -90,14 +91,13 @@ def test_what_is_copied_is_what_the_variant_would_do_itself(tmp_path, variant):
     for number in (0, 1):
         for stage in stages_of(give, number):
             if stage.id in stages:
-                folder = store.child(*stage.id.folder)
-                inputs = {str(one): read_manifest(store.child(*one.folder)).digest() for one in stage.after}
+                inputs = {str(one): read_manifest(stage_folder(store, one)).digest() for one in stage.after}
                 metrics = {"validation": {"accuracy": 0.5}}
-                entry = folder.write_bytes("data", b"1")
-                commit_manifest(folder, Manifest(stage.id.name, number, stage.digest(), inputs, (entry,), 1.0, metrics))
+                manifest = Manifest(stage.id.name, number, stage.digest(), inputs, {}, 1.0, metrics)
+                commit_manifest(stage_folder(store, stage.id), manifest)
     ablation.begin(take, (variant, 2))
-    group = Runner(take, Store.open(take.storage).child(take.name)).next_group()
-    next_ones = {ablation.STUDENT: "round 1 exam", ablation.BEGUN: "round 1 train", ablation.ROUND_1: "round 2 exam"}
+    group = Commits(take, Store.open(take.storage).child(take.name)).missing()
+    next_ones = {ablation.STUDENT: "round 1 exam", ablation.BEGUN: "round 1 examples", ablation.ROUND_1: "round 2 exam"}
     assert str(group[0].id) == next_ones[stages]
 
 

@@ -76,7 +76,7 @@ def test_help_and_each_commands_help_answer():
 
 
 def test_serving_what_is_not_there(tmp_path):
-    refused(tailor("serve", tmp_path / "nowhere"), "no run.yaml", "<storage>/<name>")
+    refused(tailor("serve", tmp_path / "nowhere"), "no run.yaml", "<storage>/<name>", "hub id")
     (tmp_path / "run.yaml").write_text("name: demo")
     refused(tailor("serve", tmp_path), "no student yet")
     refused(tailor("serve", f"{tmp_path}@3", "--reload"), "--reload")
@@ -172,7 +172,7 @@ def test_no_key_at_all(run):
 
 def test_run_folder_of_another_config(run, tmp_path):
     from tailor_ray.config import load_config
-    from tailor_ray.rounds.runner import claim_folder
+    from tailor_ray.rounds.loop import claim_folder
     from tailor_ray.storage import Store
 
     arguments = run()
@@ -193,7 +193,7 @@ def test_status_of_a_folder_that_is_no_run(tmp_path):
 
 def test_status_answers_while_a_run_is_held(run, tmp_path):
     from tailor_ray.config import load_config
-    from tailor_ray.rounds.runner import claim_folder
+    from tailor_ray.rounds.loop import claim_folder
     from tailor_ray.storage import Lease, Store
 
     store = Store.open(str(tmp_path / "runs" / "try"))

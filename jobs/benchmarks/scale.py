@@ -125,7 +125,9 @@ def drive(folder: Path, samples: int) -> None:
                 do_stage(commits, spec, services, started)
             seconds = time.monotonic() - started
             rows = sum(parts.rows for parts in commits.manifest(spec.id).parts.values())
-            print("@" + json.dumps({"stage": spec.id.name, "rows": rows, "seconds": round(seconds, 2)}), flush=True)
+            memory = round(psutil.Process().memory_info().rss / 2**20)
+            said = {"stage": spec.id.name, "rows": rows, "seconds": round(seconds, 2), "driver_mb": memory}
+            print("@" + json.dumps(said), flush=True)
         services.trainers.close()
         services.ledger.close()
         print("@" + json.dumps({"growth": services.progress.growth}), flush=True)

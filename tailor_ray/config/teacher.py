@@ -49,8 +49,8 @@ class EndpointConfig(Section):
     """One teacher: where it is, what it is asked with, what it allows and what it costs."""
 
     serve: Annotated[str | None, OPERATIONAL] = None
-    """A local folder, hub id or storage URI of an open-weight model: it is served on the run's own cluster while lessons are
-    asked for, in place of `base_url`; `model` is its name unless given."""
+    """A local folder, hub id or storage URI of an open-weight model: it is served on the run's own cluster while
+    lessons are asked for, in place of `base_url`; `model` is its name unless given."""
     serving: Annotated[ServingConfig, OPERATIONAL] = ServingConfig()
     """Engines of `serve`."""
     base_url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8765/v1"

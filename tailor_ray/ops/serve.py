@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
@@ -54,6 +55,15 @@ def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
         return Served(config.name, run=run.uri, round=number, reload=reload, engine=config.student), config.cluster
     if reload:
         raise ConfigError(f"{target} is no run folder, and --reload follows a run: leave it out")
+    if (
+        "://" not in name
+        and not Path(name).expanduser().is_dir()
+        and (name.count("/") != 1 or name.startswith((".", "~")))
+    ):
+        raise DataError(
+            f"{target} is no run folder, for it has no {RUN_FILE}, and no model; give the folder <storage>/<name>, "
+            "or a model's local folder, hub id (owner/name) or storage URI"
+        )
     model = identify(name, tail, "the model to serve")
     return Served(model.uri.rstrip("/").rpartition("/")[2], model=model, engine=StudentConfig()), ClusterConfig()
 

@@ -13,13 +13,12 @@ Axes as in tree.py. Blocks are (rows, H, length, E), flat tensors (T, H, E).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tailor_ray.training.tree import Rows, Tree
+from tailor_ray.training.rows import Layout, Rows
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -52,7 +51,7 @@ def _join(parts: list[_Part]) -> _Part:
 class _Blocks:
     """The tree's index work: spans of the row as padded blocks and back, whole tokens at a time."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Layout) -> None:
         self.tree = tree
 
     def parts(self, length: int) -> tuple[slice, slice, slice]:
@@ -114,7 +113,7 @@ class BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, tree: Tree, scale: float) -> Tensor:
+    def forward(ctx: Any, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, tree: Layout, scale: float) -> Tensor:
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HTE, k_HTE, v_HTE))
         blocks = _Blocks(tree)
         demos = slice(0, tree.root)

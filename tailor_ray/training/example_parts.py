@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import CorruptionError, TailorError
 from tailor_ray.layout import ATTEMPTS, EXAMPLES, LESSONS, SPLITS
 from tailor_ray.models import ModelRef, resolve
-from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Attempt, Lesson, Question, R, TrainExample, from_table, to_table
+from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Lesson, Question, R, TrainExample, from_table, to_table
 from tailor_ray.storage import Part, PartsDigest, Store, commit_part, find_part, read_part
 from tailor_ray.training.examples import Prompt, build_examples
 from tailor_ray.training.plan import PLANNING, PartShape
@@ -94,7 +94,7 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
     examples, counts = build_examples(
         questions=_rows(job.questions, SPLITS[0], index, Question),
         lessons=[row for folder in job.lessons.values() for row in _rows(folder, LESSONS, index, Lesson)],
-        attempts=_rows(job.attempts, ATTEMPTS, index, Attempt),
+        attempts=_answered(job.attempts, index),
         prompt=job.prompt,
         config=job.config,
         seed=job.seed,
@@ -129,12 +129,12 @@ def commit_examples(
 
 
 def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
-    """The parts' records as they are done, by Ray tasks on all nodes, as many at a time as the cluster has CPUs."""
+    """The parts' records as they are done, by Ray tasks on all nodes: one per CPU, and one that waits."""
     import ray
 
     # engines may hold all CPUs while nothing is asked of them, so a task reserves none
     work = ray.remote(_task).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
-    given, at_once = ray.put(job), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    given, at_once = ray.put(job), 1 + int(ray.cluster_resources().get("CPU", 1))
     running: list[Any] = []
     for index in range(count):
         running.append(work.remote(given, index))
@@ -170,6 +170,17 @@ def _kept(out: Store, index: int) -> Part | None:
     except CorruptionError:
         return None
     return part
+
+
+class _Answered(NamedTuple):
+    question_id: str
+    text: str
+    verdict: str
+
+
+def _answered(exam: Store, index: int) -> Iterator[_Answered]:
+    table = read_part(exam, find_part(exam, ATTEMPTS, index), _Answered._fields)
+    return map(_Answered, *(table[name].to_pylist() for name in _Answered._fields))
 
 
 def _rows(store: Store, prefix: str, index: int, record: type[R]) -> list[R]:

@@ -14,7 +14,18 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.records import Attempt, Lesson, LessonKind, Question, TrainExample, Verdict
+from tailor_ray.records import Lesson, LessonKind, Question, TrainExample, Verdict
+
+
+class Answered(Protocol):
+    """What this room needs of an Attempt: a part's millions are read without making whole ones."""
+
+    @property
+    def question_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
 
 
 class Prompt(Protocol):
@@ -28,7 +39,7 @@ class Prompt(Protocol):
 def build_examples(
     questions: Iterable[Question],
     lessons: Iterable[Lesson],
-    attempts: Iterable[Attempt],
+    attempts: Iterable[Answered],
     prompt: Prompt,
     config: TrainingConfig,
     seed: int,
@@ -128,7 +139,7 @@ def _wanted(lesson: Lesson, latest: int, config: TrainingConfig, seed: int, roun
 
 
 def _sort_attempts(
-    attempts: Iterable[Attempt], known: dict[str, Question]
+    attempts: Iterable[Answered], known: dict[str, Question]
 ) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Texts of correct and of wrong attempts by question; unparsed, truncated and disputed ones teach nothing."""
     correct: dict[str, set[str]] = defaultdict(set)

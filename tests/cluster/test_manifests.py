@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from tailor_ray.config.run import parse_config
-from tailor_ray.student.of_run import Served
+from tailor_ray.serving.served import Served
 from tests.cluster.kuberay_schema import SCHEMAS
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

@@ -4,7 +4,7 @@ import pytest
 
 from tailor_ray.config import load_config
 from tailor_ray.config.run import parse_config
-from tailor_ray.layout import FIRST_STAGES, QUESTIONS, STAGES, StageId, student_after
+from tailor_ray.layout import QUESTIONS, StageId, student_after
 from tailor_ray.rounds.spec import changed_settings, stages_of
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tailor_ray.config import RunConfig
-from tailor_ray.errors import ConfigError, CorruptionError, DataError, ModelError
+from tailor_ray.errors import ConfigError, CorruptionError, DataError
 from tailor_ray.layout import StageId, stage_folder
 from tailor_ray.models import ModelRef, write_model
 from tailor_ray.ops.serve import find, split_target
@@ -84,5 +84,5 @@ def test_what_serve_is_told_to_serve(run, tmp_path):
     assert (served.name, served.run, served.find()[1].uri) == ("model", None, str(folder))
     with pytest.raises(ConfigError, match="--reload follows a run"):
         find(str(folder), reload=True)
-    with pytest.raises(ModelError, match="the model to serve='runs/nothing/here'"):
+    with pytest.raises(DataError, match=r"runs/nothing/here is no run folder, for it has no run\.yaml, and no model"):
         find("runs/nothing/here", reload=False)

@@ -91,11 +91,11 @@ def test_the_ledger_on_s3_survives_its_node(bucket, tmp_path, monkeypatch):
     ledger = Ledger(store)
     ledger.stage([row(1, cost_usd=0.25), row(2)])
     ledger.commit()
-    wait_for(lambda: len(LedgerFiles(store).read()) == 2)
+    wait_for(lambda: len(list(LedgerFiles(store).read())) == 2)
     monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "second"))  # another node: nothing of the first is there
     other = Ledger(store)
     assert other.rows() == [row(1, cost_usd=0.25).sealed(), row(2).sealed()]
     assert other.spent().usd == 0.25
     other.close()
     ledger.close()
-    assert len(LedgerFiles(store).read()) == 2
+    assert len(list(LedgerFiles(store).read())) == 2
