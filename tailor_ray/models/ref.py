@@ -30,6 +30,7 @@ from tailor_ray.storage.seal import seal, unseal
 from tailor_ray.storage.store import file_sha256, node_cache
 
 RECORD = "student.json"
+CONFIG = "config.json"
 CHUNK = 8 << 20  # bytes; an object store answers each read in some 20 ms
 
 
@@ -113,14 +114,16 @@ def resolve(ref: ModelRef) -> Path:
 def publish(ref: ModelRef, store: Store, name: str) -> ModelRef:
     """A reference that every node of the run can resolve.
 
-    A local folder is copied to the folder `name` of `store` where that is remote storage. Where run storage is a local
-    path every node sees this machine's paths, so it stays where it lies.
+    A local folder is copied to the folder `name` of `store` where that is remote storage, unless it is there already.
+    Where run storage is a local path every node sees this machine's paths, so it stays where it lies.
     """
     if not ref.is_local or store.is_local:
         return ref
-    folder = resolve(ref)
-    in_threads(lambda path: store.upload_file(path, f"{name}/{path.name}"), model_files(folder))
-    return ModelRef(store.child(name).uri, ref.files)
+    if not store.exists(f"{name}/{CONFIG}"):
+        files = model_files(resolve(ref))
+        in_threads(lambda path: store.upload_file(path, f"{name}/{path.name}"), [f for f in files if f.name != CONFIG])
+        store.upload_file(resolve(ref) / CONFIG, f"{name}/{CONFIG}")  # the last: with it the copy is whole
+    return ModelRef(store.child(*name.split("/")).uri, ref.files)
 
 
 def write_model(folder: Store, ref: ModelRef) -> None:
@@ -144,7 +147,7 @@ def _identify_remote(store: Store, model: str, setting: str) -> tuple[FileEntry,
     """The files of a model in remote storage, copied to this node for it; once for the same sizes and times."""
     infos = store.filesystem.get_file_info(pafs.FileSelector(store.path(), allow_not_found=True))
     found = sorted((i.base_name, i.size, i.mtime_ns) for i in infos if i.is_file and is_model_file(i.base_name))
-    if not any(name == "config.json" for name, _, _ in found):
+    if not any(name == CONFIG for name, _, _ in found):
         raise ModelError(f"{setting}={model!r} has no config.json; it must name the folder of a Hugging Face model")
 
     def fetch() -> tuple[FileEntry, ...]:

@@ -120,6 +120,7 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
                 config.student.tiny, _prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
             )
     else:
+        out.delete(STUDENT)  # of a try that was cut off, when another student may have been given
         model = publish(identify(config.student.model, config.student.revision), out, STUDENT)
     write_model(out, model)
     return StageResult({**metrics, "path": str(model), "sha256": model.sha256}, model=model)

@@ -30,7 +30,15 @@ def ray_cluster():
     ray.shutdown()
 
 
-ENGINES = ("test_alone", "test_exam", "test_exam_killed", "test_metrics_scrape", "test_run", "test_serve")
+ENGINES = (
+    "test_alone",
+    "test_exam",
+    "test_exam_killed",
+    "test_metrics_scrape",
+    "test_run",
+    "test_same_digests",
+    "test_serve",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups

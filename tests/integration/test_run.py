@@ -163,7 +163,7 @@ def test_a_run_stopped_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     assert command.interrupt(signal.SIGKILL, evaluation) == -signal.SIGKILL
     assert not evaluate.exists("manifest.json")
     trained = read_manifest(train).digest()
-    steps = pq.read_table(train.path("steps.parquet")).to_pylist()
+    steps = pq.read_table(train.path("log/steps-00000.parquet")).to_pylist()
     assert [row["seconds"] for row in steps[: len(history)]] == [row["seconds"] for row in history]  # not done again
 
     table = command.finish()
@@ -185,7 +185,7 @@ def test_a_run_stopped_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
 
 def _latest_history(train):
     names = sorted(name for name in train.child("checkpoints").files() if name.endswith(".json") and "step-" in name)
-    return train.read_json(f"checkpoints/{names[-1].removesuffix('.json')}/history.json")
+    return pq.read_table(train.path(f"checkpoints/{names[-1].removesuffix('.json')}/history.parquet")).to_pylist()
 
 
 def _committed(stage):

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tailor_ray.rounds.session import Session
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.layout import QUESTIONS, StageId, stage_folder
+from tailor_ray.models import ModelRef, write_model
 from tailor_ray.observe.progress import Progress
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import (
@@ -27,8 +28,10 @@ from tailor_ray.records import (
     to_table,
 )
 from tailor_ray.rounds import stages
-from tailor_ray.rounds.spec import QUESTIONS, StageId
+from tailor_ray.rounds.services import Services
+from tailor_ray.rounds.stages import Inputs
 from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part, committed_parts, read_part
+from tailor_ray.teacher.intake import Intake
 from tests.integration.clusters import free_port
 from tests.integration.engines import write_questions
 from tests.integration.test_run import COMMAND
@@ -50,10 +53,12 @@ def port(ray_cluster):
 
 def commit_student(run, round_, student):
     """What a round's training leaves: the student's folder, then the manifest."""
-    stage = run.child("rounds", f"{round_:02d}", "train")
-    shutil.copytree(student, Path(stage.path("student")))
-    Path(stage.path("student/chat_template.jinja")).write_text(TEMPLATE)
-    commit_manifest(stage, Manifest("train", round_, "", {}, (), 1.0, {}))
+    stage = stage_folder(run, StageId(round_, "train"))
+    folder = Path(stage.path("student"))
+    shutil.copytree(student, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    write_model(stage, ModelRef.uploaded(stage, "student", stage.upload_folder(folder, "student")))
+    commit_manifest(stage, Manifest("train", round_, "", {}, {}, 1.0))
 
 
 def greedy(folder, prompts, tokens):
@@ -218,14 +223,16 @@ def test_an_open_weight_teacher_on_the_cluster_writes_the_lessons(port, open_tea
     config = RunConfig(name="try", student={"engines": 1}, teacher=teacher)
     store = Store.open(str(tmp_path / "try"))
     wrong = [Attempt(q.id, 0, "It is 8.\nAnswer: 8", "stop", "8", Verdict.WRONG, 0, 9, 9) for q in ASKED]
-    with Progress(10.0) as progress, Session(config, store, progress) as session:
-        write_questions(session.folder(QUESTIONS), ASKED, len(ASKED))
-        exam = session.folder(StageId(1, "exam"))
-        shard = commit_part(exam, "attempts", 0, to_table(wrong, ATTEMPT_SCHEMA))
-        taught = stages.teach(session, StageId(1, "teach"), [shard])
+    folders = {stage: stage_folder(store, stage) for stage in (QUESTIONS, StageId(1, "exam"))}
+    out = stage_folder(store, StageId(1, "teach"))
+    intake = Intake()
+    with Progress(10.0) as progress, Services(config, store, progress) as services:
+        write_questions(folders[QUESTIONS], ASKED, len(ASKED))
+        intake.put(commit_part(folders[StageId(1, "exam")], "attempts", 0, to_table(wrong, ATTEMPT_SCHEMA)))
+        intake.end()
+        taught = stages.teach(Inputs(1, folders), out, config, services, intake)
     assert taught.metrics["accepted"] == len(ASKED), json.dumps(taught.metrics)
     assert taught.metrics["cost_usd"] == 0
-    out = store.child("rounds", "01", "teach")
     lessons = [row for part in committed_parts(out, "lessons") for row in from_table(read_part(out, part), Lesson)]
     assert {lesson.text for lesson in lessons} == {"Both numbers together make 7."}
     assert {lesson.model for lesson in lessons} == {str(open_teacher)}
@@ -235,7 +242,7 @@ def test_an_open_weight_teacher_on_the_cluster_writes_the_lessons(port, open_tea
 @pytest.mark.parametrize("gpu", [True, False])
 def test_a_configuration_file_names_the_run_alone(ray_cluster, students, tmp_path, gpu):
     """As KubeRay's RayService does: what the engine is like comes from the run."""
-    from tailor_ray.student.serve import StudentServer, application, configuration, from_arguments
+    from tailor_ray.serving.deployment import StudentServer, application, configuration, from_arguments
 
     run = Store.open(str(tmp_path / "demo"))
     student = {"model": str(students[0]), "max_num_seqs": 7, "dtype": "bfloat16", "tensor_parallel": 2}

@@ -62,6 +62,10 @@ def test_a_model_in_the_bucket_is_copied_to_a_node_once_and_checked(bucket, tmp_
     """By eight processes at once on one node; another node that has nothing gets a copy of its own."""
     model = publish(ref(make_student(tmp_path / "model")), Store.open(f"{bucket}/models"), "tried")
     assert model == identify(f"{bucket}/models/tried")
+    infos = Store.open(f"{bucket}/models/tried")
+    before = infos.filesystem.get_file_info(infos.path("model.safetensors")).mtime
+    assert publish(ref(tmp_path / "model"), Store.open(f"{bucket}/models"), "tried") == model
+    assert infos.filesystem.get_file_info(infos.path("model.safetensors")).mtime == before  # not sent again
     assert model.sha256 == ref(tmp_path / "model").sha256
     monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "node"))
     with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as processes:
