@@ -16,7 +16,7 @@ def ray_cluster():
     import ray
 
     told = {name: os.environ.pop(name) for name in COVERAGE if name in os.environ}
-    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # of 10 s, longer than some processes live
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "4000")  # of 10 s, longer than some processes live
     ray.init(
         address="local",
         num_cpus=2,

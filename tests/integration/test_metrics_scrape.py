@@ -93,7 +93,7 @@ def test_a_runs_counts_are_exported_once(ray_cluster, tmp_path):
     threading.Thread(target=kill_an_engine, args=(exam, killed), daemon=True).start()
     scraper.start()
     run(config)
-    time.sleep(3)  # the last report of each process, once a second
+    time.sleep(9)  # the last report of each process, every four seconds
     scraper.ended.set()
     scraper.join()
     scraper.look()

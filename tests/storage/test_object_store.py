@@ -1,6 +1,7 @@
 """The same promises on an object store: a real S3 server process on loopback."""
 
 import multiprocessing
+import threading
 from concurrent.futures import ProcessPoolExecutor
 
 import pyarrow as pa
@@ -56,6 +57,28 @@ def test_parts_manifests_and_leases_on_s3(bucket, tmp_path, monkeypatch):
     store.delete("student")
     assert not store.exists("student/config.json")
     assert store.files("nowhere") == []
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_one_or_the_other(bucket):
+    """As the lease and training's progress are, by other processes; their lengths differ."""
+    store, values, ended = Store.open(f"{bucket}/replaced"), [{"n": "x" * length} for length in (3, 900)], []
+    store.write_json("state.json", values[0])
+
+    def replace():
+        while not ended:
+            for value in values:
+                store.write_json("state.json", value)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        assert all(store.read_json("state.json") in values for _ in range(300))
+    finally:
+        ended.append(True)
+        writer.join()
+    store.write_bytes("state.json", b"{")
+    with pytest.raises(ValueError, match="Expecting"):
+        store.read_json("state.json")
 
 
 def test_a_model_in_the_bucket_is_copied_to_a_node_once_and_checked(bucket, tmp_path, monkeypatch):
