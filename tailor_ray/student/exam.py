@@ -48,6 +48,8 @@ from tailor_ray.student.sampling import Completions, Sampling, sample_seed, unas
 from tailor_ray.tasks.base import LISTED
 
 log = logging.getLogger(__name__)
+MOST_PARTS_PER_TASK = 4
+PARTS_PER_TASK_FROM = 16  # so many times as many parts as tasks, so that the last tasks end together
 DISPUTED_PER_PART = 20  # attempts that a part's record lists; the part has all of them
 
 
@@ -101,7 +103,7 @@ def run_exam(
     done = {part.index: part for part in committed_parts(out, job.prefix)}
     todo = [part for part in asked if part.index not in done]
     shape = Shape.of(pool, job.samples, todo)
-    pool.begin_stage(job.max_engine_restarts, shape.parts)
+    pool.begin_stage(job.max_engine_restarts, shape.parts * shape.block)
     totals = Totals(job.samples)
     for part in done.values():
         totals.add(part)
@@ -176,11 +178,15 @@ def part_info(table: pa.Table, before: pa.Table | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How an exam is spread: questions of a slice, slices that a task asks at a time, parts under way."""
+    """How an exam is spread: questions of a slice, slices that a task asks at a time, tasks at a time, parts of one.
+
+    A task does one part, or several of an exam that has so many that Ray's work for each task would show.
+    """
 
     slice: int
     threads: int
     parts: int
+    block: int
 
     @classmethod
     def of(cls, pool: Engines, samples: int, todo: list[Part]) -> Shape:
@@ -193,7 +199,8 @@ class Shape:
         size = max(1, min(pool.max_num_seqs // (2 * samples), -(-total // (2 * pool.engines))))
         wanted = 2 * pool.engines + 2
         threads = max(1, min(wanted, -(-largest // size)))
-        return cls(size, threads, max(2, 1 + -(-wanted // threads)))
+        tasks = max(2, 1 + -(-wanted // threads))
+        return cls(size, threads, tasks, max(1, min(MOST_PARTS_PER_TASK, len(todo) // (PARTS_PER_TASK_FROM * tasks))))
 
 
 def _stream(examiner: Examiner, todo: list[Part]) -> Iterator[Part]:
@@ -208,7 +215,9 @@ def _stream(examiner: Examiner, todo: list[Part]) -> Iterator[Part]:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that our errors arrive as what they are
     context.execution_no_progress_timeout_s = -1  # a slow teacher may hold the exam for hours; engines have own bounds
-    parts = ray.data.from_items([{"part": part.to_json()} for part in todo], override_num_blocks=len(todo))
+    parts = ray.data.from_items(
+        [{"part": part.to_json()} for part in todo], override_num_blocks=-(-len(todo) // examiner.shape.block)
+    )
     records = parts.map_batches(
         cast(Any, examiner),  # Ray's types know a function, not an object that is called
         batch_size=None,
