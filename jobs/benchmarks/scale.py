@@ -197,7 +197,7 @@ def measure_scaling(folder: Path) -> dict[str, Any]:
     with cluster():
         for engines in (4, 64):
             store = Store.open(str(folder / f"questions-{engines}"))
-            count, size = round(engines * SPEED * SECONDS / job.samples), 64
+            count, size = round(engines * SPEED * SECONDS / job.samples), 256
             parts = []
             for start in range(0, count, size):
                 asked = [
