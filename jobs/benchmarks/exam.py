@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 from exam_rivals import Rival  # beside this script
-from stand_ins import InstantEngines
+from stand_ins import InstantEngines, cluster
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker is not part of the package
 
@@ -95,26 +92,6 @@ def commit_questions(store: Store, numbers: Sequence[range]) -> None:
 
 def ignore(part: Part) -> None:
     """For an exam whose parts nobody waits for."""
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as the rivals' processes have; on a shared machine it counts
-    ray.init(
-        address="local",
-        num_cpus=os.cpu_count(),
-        object_store_memory=500_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 # speed and swap

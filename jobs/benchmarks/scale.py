@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-from stand_ins import SPEED, PacedEngines, StandIns, answer_of, solution  # beside this script
+from stand_ins import SPEED, PacedEngines, StandIns, answer_of, cluster, solution  # beside this script
 
 from tailor_ray.answers import Grader
 from tailor_ray.config import RunConfig
@@ -77,25 +74,6 @@ def write_student(folder: Path) -> None:
     tokenizer = tiny.make_tokenizer(texts * 50, 400)
     tiny.make_model(config, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local",
-        num_cpus=max(2, os.cpu_count() or 1),
-        object_store_memory=500_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def drive(folder: Path, samples: int) -> None:

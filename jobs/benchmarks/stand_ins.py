@@ -7,6 +7,8 @@ everything between them is real.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,3 +196,24 @@ class StandIns:
 
     def open_pool(self, job: TeachJob, ledger: Ledger, tell: Callable[[list[Settled]], None]) -> InstantTeacher:
         return InstantTeacher(ledger, tell)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine's cores."""
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the rivals' processes have; on a shared machine it counts
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 1),
+        object_store_memory=500_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
