@@ -3,7 +3,8 @@
 In: a local folder, a hub id with its revision, or a run-storage URI. Out: a local path, in the process that needs it.
 What always holds: a reference names each file by its sha256, so every node works with the same bytes or says which
 file differs; a model in remote storage is copied to a node once, however many processes ask, and hashed as it is
-copied; another folder is hashed once a node and again when its files' sizes or times change.
+copied; another folder is hashed once a node and again when its files' sizes or times change. A node keeps the copies
+that were asked for last.
 
 A swap of weights on n nodes reads the storage n times, once for each node; every engine of a node then reads the
 node's copy, which the first of them leaves in the page cache. Where storage is local nothing is copied.
@@ -32,6 +33,7 @@ from tailor_ray.storage.store import file_sha256, node_cache
 RECORD = "student.json"
 CONFIG = "config.json"
 CHUNK = 8 << 20  # bytes; an object store answers each read in some 20 ms
+KEPT_COPIES = 6  # of models in remote storage on a node: base, two rounds' students, and what else is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,21 @@ def _cached(store: Store, ref: ModelRef) -> Path:
                 _keep(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+        target.touch()
+    _remove_unused_copies()
     return target
+
+
+def _remove_unused_copies() -> None:
+    """All but those that were asked for last; who has files of one open keeps them."""
+    folder = node_cache() / "models"
+    with _locked(folder / "unused"):
+        copies = (path for path in folder.iterdir() if path.is_dir() and path.suffix != ".tmp")
+        used = sorted((path.stat().st_mtime_ns, path) for path in copies)
+        for last, path in used[:-KEPT_COPIES]:
+            with _locked(path):
+                if path.stat().st_mtime_ns == last:  # nobody asked for it since
+                    shutil.rmtree(path)
 
 
 def _copy_of(files: tuple[FileEntry, ...]) -> Path:

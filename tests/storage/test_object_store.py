@@ -1,6 +1,7 @@
 """The same promises on an object store: a real S3 server process on loopback."""
 
 import multiprocessing
+import os
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
@@ -9,6 +10,7 @@ import pytest
 
 from tailor_ray.errors import CorruptionError, ModelError, RunFolderError
 from tailor_ray.models import identify, publish, resolve
+from tailor_ray.models.ref import KEPT_COPIES
 from tailor_ray.storage import (
     Lease,
     Manifest,
@@ -110,6 +112,24 @@ def test_a_model_in_the_bucket_is_copied_to_a_node_once_and_checked(bucket, tmp_
     assert not list((tmp_path / "third node" / "models").glob("*.tmp"))
     with pytest.raises(ModelError, match=r"student\.model='s3://bucket/nowhere' has no config\.json"):
         identify("s3://bucket/nowhere")
+
+
+def test_a_node_keeps_the_students_that_were_used_last(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    store = Store.open(f"{bucket}/many")
+    students = []
+    for number in range(KEPT_COPIES + 2):
+        for name, data in (("config.json", '{"architectures": ["LlamaForCausalLM"]}'), ("tokenizer.json", "{}")):
+            store.write_bytes(f"{number}/{name}", data.encode())
+        store.write_bytes(f"{number}/model.safetensors", b"%d" % number)
+        students.append(identify(store.child(str(number)).uri))
+        os.utime(resolve(students[-1]), (number, number))
+        if number:
+            resolve(students[0])  # the first stays in use
+    copies = [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+    assert len(copies) == KEPT_COPIES
+    assert sorted(int((path / "model.safetensors").read_bytes()) for path in copies) == [0, *range(3, KEPT_COPIES + 2)]
+    assert (resolve(students[1]) / "model.safetensors").read_bytes() == b"1"  # copied again
 
 
 def test_the_ledger_on_s3_survives_its_node(bucket, tmp_path, monkeypatch):
