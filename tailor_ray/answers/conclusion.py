@@ -24,7 +24,11 @@ _NEXT_QUESTION = re.compile(
     r"\n[ \t]{0,8}(?:(?:Question|Q|Problem|User|Human|Input|Instruction)\s*\d{0,3}|(?:Example|Exercise)\s*\d{1,3})\s*:"
     r"|\n###[ \t]*\n"
 )
-_SO = re.compile(r"(?:^|[.!?]\s|\n)\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all)\b", re.IGNORECASE)
+_REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
+    r"(?:^|[.!?]\s|\n)\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all)\b"
+    r"|\d\s?[-+*/×÷x]\s?[$(]{0,2}\d[^=\n]{0,40}=",
+    re.IGNORECASE,
+)
 _HASHED = re.compile(r"####[ \t]*[-$€£]?\d[\d,.]*[ \t]*%?[ \t]*\n")  # GSM8K's last line
 _TAKES_BACK = re.compile(
     r"\b(?:wait|actually|correction|oops|scratch that|on second thought|let me (?:re|double)[- ]?\w+)\b", re.IGNORECASE
@@ -43,7 +47,7 @@ _MARKER = re.compile(
 )
 _HEADING = re.compile(r"\W*(?!(?:yes|no|true|false|answer)\b)[A-Za-z]{2,}|[\W_]*\d{1,2}[.)]\s+[A-Za-z]", re.IGNORECASE)
 _LABEL = re.compile(
-    r"\b(?:step|part|case|question|problem|example|exercise|equation|figure|phase|method|option)\s?#?\d{1,3}\b[.:)]?",
+    r"(?<!#)#\d{1,3}\b|\b(?:step|part|case|question|problem|example|exercise|equation|figure|phase|method|option)\s?#?\d{1,3}\b[.:)]?",
     re.IGNORECASE,
 )
 _ITEM = re.compile(r"^[ \t*_]{0,8}\(?(\d{1,2})[.)][*_]{0,2}[ \t]+(?=\S[^\n]*[A-Za-z(])", re.MULTILINE)
@@ -121,11 +125,15 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for line in text.splitlines() for part in re.split(r"(?<=[.!?])\s+", line) if part.strip()]
 
 
-def unlabelled(text: str) -> str:
+def unlabelled(text: str, inline: bool = False) -> str:
     """A text without what only counts its steps: "Step 2:", bullets, and "2." or "2)" before a line with a number.
 
-    Below a line that ends in a colon "2." may be the answer: there it goes only if it is one of a list.
+    Below a line that ends in a colon "2." may be the answer: there it goes only if it is one of a list. `inline` text begins behind a marker on its line, and a number there is
+    none of this.
     """
+    if inline:
+        line, newline, rest = text.partition("\n")
+        return _LABEL.sub(" ", line) + newline + (unlabelled(rest) if rest else "")
     text = _BULLET.sub("", _LABEL.sub(" ", text))
     items = [int(item[1]) for item in _ITEM.finditer(text)]
     listed = {number for number in items if number - 1 in items or number + 1 in items}
@@ -158,8 +166,8 @@ def _cut(text: str) -> str:
     if follow_up:
         marker = _MARKER.search(text)
         concluded = marker.end() if marker else len(text)
-        so = _SO.search(text)
-        concluded = min(concluded, so.end()) if so else concluded
+        reasoned = _REASONED.search(text)
+        concluded = min(concluded, reasoned.end()) if reasoned else concluded
         if follow_up.start() < concluded:
             follow_up = _NEXT_QUESTION.search(text, concluded)
     if follow_up:

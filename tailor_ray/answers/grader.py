@@ -66,6 +66,7 @@ class Grader:
         """The extracted answer and what each verifier says: right, wrong, or None for nothing found."""
         gold = question.answer
         if self.kind is AnswerKind.NUMBER:
+            text = text.replace("__", "")  # bold, and no part of a number
             reading, _ = read(text, question.text)
             meant = read_gold(gold)
             answer = reading.numbers[0].normalized() if reading.numbers else None

@@ -54,9 +54,9 @@ _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
 _BEFORE = re.compile(  # what makes the number after it another, or no answer
-    rf"(?:[√π^><≥≤≠±|+×·÷*/]|\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
+    rf"(?:[√π^><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
     rf"(?:_\w*)?(?: of| root of)?\s?\(?|\\[A-Za-z]+_?\w*|\b(?:{_THAN}|at least|at most|up to|over|under|above|below|between|"
-    r"from|within|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
+    r"from|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
@@ -81,6 +81,7 @@ _COMPOUND = re.compile(  # 5 feet 6 inches, 2 hours and 30 minutes
     r"met(?:er|re)s?|m|kg|kilograms?|gallons?|quarts?|pints?)\.?,?\s*(?:and|&)?\s*[$€£]?",
     re.IGNORECASE,
 )
+_UNIT = re.compile(r"(?!.*\b(?:or|and|to|so|but|not|if|more|less)\b)\W{0,3}(?:[A-Za-z][\w/.^-]*(?:\s[A-Za-z][\w/-]*){0,3})?\W{0,3}")
 _ANOTHER = re.compile(r"^[^\d=]{0,4}[\d.,]+[^\d=]{0,12}(?:,|;|\band\b|\bor\b)[^\d=]*$")  # "x = 4 and y" of "x = 4 and y = 9"
 
 
@@ -158,7 +159,7 @@ def read_gold(answer: str) -> Gold | None:
     if reading.doubt or len(reading.numbers) != 1 or len(numbers(text)) != 1:
         return None
     number = reading.numbers[0]
-    if not _OPENS.fullmatch(text[: number.start]) or re.search(r"[=\d]", text[number.end :]):
+    if not _OPENS.fullmatch(text[: number.start]) or not _UNIT.fullmatch(text[number.end :]):
         return None
     return Gold(number.values[-1] if "%" not in number.written else number.values[0], "%" in number.written)
 
@@ -197,7 +198,7 @@ def _prepared(text: str) -> str:
 
 def _announced(conclusion: Conclusion) -> Reading:
     """What the first sentence with a number says; "2. They …" below the marker may be a label and may be the answer."""
-    text = _prepared(unlabelled(conclusion.text))
+    text = _prepared(unlabelled(conclusion.text, inline=not conclusion.below))
     label = re.match(r"\W*(\d)[.)]\s+(?=.*\d)", text) if conclusion.below else None
     while text:
         sentence = first_sentence(text)
@@ -246,7 +247,7 @@ def _unannounced(text: str, question: str) -> Reading:
     parts = sentences(text)
     for sentence in reversed(parts):
         shown = _prepared(sentence[-MAX_SPAN:]) if len(parts) == 1 else plain(sentence[-MAX_SPAN:])
-        found = _in_sentence(shown, question)
+        found = Reading(()) if sentence.endswith("?") else _in_sentence(shown, question)
         if found.numbers and not remark(sentence):
             return found
         if found.numbers and not remarked.numbers:

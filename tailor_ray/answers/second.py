@@ -40,11 +40,13 @@ _RETRACTS = re.compile(  # "We can't determine the answer.", "If she buys more, 
 _EXPRESSION = re.compile(
     r"(?<![A-Za-z_])[-–(]*(?:[$€£¥₹]\s?)?[(]*[-–]?\.?\d"
     r"(?:[\d.,()%^]|(?<=\d)'(?=\d)|(?<=[\d)%^*])\s?\*\*?\s?(?=[\d(.$-])|[eE](?=[+-]?\d)"
-    r"|\s?[-–+×·÷/]\s?(?=[\d(.$€£-])|\s[xX]\s(?=[\d$])|(?<=\d) (?=\d+/\d)|[$€£]\s?(?=\d))*"
+    r"|\s?[-–+×·÷/]\s?(?=[\d(.$€£-])|\s[xX]\s(?=[\d$])|(?<=\d)[xX](?=\d)|(?<=\d) (?=\d+/\d)|[$€£]\s?(?=\d))*"
 )
-_UNKNOWN = re.compile(rf"(?<=\d)\s?[π√∞{UNREAD}\\]|(?<=\d)[xyznie!:_](?![A-Za-z.!?]|\s|$)|(?<=\d)[xyzni](?![A-Za-z])|[√∞\\^][({{\s]?\d|\d\^")
+_UNKNOWN = re.compile(rf"(?<=\d)\s?[π√∞{UNREAD}\\]|(?<=\d)[xyznie!:_](?![A-Za-z.!?]|\s|$)|(?<=\d)[xyzni](?![A-Za-z\d])|[√∞\\][({{\s]?\d")
 _SCALE = re.compile(r"\s?(?:(hundred|thousand|million|billion|trillion|dozen)\b|([kK]|mn|M|bn|B)\b)", re.IGNORECASE)
 _SHORT = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z])\^\(?\d\)?")  # cm^2
+_ASIDE = re.compile(r"(?<=[\w.%]) \(([^()\n]*=[^()\n]*)\)")
 _OPERATOR = re.compile(r"[\d)%]\s?[-–+*×·÷/x]|[+*×·÷/]\s?[\d(a-z]")
 _CLOCK = re.compile(r"(?<![\d:])(\d{1,2}):([0-5]\d)(?![\d:])")
 _EUROPEAN = re.compile(r"\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,3}(?:\.\d{3}){2,}")
@@ -58,20 +60,21 @@ def says(text: str, gold: Gold) -> bool | None:
     announced, rest = _ending(text)
     held = _holds(announced, gold)
     closing, concludes = _closing(rest)
-    closing_held = _holds(closing, gold)
-    if held is True or (concludes and closing_held is True):
+    closing_held = [_holds(sentence, gold) for sentence in closing]
+    if held is True or (concludes and True in closing_held):
         return True
-    if announced:
+    if announced or not closing:
         return held
     # "We get 6 = 21. This cannot be." does not conclude; that it holds the gold value proves nothing.
-    return closing_held if concludes or not closing_held else None
+    return closing_held[-1] if True not in closing_held else None
 
 
 def _ending(text: str) -> tuple[str, str]:
     """The last announcement with a number, to the end of its sentence, or ""; and the text that follows it."""
     for announcement in reversed(deque(_ANNOUNCED.finditer(text), maxlen=MAX_ANNOUNCED)):
-        said = text[announcement.end() : announcement.end() + 3 * MAX_ENDING].lstrip(" \n*:=_")
-        said = unlabelled(said)
+        written = text[announcement.end() : announcement.end() + 3 * MAX_ENDING]
+        said = written.lstrip(" \n*:=_")
+        said = unlabelled(said, inline="\n" not in written[: len(written) - len(said)])
         parts = [part for part in _SENTENCE.split(said) if part.strip()]
         if len(parts) > 1 and not said[:3].strip("$-. ")[:1].isdigit() and not text[: announcement.start()].strip(" *#\n"):
             continue  # "A: First she sells 3. Then …" announces a solution, not its conclusion
@@ -81,14 +84,18 @@ def _ending(text: str) -> tuple[str, str]:
     return "", unlabelled(text)
 
 
-def _closing(text: str) -> tuple[str, bool]:
-    """The last sentence that holds a digit and is no remark, and whether nothing after it takes it back."""
-    parts = [part for part in _SENTENCE.split(text.strip()[-3 * MAX_ENDING :]) if part.strip()]
-    for position, sentence in enumerate(reversed(parts)):
-        if _numbered(sentence) and not remark(sentence):
-            after = parts[len(parts) - position :]
-            return sentence[-MAX_ENDING:], not any(_RETRACTS.search(one) for one in after)
-    return "", False
+def _closing(text: str) -> tuple[list[str], bool]:
+    """The last sentence with a digit, those before it while it is an aside, and whether nothing after takes it back."""
+    found: list[str] = []
+    concludes = True
+    for sentence in reversed(_SENTENCE.split(text.strip()[-3 * MAX_ENDING :])):
+        if _numbered(sentence) and not sentence.rstrip().endswith("?"):
+            found.append(sentence[-MAX_ENDING:])
+            if not remark(sentence):
+                break
+        elif not found:
+            concludes = concludes and not _RETRACTS.search(sentence)
+    return found, concludes
 
 
 def _numbered(sentence: str) -> bool:
@@ -101,18 +108,19 @@ def _holds(sentence: str, gold: Gold) -> bool | None:
     What stands before "=" is how the value was come by: of it a number alone counts ("2 weeks = 14 days").
     """
     text = _SPACED.sub(lambda match: match[0].replace(" ", ","), _SIGN.sub(r"\1-", digits(plain(sentence))))
+    text = _UNIT_POWER.sub("", text)
     text = _CLOCK.sub(lambda match: f"({match[1]}+{match[2]}/60)", text)
-    *before, last = re.split(r"(?<![<>≥≤≠!])[=≈]", text)
-    found, known = False, _UNKNOWN.search(last) is None
-    for part in (*before, last):
-        for match in _EXPRESSION.finditer(part):
-            if part is not last and _OPERATOR.search(part):
-                continue
-            found = True
-            value = _value(match[0])
-            known = known and value is not None
-            if value is not None and gold.meant_by(_meant(value, match[0], part[match.end() :])):
-                return True
+    found, known = False, True
+    for clause in (_ASIDE.sub(" ", text), *_ASIDE.findall(text)):  # "50 bags (50 x 8 = 400)"
+        *before, last = re.split(r"(?<![<>≥≤≠!])[=≈]", clause)
+        known = known and _UNKNOWN.search(last) is None
+        for part in (*(part for part in before if not _OPERATOR.search(part)), last):
+            for match in _EXPRESSION.finditer(part):
+                found = True
+                value = _value(match[0])
+                known = known and value is not None
+                if value is not None and gold.meant_by(_meant(value, match[0], part[match.end() :])):
+                    return True
     return False if found and known else None
 
 
