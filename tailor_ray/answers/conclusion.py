@@ -75,7 +75,8 @@ class Conclusion:
     @property
     def taken_back(self) -> bool:
         """Whether the text goes on with "Wait, …" or its like."""
-        return self.denied or _TAKES_BACK.search(self.rest) is not None
+        after = self.text[len(first_sentence(self.text)) :]
+        return self.denied or _TAKES_BACK.search(f"{after}\n{self.rest}") is not None
 
 
 def thinks(text: str) -> bool:
@@ -107,6 +108,12 @@ def conclusions(text: str) -> list[Conclusion]:
         if announced is not None:
             found.append(announced)
     return found
+
+
+def heads(text: str) -> bool:
+    """Whether what follows "####" is a heading: words, with more below them."""
+    line, _, rest = text.partition("\n")
+    return bool(rest.strip()) and _HEADING.match(line) is not None
 
 
 def last_line(text: str) -> str:
@@ -184,12 +191,13 @@ def _announced(text: str, marker: re.Match[str]) -> Conclusion | None:
     span = text[start : start + MAX_SPAN]
     line, newline, rest = span.partition("\n")
     below = not line.strip(" *_:$")
-    if marker[0] == "####" and _HEADING.match(line) and rest.strip():
+    if marker[0] == "####" and heads(span):
         return None
     if marker[0].lower() == "<answer>":
         said, closing, after = span.partition("</")
         return Conclusion(said.strip(), closed=bool(closing), rest=after) if said.strip() else None
-    if below:
+    if below or (line.rstrip(" *_").endswith(":") and len(line) < 60 and rest.strip()):  # "the answer is as follows:"
+        below = True
         line, newline, rest = rest.lstrip("\n ").partition("\n")
         listed = _LABEL.match(line.strip(" *_")) or _ITEM.match(line)
         if rest.strip() and (at_start or (listed and _numbered(rest.lstrip()))):

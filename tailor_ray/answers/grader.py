@@ -53,7 +53,7 @@ class Grader:
         answer, first, other = self._both(question, shown)
         if answer is None and other is None:
             return Grade(Verdict.UNPARSED, None)
-        if first is other:
+        if first is other and first is not None:
             return Grade(Verdict.CORRECT if first else Verdict.WRONG, answer)
         return Grade(Verdict.DISPUTED, answer, f"first verifier: {_word(first)}; second: {_word(other)}")
 
@@ -75,12 +75,11 @@ class Grader:
             return answer, reading.says(meant), says(text, meant)
         if self.kind is AnswerKind.CHOICE:
             choices = question.choice_texts()
-            letter, _ = first_choice(text, choices)
-            others = second_choices(text, choices)
-            return letter, _equal(letter, gold), gold in others if others else None
+            said, others = first_choice(text, choices), second_choices(text, choices)
+            return said.answer, said.says(gold), gold in others if others else None
         if self.kind is AnswerKind.YES_NO:
-            found, _ = first_yes_no(text)
-            return found, _equal(found, gold), _equal(second_yes_no(text), gold)
+            said, other = first_yes_no(text), second_yes_no(text)
+            return said.answer, said.says(gold), None if other is None else other == gold
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None
@@ -156,10 +155,6 @@ def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
     return any(
         conclusion.closed or (whole is not None and whole.search(conclusion.text)) for conclusion in conclusions(text)
     )
-
-
-def _equal(found: str | None, gold: str) -> bool | None:
-    return None if found is None else found == gold
 
 
 def _word(says: bool | None) -> str:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
-from math import factorial
 
 from tailor_ray.answers.conclusion import (
     MAX_SPAN,
@@ -43,7 +42,7 @@ _NUMBER = re.compile(
     r"(?P<exp>[eE][+-]?\d{1,2}(?![\w.])|\s?[×x*·]\s?10\s?\^\s?\(?[+-]?\d{1,2}\)?(?!\d))?"
     r"(?:\s?(?:\^|\*\*)\s?\(?(?P<power>\d{1,2})\)?(?!\d))?"
     r"(?:\s?/\s?(?P<den>\d+(?![\d/.^]))|\s(?P<num2>\d{1,4})/(?P<den2>\d{1,4})(?!\d))?"
-    r"(?:\s?(?P<percent>%|(?i:per\s?cent)\b)|(?P<fold>!)(?=\W*$)"
+    r"(?:\s?(?P<percent>%|(?i:per\s?cent)\b)"
     r"|\s?(?P<scale>(?i:hundred|thousand|million|billion|trillion|dozen)|mn|bn|k|K|M|B)\b)?",
 )
 _SCALE = {**SCALES, "hundred": 100, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
@@ -54,7 +53,7 @@ _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
 _BEFORE = re.compile(  # what makes the number after it another, or no answer
-    rf"(?:[√π^><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
+    rf"(?:[√π^]\(?|[><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
     rf"(?:_\w*)?(?: of| root of)?\s?\(?|\\[A-Za-z]+_?\w*|\b(?:{_THAN}|at least|at most|up to|over|under|above|below|between|"
     r"from|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
     re.IGNORECASE,
@@ -315,6 +314,4 @@ def _values(part: dict[str, str | None]) -> tuple[Fraction, ...] | None:
         return (value, value / 100)
     if part["scale"]:
         return (value, value * (_SCALE.get(part["scale"]) or _SCALE[part["scale"].lower()]))
-    if part["fold"] and value.denominator == 1 and value <= 20:
-        return (value, Fraction(factorial(int(value))))  # 5! is read aloud more often than it is multiplied out
     return (value,)

@@ -16,8 +16,9 @@ import ast
 import re
 from collections import deque
 from fractions import Fraction
+from math import factorial
 
-from tailor_ray.answers.conclusion import remark, unlabelled
+from tailor_ray.answers.conclusion import heads, remark, unlabelled
 from tailor_ray.answers.numbers import Gold, Number
 from tailor_ray.answers.spelling import plain
 from tailor_ray.answers.words import SCALES, UNREAD, digits
@@ -73,6 +74,8 @@ def _ending(text: str) -> tuple[str, str]:
     """The last announcement with a number, to the end of its sentence, or ""; and the text that follows it."""
     for announcement in reversed(deque(_ANNOUNCED.finditer(text), maxlen=MAX_ANNOUNCED)):
         written = text[announcement.end() : announcement.end() + 3 * MAX_ENDING]
+        if announcement[0] == "####" and heads(written):
+            continue
         said = written.lstrip(" \n*:=_")
         said = unlabelled(said, inline="\n" not in written[: len(written) - len(said)])
         parts = [part for part in _SENTENCE.split(said) if part.strip()]
@@ -130,6 +133,8 @@ def _meant(value: Fraction, written: str, after: str) -> Number:
     if scale:
         by = _SHORT[scale[2].lower()] if scale[2] else (SCALES | {"hundred": 100})[scale[1].lower()]
         return Number("", (value, value * by))
+    if after.startswith("!") and value.denominator == 1 and 0 <= value <= 20:
+        return Number("", (value, Fraction(factorial(int(value)))))  # "The answer is 5!" is seldom 120, but may be
     percent = written.endswith("%") or re.match(r"\s?(?:%|per\s?cent)", after)
     return Number("%", (value, value / 100)) if percent else Number("", (value,))
 
