@@ -31,7 +31,15 @@ _REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
 )
 _HASHED = re.compile(r"####[ \t]*[-$€£]?\d[\d,.]*[ \t]*%?[ \t]*\n")  # GSM8K's last line
 _TAKES_BACK = re.compile(
-    r"\b(?:wait|actually|correction|oops|scratch that|on second thought|let me (?:re|double)[- ]?\w+)\b", re.IGNORECASE
+    r"(?:^|[.!?(\n])\W*(?:but |oh |no,? |hmm,? )?(?:(?:wait|actually|correction|oops|hold on|on second thought|sorry)\b(?=\s?[,:.!-])"
+    r"|scratch that|let me (?:re|double)[- ]?\w+)",
+    re.IGNORECASE,
+)
+_REFUSES = re.compile(
+    r"^\W*(?:determined|known|found|calculated|answered|provided|given|unknown|undefined|not (?:provided|given|known|possible))\b"
+    r"|\b(?:cannot|can't|could not|unable to|not possible to|impossible to) (?:\w+ )?(?:determine|answer|calculate|find|know|tell|say|solve)"
+    r"|\b(?:cannot|can't) be (?:\w+ )?(?:determined|answered|calculated|found|known|solved)|\bnot enough information",
+    re.IGNORECASE,
 )
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's calculator annotations: <<48/2=24>>
 _MARKER = re.compile(
@@ -108,6 +116,16 @@ def conclusions(text: str) -> list[Conclusion]:
         if announced is not None:
             found.append(announced)
     return found
+
+
+def refuses(text: str) -> bool:
+    """Whether the last conclusion of a `visible` text says that there is no answer."""
+    said = conclusions(text)[:1]
+    return any(_REFUSES.search(first_sentence(one.text)) is not None and not _gives(one) for one in said)
+
+
+def _gives(conclusion: Conclusion) -> bool:
+    return re.match(r"[\W_]*(?:about |approximately )?[$€£]?\d", conclusion.text) is not None
 
 
 def heads(text: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tailor_ray.answers.conclusion import conclusions, thinks, visible
+from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
@@ -67,6 +67,8 @@ class Grader:
         gold = question.answer
         if self.kind is AnswerKind.NUMBER:
             text = text.replace("__", "")  # bold, and no part of a number
+            if refuses(text):
+                return None, None, None
             reading, _ = read(text, question.text)
             meant = read_gold(gold)
             answer = reading.numbers[0].normalized() if reading.numbers else None

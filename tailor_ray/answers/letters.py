@@ -39,7 +39,7 @@ _LETTER = re.compile(
     r"|(?<![\w'.])([a-z])(?=[.:;](?:\s|$)|\s*$|,?\s+(?:or|and)\s+[a-z]\b)"
 )
 _MARKS = re.compile(r"\*\*|[$`_*\"{}\\]|'(?=\W|$)|(?<=\W)'")
-_DENIED = re.compile(r"(?:\b(?:not|neither|nor|never|cannot|instead of|rather than|eliminate|excludes?)\b|n't\b)[^,;.]{0,30}$", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\b(?:not|neither|nor|never|cannot|instead of|rather than|eliminate|excludes?)\b|n't\b)(?:(?!\bbut\b)[^,;.]){0,30}$", re.IGNORECASE)
 _REFUSED = re.compile(r"\b(?:not|rather than|instead of) (?:option |choice )?\(?[A-Za-z]\b\)?(?! \w+ing\b)")
 _JOINED = re.compile(r"[)\].:]?\s*(?:,|;|/|&|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*(?:option|choice)?\s*[(\[]?", re.IGNORECASE)
 _NONE = re.compile(r"\bnone\b|\bneither\b|\bcannot be\b", re.IGNORECASE)
@@ -114,7 +114,9 @@ def first_yes_no(text: str) -> Said:
     """ "yes" or "no" by the paper's rule; true and false count as yes and no."""
     text = _CONCESSION.sub("", text)
     for conclusion in conclusions(text):
-        span = _BOTH.sub("yes or no", plain(conclusion.text))
+        span = _BOTH.sub("", plain(conclusion.text))
+        if not span.strip(" .:"):
+            continue  # "Please answer: true or false"
         for sentence in sentences(span):
             found = list(_VERDICT.finditer(sentence))
             if found:
@@ -133,7 +135,7 @@ def first_yes_no(text: str) -> Said:
 def second_yes_no(text: str) -> str | None:
     """ "yes" or "no" by the last sentence that states one; "no evidence" states none."""
     text = _CONCESSION.sub("", text)
-    announced = conclusions(text)
+    announced = [one for one in conclusions(text) if _BOTH.sub("", one.text).strip(" .:")]
     if announced and not announced[0].opening:
         if not _VERDICT.search(plain(announced[0].text)):
             return None

@@ -48,7 +48,7 @@ _NUMBER = re.compile(
 _SCALE = {**SCALES, "hundred": 100, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
 _SIGNED = re.compile(r"((?:^|[:=({]|\b(?:is|be|are))[\s*]*)[-–] (?=[$€£]?\.?\d)")
 _NEGATIVE = re.compile(r"(?<![\d)%] )\b(?:negative|minus)\s+(?=[$€£]?\d)", re.IGNORECASE)  # "20 minus 2" is a difference
-_ASIDE = re.compile(r"(?<=[\w.%]) \([^()]{0,120}\)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
+_ASIDE = re.compile(r"(?<=[\w.%]) \([^()]{0,120}(?:\)|$)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
 _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
