@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tailor_ray.answers.spelling import spelled
 
@@ -42,16 +43,16 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's calculator annotations: <<48/2=24>>
-_MARKER = re.compile(
-    r"####"
-    r"|\\(?:boxed|fbox)\s*\{"
-    r"|<answer>"
-    r"|\b(?:answer|(?:correct|right|best) (?:option|choice))(?:\s*\([^()\n]{1,40}\))?"
-    r"(?:\s+(?:to|for|of|in)\b[^.:\n=]{0,80}?)?[*_\"')\s]{0,8}"
+_ANNOUNCES = (
+    r"(?:\s*\([^()\n]{1,40}\))?(?:\s+(?:to|for|of|in)\b[^.:\n=]{0,80}?)?[*_\"')\s]{0,8}"
     r"(?:is\b|are\b|was\b|isn't|(?:would|will|should|must|can|could)(?:n't|not)?\s+(?:not\s+)?be\b|:|=)"
-    r"|(?:^|\n)[*_\s]{0,8}A[*_]{0,3}\s?:"
-    r"|(?:^|\n)\s{0,4}[#*]{1,6} ?(?:final )?answer[*]{0,3}\s*\n",  # a heading
-    re.IGNORECASE,
+)
+_WORDS = (("a", "nswer"), *((word[0], f"{word[1:]} (?:option|choice)") for word in ("correct", "right", "best")))
+# Every alternative begins with one character: re then looks for these first, six times as fast.
+_MARKER = re.compile(
+    r"####|\\(?:boxed|fbox)\s*\{|<(?i:answer)>|\n[*_\s]{0,8}[Aa][*_]{0,3}\s?:"
+    r"|\n\s{0,4}[#*]{1,6} ?(?i:(?:final )?answer)[*]{0,3}\s*\n|"  # a heading
+    + "|".join(rf"{c}(?<!\w{c})(?i:{rest}{_ANNOUNCES})" for first, rest in _WORDS for c in (first, first.upper()))
 )
 _HEADING = re.compile(r"\W*(?!(?:yes|no|true|false|answer)\b)[A-Za-z]{2,}|[\W_]*\d{1,2}[.)]\s+[A-Za-z]", re.IGNORECASE)
 _LABEL = re.compile(
@@ -105,8 +106,10 @@ def visible(text: str) -> str:
     return _ANNOTATION.sub("", text) if "<<" in text else text
 
 
-def conclusions(text: str) -> list[Conclusion]:
+@lru_cache(maxsize=8)  # the verifiers ask in turn
+def conclusions(text: str) -> tuple[Conclusion, ...]:
     """Announced conclusions of a `visible` text, the last first."""
+    text = f"\n{text}"
     found = []
     for match in reversed(deque(_MARKER.finditer(text), maxlen=MAX_MARKERS)):
         if match[0].startswith("\\"):
@@ -115,7 +118,7 @@ def conclusions(text: str) -> list[Conclusion]:
         announced = _announced(text, match)
         if announced is not None:
             found.append(announced)
-    return found
+    return tuple(found)
 
 
 def refuses(text: str) -> bool:

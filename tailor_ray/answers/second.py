@@ -27,10 +27,10 @@ MAX_ENDING = 400  # characters of one sentence
 MAX_ANNOUNCED = 16  # announcements looked at, from the end
 MAX_EXPRESSION = 120
 MAX_DIGITS = 40
+# Every alternative begins with one character: re then looks for these first.
 _ANNOUNCED = re.compile(
-    r"####|\\(?:boxed|fbox)|<answer>|\banswers?\b[^.\n=:]{0,90}?(?:\b(?:is|are|was|be)\b|n't|[:=])|answer\W{0,3}[:=]"
-    r"|^\W{0,8}a\W{0,3}:|^\W{0,8}(?:final )?answer\W{0,3}$",
-    re.IGNORECASE | re.MULTILINE,
+    r"####|\\(?:boxed|fbox)|<answer>|\n\W{0,8}[Aa]\W{0,3}:|\n\W{0,8}(?i:(?:final )?answer)\W{0,3}(?=\n)|"
+    + "|".join(rf"{a}(?i:nswers?\b[^.\n=:]{{0,90}}?(?:\b(?:is|are|was|be)\b|n't|[:=]))" for a in "aA")
 )
 _SENTENCE = re.compile(r"(?<=[.!?])(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bRs\.)(?<!\bMrs\.)(?<!\bapprox\.)\s+|\n")
 _RETRACTS = re.compile(  # "We can't determine the answer.", "If she buys more, it is different."
@@ -72,6 +72,7 @@ def says(text: str, gold: Gold) -> bool | None:
 
 def _ending(text: str) -> tuple[str, str]:
     """The last announcement with a number, to the end of its sentence, or ""; and the text that follows it."""
+    text = f"\n{text}"
     for announcement in reversed(deque(_ANNOUNCED.finditer(text), maxlen=MAX_ANNOUNCED)):
         written = text[announcement.end() : announcement.end() + 3 * MAX_ENDING]
         if announcement[0] == "####" and heads(written):
