@@ -27,7 +27,7 @@ _NEXT_QUESTION = re.compile(
 )
 _REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
     r"(?:^|[.!?]\s|\n)\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all)\b"
-    r"|\d\s?[-+*/×÷x]\s?[$(]{0,2}\d[^=\n]{0,40}=",
+    r"|\d\s?[-+*/×÷x]\s?[$(]{0,2}\w[^=\n]{0,40}=|=\s?[$(]{0,4}\d+\s?[-+*/×÷]",
     re.IGNORECASE,
 )
 _HASHED = re.compile(r"####[ \t]*[-$€£]?\d[\d,.]*[ \t]*%?[ \t]*\n")  # GSM8K's last line
@@ -220,6 +220,10 @@ def _announced(text: str, marker: re.Match[str]) -> Conclusion | None:
     if below or (line.rstrip(" *_").endswith(":") and len(line) < 60 and rest.strip()):  # "the answer is as follows:"
         below = True
         line, newline, rest = rest.lstrip("\n ").partition("\n")
+        opened = line.strip(" *_")
+        if opened in ("\\[", "$$"):  # display mathematics on lines of its own
+            said, closing, rest = rest.partition("\\]" if opened == "\\[" else "$$")
+            line, newline = f"${' '.join(said.split())}$", closing
         listed = _LABEL.match(line.strip(" *_")) or _ITEM.match(line)
         if rest.strip() and (at_start or (listed and _numbered(rest.lstrip()))):
             return None  # "Answer:" over a whole solution announces the solution, not its conclusion

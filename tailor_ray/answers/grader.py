@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from tailor_ray.answers import symbolic
 from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
@@ -82,6 +83,9 @@ class Grader:
         if self.kind is AnswerKind.YES_NO:
             said, other = first_yes_no(text), second_yes_no(text)
             return said.answer, said.says(gold), None if other is None else other == gold
+        if self.kind is AnswerKind.MATH:
+            answer, right = symbolic.first(text, gold)
+            return answer, right, symbolic.second(text, gold)
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None
@@ -123,6 +127,8 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
         return polarity
     if kind is AnswerKind.CHOICE:
         return _gold_letter(text, choices or {})
+    if kind is AnswerKind.MATH and not symbolic.balanced(text):
+        raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:
         try:
             re.compile(text)
