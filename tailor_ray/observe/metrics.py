@@ -3,6 +3,9 @@
 `count`, `gauge` and `observe` may be called from any process and thread, with or without Ray: outside a Ray process
 they only check the name. A metric is made when first used, so importing this module costs nothing. Ray adds `ray_` to
 each name and `_total` to a counter's: `teacher_requests` is scraped as `ray_tailor_teacher_requests_total`.
+
+Every series carries the label `run`, for several runs may share a cluster. A process works for one run at a time:
+the driver and whoever it gives work to (engines' supervisor, training workers) say which by `of_run`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from functools import cache
 from typing import Any, Literal
 
 PREFIX = "tailor_"
+RUN = "run"  # the label of every series
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +60,39 @@ TABLE = {
 LATENCY_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120]
 
 _lock = threading.Lock()
+_run = ""
+
+
+def of_run(name: str) -> None:
+    """From now on this process's figures belong to the run of this name."""
+    global _run
+    _run = name
+
+
+def current_run() -> str:
+    """The name given to `of_run` last; empty where there was none."""
+    return _run
 
 
 def count(name: str, n: float = 1, **tags: str) -> None:
     """Add `n` to a counter; adding 0 only checks the name. Raises KeyError for a name or tag not in TABLE."""
     metric = _checked(name, "counter", tags)
     if n > 0 and _in_ray():
-        _instrument(metric).inc(n, tags=tags)
+        _instrument(metric).inc(n, tags={**tags, RUN: _run})
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
     """Set a gauge. Raises KeyError for a name or tag not in TABLE."""
     metric = _checked(name, "gauge", tags)
     if _in_ray():
-        _instrument(metric).set(value, tags=tags)
+        _instrument(metric).set(value, tags={**tags, RUN: _run})
 
 
 def observe(name: str, value: float, **tags: str) -> None:
     """Add one observation to a histogram. Raises KeyError for a name or tag not in TABLE."""
     metric = _checked(name, "histogram", tags)
     if _in_ray():
-        _instrument(metric).observe(value, tags=tags)
+        _instrument(metric).observe(value, tags={**tags, RUN: _run})
 
 
 def _checked(name: str, kind: str, tags: dict[str, str]) -> Metric:
@@ -103,8 +119,9 @@ def _make(metric: Metric) -> Any:
     from ray.util import metrics as ray_metrics
 
     name, text = PREFIX + metric.name, f"{metric.description} [{metric.unit}]" if metric.unit else metric.description
+    tags = (*metric.tags, RUN)
     if metric.kind == "counter":
-        return ray_metrics.Counter(name, text, tag_keys=metric.tags)
+        return ray_metrics.Counter(name, text, tag_keys=tags)
     if metric.kind == "gauge":
-        return ray_metrics.Gauge(name, text, tag_keys=metric.tags)
-    return ray_metrics.Histogram(name, text, boundaries=LATENCY_BOUNDS_S, tag_keys=metric.tags)
+        return ray_metrics.Gauge(name, text, tag_keys=tags)
+    return ray_metrics.Histogram(name, text, boundaries=LATENCY_BOUNDS_S, tag_keys=tags)

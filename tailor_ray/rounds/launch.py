@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import LOG_FILE, REPORT_PAGE
+from tailor_ray.observe import metrics
 from tailor_ray.observe.logs import setup_logging
 from tailor_ray.observe.progress import Progress
 from tailor_ray.observe.report import write_report
@@ -36,6 +37,7 @@ def run(config: RunConfig, staff: Staff | None = None) -> str:
 def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[Store, Services]]:
     """The run folder, claimed and leased, with services that start nothing before they are entered."""
     store = Store.open(config.storage).child(config.name)
+    metrics.of_run(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
     with Lease.acquire(store) as lease, Progress(config.observe.log_every_s) as progress:
         guarded = store.guarded(lease.fence)

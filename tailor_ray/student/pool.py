@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
+from tailor_ray.observe import metrics
 from tailor_ray.student.remote import get, gist
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
 from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
@@ -62,7 +63,7 @@ class EnginePool:
         """
         if self._supervisor is None:
             self._start(model)
-        return get(self._supervisor.load.remote(model))
+        return get(self._supervisor.load.remote(model, metrics.current_run()))
 
     def _start(self, model: ModelRef) -> None:
         resources = ray.cluster_resources()

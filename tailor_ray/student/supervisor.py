@@ -151,8 +151,12 @@ class Supervisor:
         log.warning("engine %d died and is replaced (%d so far): %s", slot.index, self._restarts, why)
         self._start(slot)
 
-    def load(self, model: ModelRef) -> str:
-        """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash."""
+    def load(self, model: ModelRef, run: str) -> str:
+        """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash.
+
+        The metrics are of `run` from here on.
+        """
+        metrics.of_run(run)
         started = time.perf_counter()
         with self._changed:
             before, self._model, self._failure = self._model, model, None

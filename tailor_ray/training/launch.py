@@ -20,6 +20,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import CorruptionError, LeaseLost, StageError
 from tailor_ray.layout import EXAMPLES
 from tailor_ray.models import ModelRef
+from tailor_ray.observe import metrics
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.seal import canonical
 from tailor_ray.training.agreement import HeldOut
@@ -170,6 +171,7 @@ def _task(job: TrainJob, config: TrainingConfig) -> dict[str, Any]:
         "fingerprint": fingerprint(job),
         "started": time.time(),
         "held_out": job.held_out,
+        "run": metrics.current_run(),
     }
 
 
@@ -193,9 +195,9 @@ def _digest(examples: Store) -> str:
 def _result(found: dict[str, Any]) -> TrainResult:
     keys = ("steps", "tokens", "loss_first", "loss_last")
     more = ("step_kept", "truncated", "skipped", "with_pair_trained", "layout", "peak_memory_bytes")
-    metrics = {key: found[key] for key in (*keys, *more)}
+    figures = {key: found[key] for key in (*keys, *more)}
     times = found["times"]  # of the last attempt
-    metrics["seconds_to_first_step"] = times["ready"]
-    metrics["seconds_between_steps"] = times["stepping"] - times["in_steps"]
-    metrics["seconds_in_steps"] = times["in_steps"]
-    return TrainResult(**{key: found[key] for key in keys}, model=found["model"], metrics=metrics)
+    figures["seconds_to_first_step"] = times["ready"]
+    figures["seconds_between_steps"] = times["stepping"] - times["in_steps"]
+    figures["seconds_in_steps"] = times["in_steps"]
+    return TrainResult(**{key: found[key] for key in keys}, model=found["model"], metrics=figures)

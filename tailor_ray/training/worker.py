@@ -57,10 +57,12 @@ class WorkerTask:
     fingerprint: str
     started: float  # time.time() when the job was given
     held_out: HeldOut | None
+    run: str = ""  # whose metrics these are
 
 
 def run_worker(task: WorkerTask) -> dict[str, Any] | None:
     """Do one job's share."""
+    metrics.of_run(task.run)
     try:
         with tempfile.TemporaryDirectory(prefix="tailor-ray-training-") as scratch:
             # one a run: a build that was killed leaves a lock behind that would hang the next one

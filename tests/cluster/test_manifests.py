@@ -147,9 +147,12 @@ def test_the_dashboard_is_valid_and_asks_for_known_metrics():
     exported = {metric.scraped + ("_bucket" if metric.kind == "histogram" else ""): metric for metric in TABLE.values()}
     assert asked == set(exported)  # every metric is shown, and nothing else is asked for
     for query in queries:
-        for labels in re.findall(r"by \(([\w, ]+)\)", query):
-            (name,) = re.findall(r"ray_tailor_\w+", query)
-            assert {label.strip() for label in labels.split(",")} <= {*exported[name].tags, "le"}
+        assert 'run=~"$run"' in query
+        (labels,) = re.findall(r"by \(([\w, ]+)\)", query)
+        (name,) = re.findall(r"ray_tailor_\w+", query)
+        grouped = {label.strip() for label in labels.split(",")}
+        assert "run" in grouped  # two runs on one cluster stay two
+        assert grouped <= {*exported[name].tags, "run", "le"}
     boxes = [panel["gridPos"] for panel in dashboard["panels"]]
     for one in boxes:
         assert one["x"] + one["w"] <= 24

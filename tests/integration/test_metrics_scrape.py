@@ -29,11 +29,15 @@ OUR_TAGS = ("verdict", "direction", "outcome", "term", "split", "stage")
 
 
 class Scraper(threading.Thread):
-    """The last value of each of our series, over all processes: those that ended are exported no more."""
+    """The last value of each of our run's series, over all processes: those that ended are exported no more.
 
-    def __init__(self, address):
+    The session's cluster exports other tests' runs as well.
+    """
+
+    def __init__(self, address, run):
         super().__init__(daemon=True)
-        self.address, self.series, self.ended = address, {}, threading.Event()
+        self.address, self.of_run = address, run
+        self.series, self.ended = {}, threading.Event()
 
     def run(self):
         while not self.ended.wait(0.3):
@@ -51,7 +55,10 @@ class Scraper(threading.Thread):
         found = defaultdict(float)
         for (name, text), value in self.series.items():
             labels = dict(re.findall(r'(\w+)="([^"]*)"', text))
-            assert labels["SessionName"]  # the dashboard's variable
+            assert labels["SessionName"]  # the dashboard's variables
+            assert "run" in labels
+            if labels["run"] != self.of_run:
+                continue
             found[name, next((labels[tag] for tag in OUR_TAGS if tag in labels), "")] += value
         return found
 
@@ -86,9 +93,11 @@ def test_a_runs_counts_are_exported_once(ray_cluster, tmp_path):
         rounds={"max_rounds": 1},
         observe={"log_every_s": 5.0},
     )
+    metrics.of_run("another")  # on the same cluster, by the same process: not ours to count
+    metrics.count("engine_restarts", 3)
     folder = Store.open(str(tmp_path)).child("scraped")
     node = ray.nodes()[0]
-    scraper = Scraper(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
+    scraper = Scraper(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", "scraped")
     killed = []
     exam = stage_folder(folder, StageId(1, "exam"))
     threading.Thread(target=kill_an_engine, args=(exam, engine_processes(), killed), daemon=True).start()
