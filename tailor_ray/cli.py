@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls one function, prints its result to stdout and everything else to stderr.
 
-Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 a bug of ours. Whatever is
+raised below ends here in one sentence on stderr; its traceback is in the run's log.
 Imports wait for the command that needs them, so that --help answers at once.
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tailor_ray.errors import Stopped, TailorError
+from tailor_ray.errors import Bug, Stopped, masked
+from tailor_ray.rounds import watch
 
 if TYPE_CHECKING:
     from tailor_ray.config import RunConfig
@@ -267,19 +270,50 @@ def main() -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    watch.process_is_ours = True
+    threading.excepthook = sys.unraisablehook = _quietly
     try:
         app(standalone_mode=True)
-    except TailorError as error:
-        _fail(str(getattr(error, "cause", None) or error), error.exit_code)
     except (KeyboardInterrupt, SystemExit):  # typer makes the one into the other
         if not received:
             raise
         _fail(f"stopped by {received[0]}; the same command goes on", Stopped.exit_code)
+    except Exception as error:  # noqa: BLE001 — the one place where all of them end
+        _explain(error)
     sys.exit(0)
 
 
+def _explain(error: BaseException) -> NoReturn:
+    """One sentence for a person; the traceback goes to the run's log, a bug's to a file of its own without one."""
+    import logging
+    import tempfile
+    import traceback
+
+    from tailor_ray.observe.faults import in_words
+    from tailor_ray.observe.logs import run_log
+
+    found, where = in_words(error), run_log()
+    logging.getLogger(__name__).info("ended by %s", found, exc_info=error)
+    text = str(found)
+    if isinstance(found, Bug):
+        if where is None:
+            with tempfile.NamedTemporaryFile("w", prefix="tailor-ray-bug-", suffix=".txt", delete=False) as file:
+                file.write("".join(traceback.format_exception(error)))
+                where = Path(file.name)
+        text += f"; please report it with {where}"
+    _fail(text, found.exit_code)
+
+
+def _quietly(args: Any) -> None:
+    """A thread or a finalizer that failed: its frames go to the log file, for who waits for it raises the error."""
+    import logging
+
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        logging.getLogger(__name__).info("an error in the background", exc_info=args.exc_value)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"tailor-ray: {message}", err=True)
+    typer.echo(f"tailor-ray: {masked(message)}", err=True)
     sys.exit(code)
 
 

@@ -5,17 +5,16 @@ Reads manifests, part records' names and the lease, never the rows, so that it a
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from tailor_ray import layout
-from tailor_ray.errors import DataError
+from tailor_ray.errors import CorruptionError, DataError
 from tailor_ray.layout import StageId
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import load_run, summarize, wall_seconds
 from tailor_ray.storage import Store
-from tailor_ray.storage.lease import NAME as LEASE
+from tailor_ray.storage.lease import read_lease
 
 
 def status(store: Store) -> str:
@@ -75,14 +74,10 @@ def _parts_done(store: Store, stage: StageId) -> str:
 
 
 def _holder(store: Store) -> str:
-    if not store.exists(LEASE):
-        return ""
     try:
-        lease = store.read_json(LEASE)
-        if lease["released"]:
-            return ""
-        return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return (
-            f"warning: {store.uri}/{LEASE} is damaged: it is empty, cut off or no lease; who holds the run is unknown"
-        )
+        lease = read_lease(store)
+    except CorruptionError as error:
+        return f"warning: {error}; who holds the run is unknown"
+    if lease is None or lease["released"]:
+        return ""
+    return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"

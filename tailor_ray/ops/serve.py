@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
-from tailor_ray.errors import ConfigError, DataError, Stopped
+from tailor_ray.errors import ConfigError, DataError
 from tailor_ray.layout import RUN_FILE
 from tailor_ray.models import identify
 from tailor_ray.observe.logs import adopt_ray_output, own_handlers, setup_logging
@@ -34,7 +34,7 @@ def serve(
         adopt_ray_output()
         with own_handlers():
             from tailor_ray.serving.deployment import hosted
-        with hosted(served, host, port, route) as url, suppress(KeyboardInterrupt, Stopped):
+        with hosted(served, host, port, route) as url, suppress(KeyboardInterrupt):
             which = f", round {served.find()[0]}{', and follows the run' if reload else ''}" if served.run else ""
             say(f"{url} answers for model {served.name!r}{which}")
             threading.Event().wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import TeacherConfig
@@ -59,8 +60,8 @@ class Services:
             check_access(self._teacher)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)  # a clean-up that fails keeps the first error as what it came from
 
     def connect(self) -> None:
         """Be connected to the Ray cluster from now on; a wrong data file is found before this costs anything."""
