@@ -270,6 +270,8 @@ def main() -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # where `python -m tailor_ray` finds an answer_function as well
     watch.process_is_ours = True
     threading.excepthook = sys.unraisablehook = _quietly
     try:

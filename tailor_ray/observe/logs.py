@@ -205,7 +205,7 @@ def adopt_ray_output() -> None:
     lines = WorkerLines()
     dispatcher.add_handler(WorkerLines.name, lines)
     # What the cluster says of lost processes would go to stdout; ray 2.60 has no other switch for it.
-    driver.print_worker_logs = lambda batch, *_: lines(batch)  # type: ignore[attr-defined]
+    driver.print_worker_logs = lambda batch, *_: lines(batch)
 
 
 class WorkerLines:

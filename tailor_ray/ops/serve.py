@@ -13,7 +13,7 @@ from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError, DataError
 from tailor_ray.layout import RUN_FILE
-from tailor_ray.models import identify
+from tailor_ray.models import identify, resolve
 from tailor_ray.observe.logs import adopt_ray_output, own_handlers, setup_logging
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.serving.served import Served, config_of, newest_round, student_of
@@ -51,7 +51,7 @@ def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
             raise DataError(f"{target} is a run, and {tail!r} is not the number of one of its rounds")
         if reload and number is not None:
             raise ConfigError(f"{target} names a round, and --reload follows the newest: leave one of them out")
-        student_of(run, newest_round(run) if number is None else number)
+        resolve(student_of(run, newest_round(run) if number is None else number), verify=True)  # damaged: said at once
         return Served(config.name, run=run.uri, round=number, reload=reload, engine=config.student), config.cluster
     if reload:
         raise ConfigError(f"{target} is no run folder, and --reload follows a run: leave it out")

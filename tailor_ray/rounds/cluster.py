@@ -28,11 +28,11 @@ LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
+def connected(config: ClusterConfig) -> Iterator[bool]:
     """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
 
-    Only what was started here is stopped at the end. Raises ConfigError when a named address is no cluster that this
-    process can use. On the command line the loss of the cluster ends the process; see `watch`.
+    Yields whether it was started here; only that is stopped at the end. Raises ConfigError when a named address is no
+    cluster that this process can use. On the command line the loss of the cluster ends the process; see `watch`.
     """
     # On, or the dashboard's Train tab stays empty; without a dashboard its actor has nobody to ask.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(config.dashboard)))
@@ -41,7 +41,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
     adopt_loggers()  # Ray's own handlers came with the import
     if ray.is_initialized():  # a caller's session, a test's for one: it is theirs to end
-        yield
+        yield False
         return
     handler = signal.getsignal(signal.SIGTERM)
     with ExitStack() as opened:
@@ -53,7 +53,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
             opened.enter_context(_guarded_agents())
         if watch.process_is_ours:
             opened.enter_context(watch.Watch(local, config.max_restarts))
-        yield
+        yield local
 
 
 @contextmanager
@@ -195,9 +195,7 @@ def _ask_version(address: str) -> None:
     with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
         stub = stubs.NodeInfoGcsServiceStub(channel)
         try:
-            said = stub.CheckAlive(
-                calls.CheckAliveRequest(), timeout=ANSWER_S, metadata=metadata, wait_for_ready=True
-            )
+            said = stub.CheckAlive(calls.CheckAliveRequest(), timeout=ANSWER_S, metadata=metadata, wait_for_ready=True)
         except grpc.RpcError as error:
             call: Any = error
             if call.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

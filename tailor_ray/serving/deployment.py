@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +24,16 @@ from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.context import _get_global_client
-from ray.serve.llm import LLMConfig, build_openai_app
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tailor_ray.errors import ConfigError, StageError
+from tailor_ray.errors import ConfigError, CorruptionError, StageError
 from tailor_ray.models import ModelRef, identify, resolve
 from tailor_ray.models.engine_settings import engine_arguments, engine_environment
 from tailor_ray.models.folder import architecture, context_length
+from tailor_ray.observe.faults import gist
+from tailor_ray.serving.ingress import application_of, close_ports
 from tailor_ray.serving.served import Served, config_of
 from tailor_ray.storage import Store
 
@@ -73,15 +76,21 @@ class StudentServer(LLMServer):
     """One replica: an engine that starts from the round that is the newest by then and may follow the run."""
 
     async def __init__(self, llm_config: ServedConfig) -> None:  # type: ignore[misc]  # Ray's own way: it awaits it
+        close_ports()
         self._served = llm_config.served
         self._round, model = await asyncio.to_thread(self._served.find)
-        folder = await asyncio.to_thread(resolve, model)
+        folder = await asyncio.to_thread(resolve, model, verify=True)
         self._architecture = architecture(folder)
         engine_config: Any = llm_config.get_engine_config()
         engine_config.hf_model_id = str(folder)  # in place of the name: the folder is this node's
-        llm_config.update_engine_kwargs(max_model_len=context_length(folder, self._served.engine.max_model_len))
+        self._length = context_length(folder, self._served.engine.max_model_len)
+        llm_config.update_engine_kwargs(max_model_len=self._length)
         await super().__init__(llm_config, engine_cls=Engine)
         self._watching = asyncio.create_task(self._watch())
+
+    async def context_length(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        return self._length
 
     async def _start_engine(self) -> None:
         """The engine alone: Ray would start an actor beside it that reports the model, and imports vLLM for that."""
@@ -105,15 +114,18 @@ class StudentServer(LLMServer):
             if served.reload:
                 try:
                     number, model = await asyncio.to_thread(served.find)
-                except OSError as error:  # storage that is out of reach is no reason to stop answering
+                except (OSError, CorruptionError) as error:  # storage out of reach is no reason to stop answering
                     log.warning("cannot look for a newer round of %s: %s", served.run, error)
                     continue
                 if number != self._round:
-                    await self._swap(number, model)
+                    try:
+                        await self._swap(number, model)
+                    except CorruptionError as error:  # found before the weights were touched
+                        log.warning("round %d of %s is not taken over: %s", number, served.run, error)
 
     async def _swap(self, number: int, model: ModelRef) -> None:
         """Let what runs finish while new requests wait in the engine, load the weights, go on."""
-        folder = await asyncio.to_thread(resolve, model)
+        folder = await asyncio.to_thread(resolve, model, verify=True)
         if architecture(folder) != self._architecture:
             raise StageError(f"{model} has another architecture than the round before: it takes a new replica")
         started = time.monotonic()
@@ -156,9 +168,9 @@ def from_arguments(args: dict[str, Any]) -> Served:
 
 
 def build(served: Served) -> serve.Application:
-    """Ray's OpenAI application over StudentServer."""
+    """OpenAI's API over StudentServer."""
     ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 10_000}
-    return build_openai_app({"llm_configs": [configuration(served)], "ingress_deployment_config": ingress})
+    return application_of(configuration(served), ingress)
 
 
 def configuration(served: Served) -> ServedConfig:
@@ -208,7 +220,7 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
         serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
         yield f"http://{host}:{port}{route.rstrip('/')}/v1"
     except RuntimeError as error:
-        raise StageError(f"{served.name} could not be served: {error}") from error
+        raise StageError(f"{served.name} could not be served: {gist(error)}") from error
     finally:
         serve.delete(served.application)
         ray.kill(held)
@@ -216,9 +228,23 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
             serve.shutdown()
 
 
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError where the proxy could not listen; its own error is a traceback in an actor that is retried."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port (--port; teacher.serving.port for "
+            "a teacher) or address (--host)"
+        ) from None
+
+
 def _listen(host: str, port: int) -> bool:
     """Have Serve's proxy listen there, on the head node alone; True when Serve was not there before."""
     fresh = _get_global_client(raise_if_no_controller_running=False) is None
+    if fresh:
+        check_port(host, port)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     client: Any = _get_global_client()
     found = client.http_config  # what an earlier start on this cluster chose

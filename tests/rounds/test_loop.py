@@ -26,9 +26,7 @@ def commit(store, config, number, names=None, accuracy=0.5):
                 metrics = {"validation": {"accuracy": accuracy}}
                 parts = {"rows": PartsDigest(1, 1, f"{spec.id}")}
                 settings = plain(spec.settings)
-                manifest = Manifest(
-                    spec.id.name, number, spec.digest(), inputs, parts, 1.0, metrics, settings=settings
-                )
+                manifest = Manifest(spec.id.name, number, spec.digest(), inputs, parts, 1.0, metrics, settings=settings)
                 commit_manifest(stage_folder(store, spec.id), manifest)
 
 
