@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tailor_ray.errors import Bug, Stopped, masked
-from tailor_ray.rounds import watch
+from tailor_ray.rounds import watch as cluster_watch
 
 if TYPE_CHECKING:
     from tailor_ray.config import RunConfig
@@ -88,12 +88,27 @@ def plan(config: ConfigArgument, set_: Overrides, storage: StorageOption = None,
 
 
 @app.command(epilog="Example: tailor-ray status runs/demo")
-def status(run: RunArgument) -> None:
-    """What is done, what is under way, and what it cost; of a live run or a dead one."""
-    from tailor_ray.observe.status import status as read_status
-    from tailor_ray.storage import Store
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option(help="Show it again every two seconds, until nobody holds the run.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object in place of text.")] = False,
+) -> None:
+    """What is done, what is under way, since when and how fast, and what it cost; of a live run or a dead one."""
+    from tailor_ray.ops.look import show_status
 
-    typer.echo(read_status(Store.open(run)))
+    show_status(run, watch, json, typer.echo)
+
+
+@app.command(epilog="Example: tailor-ray logs runs/demo --follow")
+def logs(
+    run: RunArgument,
+    lines: Annotated[int, typer.Option(min=0, help="The last so many lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
+) -> None:
+    """The end of a run's log."""
+    from tailor_ray.ops.look import show_log
+
+    show_log(run, lines, follow, typer.echo)
 
 
 @app.command(epilog="Example: tailor-ray report runs/demo; tailor-ray report runs/a runs/b --out compared")
@@ -113,7 +128,7 @@ def report(
         typer.echo(f"report: {stores[0].uri}/{REPORT_PAGE}")
     else:
         write_comparison(stores, Store.open(out))
-        typer.echo(f"report: {Store.open(out).uri}/index.html")
+        typer.echo(f"report: {Store.open(out).uri}/comparison.html")
 
 
 @app.command(epilog="Example: tailor-ray exam ./my-model gsm8k --set task.path=data/gsm8k --set task.limit_train=100")
@@ -270,11 +285,11 @@ def main() -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # where `python -m tailor_ray` finds an answer_function as well
-    watch.process_is_ours = True
+    cluster_watch.process_is_ours = True
     threading.excepthook = sys.unraisablehook = _quietly
     try:
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))  # where `python -m tailor_ray` finds an answer_function as well
         app(standalone_mode=True)
     except (KeyboardInterrupt, SystemExit):  # typer makes the one into the other
         if not received:

@@ -6,6 +6,7 @@
       rounds/00/{questions,student,evaluate}/           manifest.json, <prefix>-*.parquet with their records
       rounds/01/{exam,teach,examples,train,evaluate}/   likewise; train/student/ is the student in Hugging Face form
       report/                                           report.json, index.html
+      progress.json                                     the stages under way, for `tailor-ray status`
       run.log, trackers/                                where the storage is a local folder
 
 A stage's `log/` holds what tells how it went (requests of the teacher, training's steps): with times in it, so no
@@ -21,6 +22,7 @@ from tailor_ray.storage import Store
 
 RUN_FILE = "run.yaml"
 LOG_FILE = "run.log"
+PROGRESS_FILE = "progress.json"  # the stages under way, while a driver lives
 TRACKERS = "trackers"
 STUDENT = "student"  # the folder of a model, in a stage's folder
 LOG = "log"

@@ -140,7 +140,7 @@ FAULTS = (
     ),
     Fault(
         "something is not there",
-        "check the path or the bucket's name",
+        f"check the path or the bucket's name, or name another place ({PLACES})",
         UserError,
         codes=(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EXDEV, errno.EINVAL),
         types=("NotFoundError",),
@@ -179,7 +179,7 @@ def in_words(error: BaseException) -> TailorError:
     for one in reversed(chain):  # the first cause says most
         for fault in FAULTS:
             if fault.fits(one):
-                return fault.kind(_sentence(fault, gist(one)))
+                return fault.kind(_sentence(fault, gist(chain[-1] if "RayError" in fault.types else one)))
     found = chain[-1]
     return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {gist(found)}; {KEPT}")
 

@@ -82,6 +82,11 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, level: int) -> None:
         logging.Handler.__init__(self, level)
+        self.last: tuple[float, str] | None = None  # when and what
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = record.created, self.format(record)
+        super().emit(record)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
@@ -132,6 +137,12 @@ def setup_logging(run_log: Path | None, level: int = logging.INFO, secrets: Iter
     root.setLevel(level)
     logging.captureWarnings(True)
     adopt_loggers()
+
+
+def last_warning() -> tuple[float, str] | None:
+    """Seconds since the epoch, and the line that the terminal was shown last."""
+    found = (handler for handler in logging.getLogger().handlers if isinstance(handler, StderrHandler))
+    return next((handler.last for handler in found), None)
 
 
 def run_log() -> Path | None:

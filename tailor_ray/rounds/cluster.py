@@ -95,7 +95,7 @@ def _init(config: ClusterConfig, opened: ExitStack) -> bool:
         return False
     if not address:
         log.info("no running Ray cluster found: starting a local one")
-    folder = _short_folder(opened)
+    folder = short_folder(opened)
     try:
         ray.init(
             address="local",
@@ -120,7 +120,7 @@ def _init(config: ClusterConfig, opened: ExitStack) -> bool:
     return True
 
 
-def _short_folder(opened: ExitStack) -> str | None:
+def short_folder(opened: ExitStack) -> str | None:
     """A folder for Ray's sockets where its own would be too long for one; None where Ray's own will do."""
     given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(given)) <= LONGEST_TMPDIR:
