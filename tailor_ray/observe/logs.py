@@ -229,6 +229,8 @@ class WorkerLines:
         self._lock = threading.Lock()
 
     def __call__(self, batch: dict[str, Any]) -> None:
+        if batch.get("pid") == "autoscaler":  # its status, every few seconds
+            return
         who = batch.get("actor_name") or batch.get("task_name") or "worker"
         for line in (line for text in batch["lines"] for line in text.splitlines()):
             if not line.strip() or line.startswith(RAY_MARKS):

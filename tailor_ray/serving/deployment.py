@@ -33,6 +33,7 @@ from tailor_ray.models import ModelRef, identify, resolve
 from tailor_ray.models.engine_settings import engine_arguments, engine_environment
 from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.observe.faults import gist
+from tailor_ray.observe.logs import own_handlers
 from tailor_ray.serving.ingress import application_of, close_ports
 from tailor_ray.serving.served import Served, config_of
 from tailor_ray.storage import Store
@@ -205,7 +206,8 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
     Raises ConfigError when Serve listens elsewhere already or another driver holds the application's name, and
     StageError when no replica starts.
     """
-    ours = _listen(host, port)
+    with own_handlers():
+        ours = _listen(host, port)
     name = f"tailor-keeper-{served.application}"
     keeper: Any = ray.remote(num_cpus=0)(Keeper)
     try:
@@ -217,7 +219,8 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
         ) from None
     try:
         ray.get(held.ready.remote())
-        serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
+        with own_handlers():
+            serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
         yield f"http://{host}:{port}{route.rstrip('/')}/v1"
     except RuntimeError as error:
         raise StageError(f"{served.name} could not be served: {gist(error)}") from error

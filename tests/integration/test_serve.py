@@ -206,6 +206,7 @@ def what_vllms_own_server_offers(root):
     assert "# TYPE" in ask(f"{root}/metrics")[2]
     body = json.dumps({"model": "demo", "prompt": "One plus one"}).encode()
     found = ask(f"{root}/tokenize", body, **{"Content-Type": "application/json"})[2]
+    assert "count" in found, found
     assert found["count"] == len(found["tokens"]) > 0
     body = json.dumps({"model": "demo", "tokens": found["tokens"]}).encode()
     assert (
