@@ -84,6 +84,8 @@ class StudentServer(LLMServer):
         self._architecture = architecture(folder)
         engine_config: Any = llm_config.get_engine_config()
         engine_config.hf_model_id = str(folder)  # in place of the name: the folder is this node's
+        self._folder = folder
+        self._known_tokenizer: Any = None
         self._length = context_length(folder, self._served.engine.max_model_len)
         llm_config.update_engine_kwargs(max_model_len=self._length)
         await super().__init__(llm_config, engine_cls=Engine)
@@ -92,6 +94,30 @@ class StudentServer(LLMServer):
     async def context_length(self) -> int:
         """The longest prompt and answer together, in tokens."""
         return self._length
+
+    async def tokens(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Of a prompt or of chat messages, as vLLM's /tokenize gives them."""
+        tokenizer = await self._tokenizer()
+        if "messages" in body:
+            text = tokenizer.apply_chat_template(
+                body["messages"], tokenize=False, add_generation_prompt=body.get("add_generation_prompt", True)
+            )
+            ids = tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens", False))
+        else:
+            ids = tokenizer.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
+        names = tokenizer.convert_ids_to_tokens(ids) if body.get("return_token_strs") else None
+        return {"count": len(ids), "max_model_len": self._length, "tokens": ids, "token_strs": names}
+
+    async def text(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": (await self._tokenizer()).decode(body["tokens"])}
+
+    async def _tokenizer(self) -> Any:
+        """Ray 2.60 leaves vLLM's own tokenization out of its engine."""
+        if self._known_tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._known_tokenizer = await asyncio.to_thread(AutoTokenizer.from_pretrained, self._folder)
+        return self._known_tokenizer
 
     async def _start_engine(self) -> None:
         """The engine alone: Ray would start an actor beside it that reports the model, and imports vLLM for that."""

@@ -8,6 +8,7 @@ allows every origin with credentials). Ports that Ray opens beside the API liste
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -43,7 +44,8 @@ class StudentIngress(OpenAiIngress):
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
     ) -> AsyncGenerator[Any, None]:
-        check_text(body)
+        if raw_request is not None:
+            check_text(await raw_request.json())
         try:
             async for response in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
                 yield response
@@ -63,6 +65,28 @@ class StudentIngress(OpenAiIngress):
             self._lengths[name] = await self._default_serve_handles[name].context_length.remote()
         card: dict[str, Any] = self._model_cards[name].model_dump()
         return {**card, "max_model_len": self._lengths[name]}
+
+    async def tokens(self, request: Request) -> Response:
+        """`prompt`, or `messages` as the chat template puts them, as vLLM's own server counts them."""
+        return await self._ask(request, "tokens", "prompt", "messages")
+
+    async def text(self, request: Request) -> Response:
+        return await self._ask(request, "text", "tokens")
+
+    async def _ask(self, request: Request, method: str, *fields: str) -> Response:
+        try:
+            body = await request.json()
+        except ValueError as error:
+            raise HTTPException(400, f"the body is no JSON: {error}") from None
+        given = [name for name in fields if isinstance(body, dict) and name in body]
+        if len(given) != 1:
+            raise HTTPException(400, f"the body must be an object with {' or '.join(fields)}")
+        check_text(body)
+        handle = self._default_serve_handles[await self._get_model_id(body.get("model"))]
+        try:
+            return JSONResponse(await getattr(handle, method).remote(body))
+        except CLIENTS as error:
+            raise HTTPException(400, str(getattr(error, "cause", None) or error)) from error
 
     async def version(self) -> Response:
         return JSONResponse({"version": engine_version(), "ray": ray.__version__})
@@ -86,8 +110,8 @@ ENDPOINTS = {
     "one_model": lambda app: app.get("/v1/models/{model:path}"),
     "completions": lambda app: app.post("/v1/completions"),
     "chat": lambda app: app.post("/v1/chat/completions"),
-    "tokenize": lambda app: app.post("/tokenize"),
-    "detokenize": lambda app: app.post("/detokenize"),
+    "tokens": lambda app: app.post("/tokenize"),
+    "text": lambda app: app.post("/detokenize"),
     "version": lambda app: app.get("/version"),
     "health": lambda app: app.get("/health"),
     "metrics": lambda app: app.get("/metrics"),
@@ -128,11 +152,11 @@ def failure(code: int, message: str, param: str | None = None) -> Response:
     return JSONResponse({"error": {"message": text, "type": kind, "param": param, "code": code}}, status_code=code)
 
 
-def check_text(body: Any) -> None:
+def check_text(value: Any) -> None:
     """Raise a 400 for text that is none: half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
-        body.model_dump_json()
-    except ValueError as error:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
         raise HTTPException(400, f"the request is not valid text: {error}") from None
 
 

@@ -208,6 +208,9 @@ def what_vllms_own_server_offers(root):
     found = ask(f"{root}/tokenize", body, **{"Content-Type": "application/json"})[2]
     assert "count" in found, found
     assert found["count"] == len(found["tokens"]) > 0
+    wrong = json.dumps({"model": "demo", "prompt": [1, [2]]}).encode()
+    assert ask(f"{root}/tokenize", wrong, **{"Content-Type": "application/json"})[0] == 400
+    assert ask(f"{root}/detokenize", b"[]")[0] == 400
     body = json.dumps({"model": "demo", "tokens": found["tokens"]}).encode()
     assert (
         ask(f"{root}/detokenize", body, **{"Content-Type": "application/json"})[2]["prompt"].strip() == "One plus one"

@@ -245,9 +245,14 @@ def test_a_lease_that_cannot_be_renewed_in_its_time_tells_its_owner_to_stop(stor
 
 def test_what_stopped_a_run_is_heard_though_the_lease_cannot_be_released(store):
     outage = Outage()
-    with pytest.raises(ValueError, match="the first"), Lease.acquire(store.guarded(outage), ttl_s=0.8):
-        outage.on = True
-        raise ValueError("the first")
+
+    def work():
+        with Lease.acquire(store.guarded(outage), ttl_s=0.8):
+            outage.on = True
+            raise ValueError("the first")
+
+    with pytest.raises(ValueError, match="the first"):
+        work()
 
 
 def test_a_process_that_took_its_own_place_takes_its_lease_over(store):
