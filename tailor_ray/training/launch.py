@@ -130,7 +130,7 @@ class Trainers:
                         raise stopped_by(error.fault, str(error)) from None
                     _wait_for_storage(signals, error)
                     pauses += 1
-                    if pauses <= job.config.max_failures:
+                    if pauses <= max(1, job.config.max_failures):
                         continue
                 log.warning("training failed (%d of %d retries used): %s", failures, job.config.max_failures, error)
                 last, failures = error, failures + 1
