@@ -41,6 +41,7 @@ from tailor_ray.storage import Store
 log = logging.getLogger("ray.serve")  # Serve sends what this one says to its log files and to the driver
 NAMESPACE = "tailor_ray"
 SWAP_WEIGHTS = "tailor_ray.student.engine.SwapWeights"  # vLLM imports it in its workers
+PROXY_STARTS = 4  # Serve gives up a proxy that a busy machine has not started within five seconds
 LOOK_EVERY_S = 2.0  # a replica looks so often for a newer round, and whether its driver lives
 
 
@@ -274,7 +275,14 @@ def _listen(host: str, port: int) -> bool:
     fresh = _get_global_client(raise_if_no_controller_running=False) is None
     if fresh:
         check_port(host, port)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    for left in reversed(range(PROXY_STARTS)):
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+            break
+        except ray.exceptions.RayActorError as error:
+            if not left:
+                raise StageError(f"Ray Serve's proxy does not start ({gist(error)}); start the command again") from None
+            log.warning("Ray Serve's proxy was not ready in Serve's five seconds and is started again")
     client: Any = _get_global_client()
     found = client.http_config  # what an earlier start on this cluster chose
     if (found.host, found.port) != (host, port):
