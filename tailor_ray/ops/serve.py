@@ -14,10 +14,12 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError, DataError
 from tailor_ray.layout import RUN_FILE
 from tailor_ray.models import identify, resolve
-from tailor_ray.observe.logs import adopt_ray_output, own_handlers, setup_logging
+from tailor_ray.observe.logs import adopt_ray_output, native_output_to_log, own_handlers, setup_logging
+from tailor_ray.rounds import watch
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.serving.served import Served, config_of, newest_round, student_of
 from tailor_ray.storage import Store
+from tailor_ray.storage.store import node_cache
 
 
 def serve(
@@ -29,7 +31,9 @@ def serve(
     """
     served, cluster = find(target, reload)
     served = replace(served, replicas=replicas, application=f"student{route.rstrip('/').replace('/', '-')}")
-    setup_logging(None)
+    setup_logging(node_cache() / "logs" / f"serve-{served.application}.log")
+    if watch.process_is_ours:
+        native_output_to_log()
     with connected(cluster):
         adopt_ray_output()
         with own_handlers():
