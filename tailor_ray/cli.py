@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls one function, prints its result to stdout and everything else to stderr.
 
-Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 a bug of ours. Whatever is
+raised below ends here in one sentence on stderr; its traceback is in the run's log.
 Imports wait for the command that needs them, so that --help answers at once.
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tailor_ray.errors import Stopped, TailorError
+from tailor_ray.errors import Bug, Stopped, masked
+from tailor_ray.rounds import watch as cluster_watch
 
 if TYPE_CHECKING:
     from tailor_ray.config import RunConfig
@@ -85,12 +88,27 @@ def plan(config: ConfigArgument, set_: Overrides, storage: StorageOption = None,
 
 
 @app.command(epilog="Example: tailor-ray status runs/demo")
-def status(run: RunArgument) -> None:
-    """What is done, what is under way, and what it cost; of a live run or a dead one."""
-    from tailor_ray.observe.status import status as read_status
-    from tailor_ray.storage import Store
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option(help="Show it again every two seconds, until nobody holds the run.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object in place of text.")] = False,
+) -> None:
+    """What is done, what is under way, since when and how fast, and what it cost; of a live run or a dead one."""
+    from tailor_ray.ops.look import show_status
 
-    typer.echo(read_status(Store.open(run)))
+    show_status(run, watch, json, typer.echo)
+
+
+@app.command(epilog="Example: tailor-ray logs runs/demo --follow")
+def logs(
+    run: RunArgument,
+    lines: Annotated[int, typer.Option(min=0, help="The last so many lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
+) -> None:
+    """The end of a run's log."""
+    from tailor_ray.ops.look import show_log
+
+    show_log(run, lines, follow, typer.echo)
 
 
 @app.command(epilog="Example: tailor-ray report runs/demo; tailor-ray report runs/a runs/b --out compared")
@@ -110,7 +128,7 @@ def report(
         typer.echo(f"report: {stores[0].uri}/{REPORT_PAGE}")
     else:
         write_comparison(stores, Store.open(out))
-        typer.echo(f"report: {Store.open(out).uri}/index.html")
+        typer.echo(f"report: {Store.open(out).uri}/comparison.html")
 
 
 @app.command(epilog="Example: tailor-ray exam ./my-model gsm8k --set task.path=data/gsm8k --set task.limit_train=100")
@@ -267,19 +285,52 @@ def main() -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    cluster_watch.process_is_ours = True
+    threading.excepthook = sys.unraisablehook = _quietly
     try:
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))  # where `python -m tailor_ray` finds an answer_function as well
         app(standalone_mode=True)
-    except TailorError as error:
-        _fail(str(getattr(error, "cause", None) or error), error.exit_code)
     except (KeyboardInterrupt, SystemExit):  # typer makes the one into the other
         if not received:
             raise
         _fail(f"stopped by {received[0]}; the same command goes on", Stopped.exit_code)
+    except Exception as error:  # noqa: BLE001 — the one place where all of them end
+        _explain(error)
     sys.exit(0)
 
 
+def _explain(error: BaseException) -> NoReturn:
+    """One sentence for a person; the traceback goes to the run's log, a bug's to a file of its own without one."""
+    import logging
+    import tempfile
+    import traceback
+
+    from tailor_ray.observe.faults import in_words
+    from tailor_ray.observe.logs import run_log
+
+    found, where = in_words(error), run_log()
+    logging.getLogger(__name__).info("ended by %s", found, exc_info=error)
+    text = str(found)
+    if isinstance(found, Bug):
+        if where is None:
+            with tempfile.NamedTemporaryFile("w", prefix="tailor-ray-bug-", suffix=".txt", delete=False) as file:
+                file.write("".join(traceback.format_exception(error)))
+                where = Path(file.name)
+        text += f"; please report it with {where}"
+    _fail(text, found.exit_code)
+
+
+def _quietly(args: Any) -> None:
+    """A thread or a finalizer that failed: its frames go to the log file, for who waits for it raises the error."""
+    import logging
+
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        logging.getLogger(__name__).info("an error in the background", exc_info=args.exc_value)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"tailor-ray: {message}", err=True)
+    typer.echo(f"tailor-ray: {masked(message)}", err=True)
     sys.exit(code)
 
 

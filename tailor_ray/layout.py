@@ -1,11 +1,12 @@
 """Where everything of a run lies: the only file that spells a run's paths. Nothing here reads or writes.
 
     <storage>/<run>/
-      run.yaml                                          the resolved settings
+      run.yaml, run.yaml.copy                           the resolved settings, and what stands in for them
       teacher/                                          the ledger
       rounds/00/{questions,student,evaluate}/           manifest.json, <prefix>-*.parquet with their records
       rounds/01/{exam,teach,examples,train,evaluate}/   likewise; train/student/ is the student in Hugging Face form
       report/                                           report.json, index.html
+      progress.json                                     the stages under way, for `tailor-ray status`
       run.log, trackers/                                where the storage is a local folder
 
 A stage's `log/` holds what tells how it went (requests of the teacher, training's steps): with times in it, so no
@@ -14,12 +15,14 @@ later stage is made from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tailor_ray.storage import Store
 
 RUN_FILE = "run.yaml"
 LOG_FILE = "run.log"
+PROGRESS_FILE = "progress.json"  # the stages under way, while a driver lives
 TRACKERS = "trackers"
 STUDENT = "student"  # the folder of a model, in a stage's folder
 LOG = "log"
@@ -64,4 +67,4 @@ def ledger_folder(run: Store) -> Store:
 
 def rounds_begun(run: Store) -> list[int]:
     """Numbers of the rounds that have a folder, ascending."""
-    return sorted(int(name) for name in run.folders("rounds") if name.isdigit())
+    return sorted(int(name) for name in run.folders("rounds") if re.fullmatch(r"[0-9]+", name))

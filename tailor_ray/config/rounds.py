@@ -33,6 +33,10 @@ class ClusterConfig(Section):
     """Object store of a cluster started locally."""
     dashboard: bool = True
     """Start the dashboard with a cluster started locally, on loopback."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often a cluster started locally is started anew when it is lost; the run goes on from what is committed."""
+    wait_for_nodes_s: float = Field(default=600.0, ge=0)
+    """How long a stage waits for nodes that an autoscaler brings, or that take a lost one's place."""
 
 
 class ObserveConfig(Section):

@@ -19,7 +19,7 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import TeacherConfig
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import ConfigError
+from tailor_ray.errors import ConfigError, masked
 
 
 class RunConfig(Section):
@@ -55,6 +55,8 @@ class RunConfig(Section):
     def _no_credentials(cls, uri: str) -> str:
         if re.match(r"^\w+://[^/]*@", uri):
             raise ValueError("a storage URI must not carry user info; give the key by the environment")
+        if masked(uri) != uri:
+            raise ValueError("a storage URI must not carry a key in its query; give it by the environment")
         return uri
 
     @model_validator(mode="after")

@@ -90,15 +90,17 @@ def identify(model: str, revision: str | None = None, setting: str = "student.mo
     return ModelRef(uri, files, commit)
 
 
-def resolve(ref: ModelRef) -> Path:
+def resolve(ref: ModelRef, verify: bool = False) -> Path:
     """The model's folder on this node; fetched, and checked, by the first process that asks.
+
+    `verify` reads every byte again, whatever this node knows of files with these sizes and times.
 
     Raises ModelError when this node cannot reach it, CorruptionError when its files are not those of the reference.
     """
     if "://" in ref.uri:
         store = Store.open(ref.uri)
         if not store.is_local:
-            return _cached(store, ref)
+            return _cached(store, ref, verify)
         folder = Path(store.path())
     elif ref.is_local:
         folder = Path(ref.uri)
@@ -109,7 +111,7 @@ def resolve(ref: ModelRef) -> Path:
             f"the model folder {folder} is not on the node {socket.gethostname()}: nodes that share no disk need the "
             "run's storage as a URI (set `storage` to s3://…), to which a local student is copied"
         )
-    _compare(ref, _hashed(folder), str(folder))
+    _compare(ref, _read(folder) if verify else _hashed(folder), str(folder))
     return folder
 
 
@@ -161,10 +163,15 @@ def _identify_remote(store: Store, model: str, setting: str) -> tuple[FileEntry,
     return _remembered(repr((store.uri, found)), fetch)
 
 
-def _cached(store: Store, ref: ModelRef) -> Path:
-    """This node's copy of a model in remote storage, named by its content."""
+def _cached(store: Store, ref: ModelRef, verify: bool) -> Path:
+    """This node's copy of a model in remote storage, named by its content; a damaged copy is fetched again."""
     target = _copy_of(ref.files)
     with _locked(target):
+        if verify and target.exists():
+            try:
+                _compare(ref, _read(target), str(target))
+            except CorruptionError:
+                shutil.rmtree(target)
         if not target.exists():
             temporary, files = _fetched(store, [entry.path for entry in ref.files])
             try:
@@ -231,10 +238,12 @@ def _hashed(folder: Path) -> tuple[FileEntry, ...]:
     files = model_files(folder)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
-    def read() -> tuple[FileEntry, ...]:
-        return tuple(in_threads(lambda path: FileEntry(path.name, file_sha256(path), path.stat().st_size), files))
+    return _remembered(repr((str(folder), stats)), lambda: _read(folder))
 
-    return _remembered(repr((str(folder), stats)), read)
+
+def _read(folder: Path) -> tuple[FileEntry, ...]:
+    files = model_files(folder)
+    return tuple(in_threads(lambda path: FileEntry(path.name, file_sha256(path), path.stat().st_size), files))
 
 
 def _remembered(state: str, find: Callable[[], tuple[FileEntry, ...]]) -> tuple[FileEntry, ...]:

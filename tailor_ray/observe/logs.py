@@ -1,7 +1,8 @@
-"""Logs of the driver: everything to the run's log file, warnings and errors to stderr as well.
+"""Logs of the driver: everything to the run's log file, warnings and errors to stderr as well, tracebacks never.
 
 `setup_logging` comes first; `adopt_ray_output` after `ray.init`, so that what Ray's workers print (vLLM, DeepSpeed)
 goes the same way instead of to the terminal. Both may be called again. Stdout stays free for results.
+`native_output_to_log` takes what libraries write past Python (Ray's C++, oneMKL) to the same file.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
+
+from tailor_ray.errors import masked
+from tailor_ray.observe.faults import gist
 
 CHATTY = ("ray", "ray.data", "ray.train", "ray.serve", "vllm", "transformers", "datasets", "httpx", "DeepSpeed")
 """Libraries that write to the terminal by handlers of their own."""
 
-LOUD = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback \(most recent|^\w*(?:Error|Exception)\b|\] [EF] ")
+LOUD = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL)\b|^\w*(?:Error|Exception)\b|\] [EF] ")
 """A worker's line that a person should see; the first group is its level where it states one."""
 
 RAY_MARKS = ("__ray_tqdm_magic_token__", ":job_id:", ":actor_name:", ":task_name:")
@@ -33,26 +38,43 @@ EXPECTED = re.compile(
             "The maximum number of concurrent tasks for",  # few shards: fewer tasks than allowed
             "Token authentication is enabled",  # the README says what it means
             "Setting accelerator to CPU",  # DeepSpeed, on a machine without a GPU
+            "Failed to determine local IP",  # Ray, on a machine without a network: it takes loopback
+            "oneMKL|Intel MKL",
         )
     )
 )
 """Warnings about what a run does on purpose: they go to the log file alone."""
 
+TRACEBACK = "Traceback (most recent call last)"
+LOG_BYTES, OLD_LOGS = 64 << 20, 3  # of a run's log: at most so much in a file, and so many files before it
+
 workers_log = logging.getLogger("tailor_ray.workers")
 
 
 class RedactingFormatter(logging.Formatter):
-    """Known secrets are written as ***, in messages and in the tracebacks that the formatter adds."""
+    """Secrets are written as ***, known ones and those in URIs, in messages and in tracebacks."""
 
     def __init__(self, layout: str, secrets: Iterable[str]) -> None:
         super().__init__(layout)
         self._secrets = tuple(secret for secret in secrets if secret)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = masked(super().format(record))
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+class ConsoleFormatter(RedactingFormatter):
+    """A line a record: of an exception what it says, for its frames are in the log file."""
+
+    def formatException(self, found: Any) -> str:
+        return gist(found[1])
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        before, mark, after = super().formatMessage(record).partition(TRACEBACK)
+        last = [line for line in after.splitlines() if line.strip()][-1:]
+        return before.rstrip(" \n:") + "".join(f": {line.strip()}" for line in last) if mark else before
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
@@ -60,18 +82,28 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, level: int) -> None:
         logging.Handler.__init__(self, level)
+        self.last: tuple[float, str] | None = None  # when and what
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = record.created, self.format(record)
+        super().emit(record)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
 
 
-class RunLogHandler(logging.FileHandler):
-    """A full disk is said on stderr once, and not by a traceback a line: the run outlives its log."""
+class RunLogHandler(RotatingFileHandler):
+    """The run's log, bounded in size. A full disk is said on stderr once, by one line: the run outlives its log."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", maxBytes=LOG_BYTES, backupCount=OLD_LOGS)
         self._failed = False
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        if _terminal is not None and self.stream is not None:
+            os.dup2(self.stream.fileno(), 2)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's own signature)
         if not self._failed:
@@ -87,7 +119,7 @@ def setup_logging(run_log: Path | None, level: int = logging.INFO, secrets: Iter
     secrets = tuple(secrets)
     console = StderrHandler(logging.WARNING)
     console.addFilter(lambda record: record.levelno > logging.WARNING or not EXPECTED.search(record.getMessage()))
-    console.setFormatter(RedactingFormatter("%(levelname)s %(message)s", secrets))
+    console.setFormatter(ConsoleFormatter("%(levelname)s %(message)s", secrets))
     handlers: list[logging.Handler] = [console]
     if run_log is not None:
         run_log.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +137,42 @@ def setup_logging(run_log: Path | None, level: int = logging.INFO, secrets: Iter
     root.setLevel(level)
     logging.captureWarnings(True)
     adopt_loggers()
+
+
+def last_warning() -> tuple[float, str] | None:
+    """Seconds since the epoch, and the line that the terminal was shown last."""
+    found = (handler for handler in logging.getLogger().handlers if isinstance(handler, StderrHandler))
+    return next((handler.last for handler in found), None)
+
+
+def run_log() -> Path | None:
+    """The log file that is written to now."""
+    found = (handler for handler in logging.getLogger().handlers if isinstance(handler, RunLogHandler))
+    return next((Path(handler.baseFilename) for handler in found), None)
+
+
+_terminal: int | None = None  # a descriptor of what was stderr, once native output goes to the log
+
+
+def native_output_to_log() -> None:
+    """From now on only what Python writes to sys.stderr reaches the terminal. For a process that is ours alone."""
+    global _terminal
+    path = run_log()
+    if path is None:
+        return
+    sys.stderr.flush()
+    if _terminal is None:
+        _terminal = os.dup(2)
+        sys.stderr = os.fdopen(_terminal, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def native_output_back() -> None:
+    """Undo it, for the process that takes this one's place."""
+    if _terminal is not None:
+        os.dup2(_terminal, 2)
 
 
 def adopt_loggers() -> None:
@@ -134,6 +202,7 @@ def own_handlers() -> Iterator[None]:
 
 def adopt_ray_output() -> None:
     """Route what Ray's workers print, and Ray Data's bars, into our logging. Call after `ray.init`."""
+    import ray._private.worker as driver
     import ray.data  # configures its loggers on import: they can be adopted only afterwards
     import ray.train
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
@@ -144,7 +213,10 @@ def adopt_ray_output() -> None:
     adopt_loggers()
     for name in ("ray_print_logs", WorkerLines.name):
         dispatcher.remove_handler(name)
-    dispatcher.add_handler(WorkerLines.name, WorkerLines())
+    lines = WorkerLines()
+    dispatcher.add_handler(WorkerLines.name, lines)
+    # What the cluster says of lost processes would go to stdout; ray 2.60 has no other switch for it.
+    driver.print_worker_logs = lambda batch, *_: lines(batch)
 
 
 class WorkerLines:
@@ -157,8 +229,10 @@ class WorkerLines:
         self._lock = threading.Lock()
 
     def __call__(self, batch: dict[str, Any]) -> None:
+        if batch.get("pid") == "autoscaler":  # its status, every few seconds
+            return
         who = batch.get("actor_name") or batch.get("task_name") or "worker"
-        for line in batch["lines"]:
+        for line in (line for text in batch["lines"] for line in text.splitlines()):
             if not line.strip() or line.startswith(RAY_MARKS):
                 continue
             workers_log.log(self._level(line), "(%s pid=%s) %s", who, batch.get("pid"), line.rstrip())

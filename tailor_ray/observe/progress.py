@@ -1,7 +1,8 @@
 """Progress of the stages under way: live bars on a terminal, a line every few seconds in a log. All on stderr.
 
 In: `with progress.stage("round 1 exam", total=2048, unit="samples") as bar: bar.advance(n)`, from any thread; stages
-may overlap. Out: only what a person reads. A stage leaves one last line with its time and rate when it ends.
+may overlap. Out: only what a person reads; `tailor-ray status` finds the same in the run's folder. A stage leaves one
+last line with its time and rate when it ends. A log gets a line a minute once ten minutes are over.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CALM_AFTER_S, CALM_S = 600.0, 60.0
+RECORD_EVERY_S = 10.0
 RATE_WINDOW_S = 30.0  # the rate shown is that of the last half minute: engines warm up, teachers slow down
 
 
@@ -32,7 +35,7 @@ class Bar:
         self.total = total
         self.done = 0
         self.note = ""
-        self.started = time.monotonic()
+        self.started, self.since = time.monotonic(), time.time()
         self.worked = 0  # `done` without what an earlier try had done; a rate counts this alone
         self._lock = threading.Lock()
         self._marks: list[tuple[float, int]] = [(self.started, 0)]
@@ -96,6 +99,11 @@ class Bar:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
+    def facts(self) -> dict[str, Any]:
+        """The stage as plain data; `since` is seconds since the epoch."""
+        names = ("name", "done", "total", "unit", "note", "since")
+        return {name: getattr(self, name) for name in names} | {"rate": self.rate(), "line": self.line()}
+
 
 class Progress:
     """All stages of one driver. Use as a context manager, or call `close()`; both may happen more than once.
@@ -103,10 +111,19 @@ class Progress:
     `live` None decides by whether `stream` is a terminal.
     """
 
-    def __init__(self, log_every_s: float = 10.0, stream: TextIO | None = None, live: bool | None = None) -> None:
+    def __init__(
+        self,
+        log_every_s: float = 10.0,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        record: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        """`record` gets the stages under way, as plain data, about every ten seconds and when one ends."""
         self._stream = stream if stream is not None else sys.stderr
         self._live = self._stream.isatty() if live is None else live
         self._log_every_s = log_every_s
+        self._record = record
+        self._begun, self._recorded = time.monotonic(), 0.0
         self._lock = threading.Lock()
         self._bars: list[Bar] = []
         self._tasks: dict[int, TaskID] = {}
@@ -178,10 +195,29 @@ class Progress:
         text = f"{bar.name}: {ended}, {bar.done:,} {bar.unit}".rstrip() + f" in {duration(seconds)}{pace}{remark}"
         log.info("%s", text)
         self.say(text)
+        self._note_down(now=True)
+
+    def _note_down(self, now: bool = False) -> None:
+        """For `tailor-ray status`; a failure is no matter for the run."""
+        if self._record is None or not (now or time.monotonic() - self._recorded >= RECORD_EVERY_S):
+            return
+        self._recorded = time.monotonic()
+        with self._lock:
+            bars = list(self._bars)
+        try:
+            self._record([bar.facts() for bar in bars])
+        except Exception as error:  # noqa: BLE001 — whatever the storage raises
+            log.info("the progress could not be written down: %s", error)
+
+    def _pause(self) -> float:
+        if self._live:
+            return 0.2
+        calm = time.monotonic() - self._begun > CALM_AFTER_S
+        return max(self._log_every_s, CALM_S) if calm else self._log_every_s
 
     def _refresh(self) -> None:
-        pause = 0.2 if self._live else self._log_every_s
-        while not self._stop.wait(pause):
+        while not self._stop.wait(self._pause()):
+            self._note_down()
             with self._lock:
                 bars = list(self._bars)
                 if self._rich is not None:

@@ -5,36 +5,70 @@ Reads manifests, part records' names and the lease, never the rows, so that it a
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from typing import Any
 
 from tailor_ray import layout
-from tailor_ray.errors import DataError
+from tailor_ray.errors import CorruptionError, DataError
 from tailor_ray.layout import StageId
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import load_run, summarize, wall_seconds
 from tailor_ray.storage import Store
-from tailor_ray.storage.lease import NAME as LEASE
+from tailor_ray.storage.lease import read_lease
 
 
 def status(store: Store) -> str:
-    """The table of rounds, then the stage under way and who holds the run; raises DataError when it is no run.
+    """The table of rounds, the stages under way and who holds the run; raises DataError when it is no run.
 
     A damaged file is named in a warning.
     """
+    document = status_document(store)
+    lines = [rounds_table(document), *(f"{stage}: {done}" for stage, done in document["unfinished_parts"].items())]
+    lines += [_under_way(stage) for stage in document["under_way"]]
+    lines += [f"warning: {text}" for text in document["warnings"]]
+    if document["last_warning"]:
+        when, text = document["last_warning"]
+        lines.append(f"last warning, {_ago(when)}: {text}")
+    lines.append(document["holder"])
+    return "\n".join(line for line in lines if line)
+
+
+def status_document(store: Store) -> dict[str, Any]:
+    """The same as plain data: report.json's document, and what is under way by the live driver's own account."""
     if not store.exists(layout.RUN_FILE):
         raise DataError(
             f"{store.uri} is not a run folder: it has no {layout.RUN_FILE}; give the folder <storage>/<name>"
         )
     document = summarize(load_run(store))
-    lines = [rounds_table(document)]
+    parts = {}
     for stage in [*document["unfinished"], *_begun(store, document)]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
-        lines.append(f"{stage}: {_parts_done(store, StageId(int(number), name))}")
-    lines += [f"warning: {text}" for text in document["warnings"]]
-    lines.append(_holder(store))
-    return "\n".join(line for line in lines if line)
+        parts[stage] = _parts_done(store, StageId(int(number), name))
+    holder = _holder(store)
+    live = _progress(store) if holder.startswith("held") else {}
+    return document | {
+        "unfinished_parts": parts,
+        "under_way": live.get("stages") or [],
+        "last_warning": live.get("warning"),
+        "holder": holder,
+    }
+
+
+def _progress(store: Store) -> dict[str, Any]:
+    try:
+        found = store.read_json(layout.PROGRESS_FILE)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _under_way(stage: dict[str, Any]) -> str:
+    return f"under way since {_ago(stage['since'])}: {stage['line']}"
+
+
+def _ago(when: float) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(when))} ({duration(max(0.0, time.time() - when))} ago)"
 
 
 def _begun(store: Store, document: dict[str, Any]) -> list[str]:
@@ -75,14 +109,10 @@ def _parts_done(store: Store, stage: StageId) -> str:
 
 
 def _holder(store: Store) -> str:
-    if not store.exists(LEASE):
-        return ""
     try:
-        lease = store.read_json(LEASE)
-        if lease["released"]:
-            return ""
-        return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
-        return (
-            f"warning: {store.uri}/{LEASE} is damaged: it is empty, cut off or no lease; who holds the run is unknown"
-        )
+        lease = read_lease(store)
+    except CorruptionError as error:
+        return f"warning: {error}; who holds the run is unknown"
+    if lease is None or lease["released"]:
+        return ""
+    return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"

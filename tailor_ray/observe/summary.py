@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from tailor_ray import layout
 from tailor_ray.errors import CorruptionError, RunFolderError
 from tailor_ray.layout import StageId
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import Manifest, Part, Store, find_part, read_manifest, read_part, stage_parts
+from tailor_ray.storage.settings import read_settings
 
 STAGES = (*layout.FIRST_STAGES[:-1], *layout.STAGES)  # of all rounds, each once, in the order of their work
 SECTIONS = ("task", "student", "teacher")  # of run.yaml, of which the report shows settings
@@ -107,11 +106,12 @@ def _settings(run: Store, warnings: list[str]) -> dict[str, Any]:
     if not run.exists(layout.RUN_FILE):
         return {}
     try:
-        settings = yaml.safe_load(run.read_bytes(layout.RUN_FILE))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        settings = None
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(name, {}), dict) for name in SECTIONS):
-        warnings.append(f"{run.uri}/{layout.RUN_FILE} is damaged: it is empty, cut off or no settings; restore it")
+        settings = read_settings(run, layout.RUN_FILE)
+    except CorruptionError as error:
+        warnings.append(str(error))
+        return {}
+    if not all(isinstance(settings.get(name, {}), dict) for name in SECTIONS):
+        warnings.append(f"{run.uri}/{layout.RUN_FILE} is damaged: a section of it is no mapping; restore it")
         return {}
     return settings
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
-from tailor_ray.errors import ConfigError, DataError, Stopped
+from tailor_ray.errors import ConfigError, DataError
 from tailor_ray.layout import RUN_FILE
-from tailor_ray.models import identify
-from tailor_ray.observe.logs import adopt_ray_output, own_handlers, setup_logging
+from tailor_ray.models import identify, resolve
+from tailor_ray.observe.logs import adopt_ray_output, native_output_to_log, own_handlers, setup_logging
+from tailor_ray.rounds import watch
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.serving.served import Served, config_of, newest_round, student_of
 from tailor_ray.storage import Store
+from tailor_ray.storage.store import node_cache
 
 
 def serve(
@@ -29,12 +31,14 @@ def serve(
     """
     served, cluster = find(target, reload)
     served = replace(served, replicas=replicas, application=f"student{route.rstrip('/').replace('/', '-')}")
-    setup_logging(None)
+    setup_logging(node_cache() / "logs" / f"serve-{served.application}.log")
+    if watch.process_is_ours:
+        native_output_to_log()
     with connected(cluster):
         adopt_ray_output()
         with own_handlers():
             from tailor_ray.serving.deployment import hosted
-        with hosted(served, host, port, route) as url, suppress(KeyboardInterrupt, Stopped):
+        with hosted(served, host, port, route) as url, suppress(KeyboardInterrupt):
             which = f", round {served.find()[0]}{', and follows the run' if reload else ''}" if served.run else ""
             say(f"{url} answers for model {served.name!r}{which}")
             threading.Event().wait()
@@ -51,7 +55,7 @@ def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
             raise DataError(f"{target} is a run, and {tail!r} is not the number of one of its rounds")
         if reload and number is not None:
             raise ConfigError(f"{target} names a round, and --reload follows the newest: leave one of them out")
-        student_of(run, newest_round(run) if number is None else number)
+        resolve(student_of(run, newest_round(run) if number is None else number), verify=True)  # damaged: said at once
         return Served(config.name, run=run.uri, round=number, reload=reload, engine=config.student), config.cluster
     if reload:
         raise ConfigError(f"{target} is no run folder, and --reload follows a run: leave it out")

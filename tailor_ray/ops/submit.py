@@ -1,47 +1,65 @@
 """`tailor-ray submit`: the same run as a Ray job, through the cluster's Jobs API, with its log followed here.
 
-What travels: this package and one resolved configuration. No key does: `runtime_env` is shown in clear in the
+What travels: this package, one resolved configuration, and what it names by a relative path (questions, the module that
+grades). No key does: `runtime_env` is shown in clear in the
 dashboard, so the teacher's key must be in the environment (or a mounted file) of the cluster's nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from tailor_ray.config import RunConfig
-from tailor_ray.errors import ConfigError, StageError, Stopped, UserError
+from tailor_ray.errors import ConfigError, StageError, Stopped, UserError, masked
 from tailor_ray.layout import RUN_FILE
+from tailor_ray.observe.faults import gist
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EXIT_CODES: dict[int, type[Exception]] = {2: UserError, 3: Stopped}
+SHIPPED = "shipped"  # the folder of a job's working folder with this machine's questions
+MOST_SHIPPED = 200 << 20  # bytes; Ray itself refuses a working folder above 500 MB
 
 
 def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], None]) -> str:
     """Submit and return the job's id; with `follow`, pass its log lines to `say` and wait for its end.
 
     Raises ConfigError when the run could not be found again by a later job, or the address does not answer; UserError,
-    Stopped or StageError as the job's own exit code says.
+    Stopped or StageError as the job's own exit code says; Stopped when a signal ends the following, not the job.
     """
     _check(config)
-    client = _client(address)
     with tempfile.TemporaryDirectory(prefix="tailor-submit-") as scratch:
         folder = Path(scratch)
+        config = _ship(config, folder)
+        client = _client(address)
         (folder / RUN_FILE).write_text(config.to_yaml(), encoding="utf-8")
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-        job: str = client.submit_job(
-            entrypoint=f"python -m tailor_ray run {RUN_FILE}",
-            runtime_env={"working_dir": scratch},
-            metadata={"tailor_run": config.name, "tailor_storage": config.storage},
-        )
+        try:
+            job: str = client.submit_job(
+                entrypoint=f"python -m tailor_ray run {RUN_FILE}",
+                runtime_env={"working_dir": scratch},
+                metadata={"tailor_run": config.name, "tailor_storage": masked(config.storage)},
+            )
+        except (RuntimeError, OSError) as error:
+            raise _refused(address, error) from None
     say(f"submitted {job}; `ray job stop {job}` stops it, and submitting again goes on")
     if follow:
-        asyncio.run(_follow(client, job, say))
-        raise_for(client.get_job_info(job), job)
+        runs_on = f"job {job} runs on; `ray job logs -f {job}` follows it, `ray job stop {job}` stops it"
+        try:
+            asyncio.run(_follow(client, job, say))
+            info = client.get_job_info(job)
+        except KeyboardInterrupt:
+            raise Stopped(f"no longer followed: {runs_on}") from None
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            raise Stopped(f"the cluster at {address} does not answer any more ({gist(error)}); {runs_on}") from None
+        raise_for(info, job)
     return job
 
 
@@ -51,9 +69,49 @@ def _check(config: RunConfig) -> None:
             f"storage={config.storage!r} is relative: a job would write it into a folder that Ray deletes; "
             "set storage to a URI or an absolute path that all nodes share"
         )
-    for setting, path in (("student.model", config.student.model), ("task.path", config.task.path)):
-        if path is not None and path.startswith((".", "~")):
-            raise ConfigError(f"{setting}={path!r} is relative to this machine; give a path of the cluster's nodes")
+    models = [("student.model", config.student.model)]
+    models += [("teacher.serve", endpoint.serve) for endpoint in config.teacher.endpoints if endpoint.serve]
+    for setting, path in models:
+        if path.startswith((".", "~")) or ("://" not in path and not path.startswith("/") and Path(path).is_dir()):
+            raise ConfigError(
+                f"{setting}={path!r} is relative to this machine; give a path of the cluster's nodes, a hub id, or a "
+                "storage URI"
+            )
+
+
+def _ship(config: RunConfig, folder: Path) -> RunConfig:
+    """Put into the job's working folder what the settings name relative to this one: questions, a module that grades.
+
+    An absolute path is one of the cluster's nodes.
+    """
+    if config.task.answer_function is not None:
+        _ship_module(config.task.answer_function.partition(":")[0].partition(".")[0], folder)
+    path = config.task.path
+    if path is None or Path(path).is_absolute():
+        return config
+    here = Path(path).expanduser().resolve()
+    if not here.is_dir():
+        raise ConfigError(
+            f"task.path={path!r} is no folder of this machine ({here}); give one, which travels with the job, or an "
+            "absolute path of the cluster's nodes"
+        )
+    size = sum(file.stat().st_size for file in here.rglob("*") if file.is_file())
+    if size > MOST_SHIPPED:
+        raise ConfigError(
+            f"task.path={path!r} holds {size >> 20} MiB, and up to {MOST_SHIPPED >> 20} travel with a job; copy it to "
+            "the cluster's nodes and give its absolute path there"
+        )
+    shutil.copytree(here, folder / SHIPPED)
+    return config.model_copy(update={"task": config.task.model_copy(update={"path": SHIPPED})})
+
+
+def _ship_module(name: str, folder: Path) -> None:
+    """A module of the working folder; an installed one is found on the nodes, which need it installed as well."""
+    for source in (Path(name), Path(f"{name}.py")):
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, folder)
 
 
 def _client(address: str) -> Any:
@@ -62,11 +120,21 @@ def _client(address: str) -> Any:
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
-        raise ConfigError(
-            f"no Ray Jobs API answers at {address!r} ({error}); give the dashboard's address, "
-            "as http://127.0.0.1:8265, and the token in RAY_AUTH_TOKEN where the cluster asks for one"
-        ) from None
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        raise _refused(address, error) from None
+
+
+def _refused(address: str, error: Exception) -> ConfigError:
+    said = gist(error)
+    if re.search(r"version", str(error), re.IGNORECASE):
+        return ConfigError(
+            f"the Ray cluster at {address} runs another version than this command: {said}; install the same version "
+            "here as on its nodes"
+        )
+    return ConfigError(
+        f"no Ray Jobs API answers at {masked(address)!r} ({said}); give the dashboard's address, "
+        "as http://127.0.0.1:8265, and the token in RAY_AUTH_TOKEN where the cluster asks for one"
+    )
 
 
 async def _follow(client: Any, job: str, say: Callable[[str], None]) -> None:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from tailor_ray.config.rounds import ClusterConfig
-from tailor_ray.errors import ConfigError
+from tailor_ray.errors import ConfigError, StageError
+from tailor_ray.observe.faults import gist
 from tailor_ray.observe.logs import adopt_loggers
-from tailor_ray.rounds import guard
+from tailor_ray.rounds import guard, watch
 
 log = logging.getLogger(__name__)
+ANSWER_S = 10.0  # for a head to say its version
+LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most 107
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
+def connected(config: ClusterConfig) -> Iterator[bool]:
     """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
 
-    Only what was started here is stopped at the end. Raises ConfigError when a named address does not answer.
+    Yields whether it was started here; only that is stopped at the end. Raises ConfigError when a named address is no
+    cluster that this process can use. On the command line the loss of the cluster ends the process; see `watch`.
     """
     # On, or the dashboard's Train tab stays empty; without a dashboard its actor has nobody to ask.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(config.dashboard)))
@@ -34,17 +41,19 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
     adopt_loggers()  # Ray's own handlers came with the import
     if ray.is_initialized():  # a caller's session, a test's for one: it is theirs to end
-        yield
+        yield False
         return
     handler = signal.getsignal(signal.SIGTERM)
-    local = _init(config)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
-    with _guarded_agents() if local else nullcontext():
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with ExitStack() as opened:
+        local = _init(config, opened)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
+        opened.callback(ray.shutdown)
+        if local:
+            opened.enter_context(_guarded_agents())
+        if watch.process_is_ours:
+            opened.enter_context(watch.Watch(local, config.max_restarts))
+        yield local
 
 
 @contextmanager
@@ -53,7 +62,11 @@ def _guarded_agents() -> Iterator[None]:
     import psutil
 
     children = psutil.Process().children(recursive=True)
-    agents = [str(child.pid) for child in children if "agent" in " ".join(child.cmdline()).lower()]
+    agents = []
+    for child in children:
+        with suppress(psutil.Error):  # one that ended meanwhile
+            if "agent" in " ".join(child.cmdline()).lower():
+                agents.append(str(child.pid))
     process = subprocess.Popen(
         [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents], start_new_session=True
     )
@@ -64,7 +77,7 @@ def _guarded_agents() -> Iterator[None]:
         process.wait()
 
 
-def _init(config: ClusterConfig) -> bool:
+def _init(config: ClusterConfig, opened: ExitStack) -> bool:
     """Connect; True when a local cluster was started for it."""
     import ray
 
@@ -72,27 +85,56 @@ def _init(config: ClusterConfig) -> bool:
     common: dict[str, Any] = {"namespace": "tailor_ray", "configure_logging": False, "log_to_driver": True}
     address = config.address or os.environ.get("RAY_ADDRESS") or _started_here()
     if address and address != "local":
+        address = _knock(address)
         try:
-            _knock(address)
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-            raise ConfigError(
-                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, give the token "
-                "of one that asks for it (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN), or unset cluster.address and "
-                "RAY_ADDRESS to have a local one started"
-            ) from None
+            if "Version mismatch" in str(error):
+                raise _other_version(address, " ".join(str(error).split())) from None
+            raise _nobody(address, gist(error)) from None
         return False
     if not address:
         log.info("no running Ray cluster found: starting a local one")
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        object_store_memory=int(config.object_store_gib * 2**30),
-        include_dashboard=config.dashboard,
-        dashboard_host="127.0.0.1",
-        **common,
-    )
+    folder = short_folder(opened)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            object_store_memory=int(config.object_store_gib * 2**30),
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=folder,
+            **common,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"a local Ray cluster could not be started ({gist(error)}): it writes a token into HOME (not with "
+            "RAY_AUTH_MODE=disabled) and its logs and sockets into RAY_TMPDIR; make both writable, or set them"
+        ) from error
+    except Exception as error:  # Ray raises plain ones for what it waited for in vain
+        opened.callback(ray.shutdown)
+        raise StageError(
+            f"a local Ray cluster could not be started ({gist(error)}); see the newest session in "
+            f"{folder or 'RAY_TMPDIR'} and the free memory, then run the same command: it goes on there"
+        ) from error
     return True
+
+
+def short_folder(opened: ExitStack) -> str | None:
+    """A folder for Ray's sockets where its own would be too long for one; None where Ray's own will do."""
+    given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(given)) <= LONGEST_TMPDIR:
+        return None
+    try:
+        folder = tempfile.mkdtemp(prefix="tr-", dir="/tmp")
+    except OSError as error:
+        raise ConfigError(
+            f"the folder for temporary files, {given}, has {len(os.fsencode(given))} bytes, and Ray's sockets allow "
+            f"{LONGEST_TMPDIR}; set RAY_TMPDIR to a shorter one (/tmp: {error.strerror})"
+        ) from None
+    log.info("the folder for temporary files, %s, is too long for Ray's sockets: %s is taken", given, folder)
+    opened.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _started_here() -> str | None:
@@ -103,20 +145,82 @@ def _started_here() -> str | None:
     from ray._private.utils import read_ray_address
 
     address: str | None = read_ray_address(None)
-    try:
-        if address:
-            _knock(address)
-    except ConnectionError:
-        return None
+    if address:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError:
+            return None
     return address
 
 
-def _knock(address: str) -> None:
-    """Raise ConnectionError when nothing listens at host:port: Ray itself would try for more than two minutes."""
+def _knock(address: str) -> str:
+    """The host:port of the cluster that answers there; Ray itself would try for minutes, and not say what is wrong.
+
+    Raises ConfigError: nothing or something else listens, another version, a token refused, an address that is none.
+    """
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"the address {address!r} is Ray Client's, which cannot carry a run: engines and training need a driver "
+            "on a node of the cluster. Give host:port of the head (6379) on such a node, or use `tailor-ray submit`"
+        )
+    if address == "auto":
+        found = _started_here()
+        if found is None:
+            raise _nobody(address, "no cluster that `ray start` started runs on this node")
+        return found
     host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
-        return
+    if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"the address {address!r} is not host:port of a Ray cluster's head, as 10.0.0.1:6379")
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise ConnectionError(error.strerror or str(error)) from None
+        raise _nobody(address, error.strerror or str(error)) from None
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        _ask_version(address)
+    return address
+
+
+def _ask_version(address: str) -> None:
+    """Ask the head itself, in one call of what Ray 2.60 speaks (private: its own client neither ends nor explains)."""
+    import grpc
+    import ray
+
+    raylet: Any = importlib.import_module("ray._raylet")
+    calls: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
+    stubs: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    asks = os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled"
+    token = raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True) if asks else ""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        stub = stubs.NodeInfoGcsServiceStub(channel)
+        try:
+            said = stub.CheckAlive(calls.CheckAliveRequest(), timeout=ANSWER_S, metadata=metadata, wait_for_ready=True)
+        except grpc.RpcError as error:
+            call: Any = error
+            if call.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                sent = "the token that this process has" if token else "a client without a token"
+                raise ConfigError(
+                    f"the Ray cluster at {address} refused {sent}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+                    "~/.ray/auth_token) to that of its nodes, or RAY_AUTH_MODE=disabled where they have none"
+                ) from None
+            raise ConfigError(
+                f"something listens at {address}, but it is no Ray cluster's head ({call.code().name}); give its "
+                "host:port, or unset cluster.address and RAY_ADDRESS to have a local cluster started"
+            ) from None
+    if said.ray_version != ray.__version__:
+        raise _other_version(address, f"it runs Ray {said.ray_version}, this process Ray {ray.__version__}")
+
+
+def _other_version(address: str, said: str) -> ConfigError:
+    return ConfigError(
+        f"the Ray cluster at {address} and this process differ in version: {said}; install the cluster's versions "
+        "here, or these on all of its nodes"
+    )
+
+
+def _nobody(address: str, said: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, or unset cluster.address "
+        "and RAY_ADDRESS to have a local one started"
+    )

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tailor_ray.config import RunConfig
-from tailor_ray.layout import LOG_FILE, REPORT_PAGE
+from tailor_ray.errors import LeaseLost
+from tailor_ray.layout import LOG_FILE, PROGRESS_FILE, REPORT_PAGE
 from tailor_ray.observe import metrics
-from tailor_ray.observe.logs import setup_logging
+from tailor_ray.observe.logs import last_warning, native_output_to_log, setup_logging
 from tailor_ray.observe.progress import Progress
 from tailor_ray.observe.report import write_report
 from tailor_ray.observe.status import rounds_table
+from tailor_ray.rounds import watch
 from tailor_ray.rounds.loop import Commits, claim_folder, run_rounds
 from tailor_ray.rounds.services import Services, Staff
 from tailor_ray.storage import Lease, Store
 from tailor_ray.storage.store import node_cache
+
+log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, staff: Staff | None = None) -> str:
@@ -39,10 +47,20 @@ def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[St
     store = Store.open(config.storage).child(config.name)
     metrics.of_run(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
-    with Lease.acquire(store) as lease, Progress(config.observe.log_every_s) as progress:
-        guarded = store.guarded(lease.fence)
-        claim_folder(guarded, config)
-        yield guarded, Services(config, guarded, progress, staff)
+    if watch.process_is_ours:
+        native_output_to_log()
+    in_main = threading.current_thread() is threading.main_thread()
+    on_lost = (lambda text: watch.stop_run(LeaseLost(text))) if in_main else log.error
+    try:
+        with Lease.acquire(store, on_lost=on_lost) as lease:
+            guarded = store.guarded(lease.fence)
+            claim_folder(guarded, config)
+            with Progress(config.observe.log_every_s, record=lambda bars: _write_down(guarded, bars)) as progress:
+                yield guarded, Services(config, guarded, progress, staff)
+    except KeyboardInterrupt:
+        if (error := watch.reason()) is not None:
+            raise error from None
+        raise
 
 
 def log_file(store: Store) -> Path:
@@ -50,6 +68,11 @@ def log_file(store: Store) -> Path:
     if store.is_local:
         return Path(store.path(LOG_FILE))
     return node_cache() / "logs" / f"{Path(store.root).name}.log"
+
+
+def _write_down(run: Store, bars: list[dict[str, Any]]) -> None:
+    """What is under way, and the last warning, for `tailor-ray status`."""
+    run.write_json(PROGRESS_FILE, {"written": time.time(), "stages": bars, "warning": last_warning()})
 
 
 def _secrets(config: RunConfig) -> tuple[str, ...]:

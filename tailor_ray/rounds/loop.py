@@ -10,20 +10,19 @@ import logging
 import time
 from typing import Any
 
-import yaml
-
 from tailor_ray.config import RunConfig
 from tailor_ray.config.run import parse_config
-from tailor_ray.errors import CorruptionError, RunFolderError
+from tailor_ray.errors import RunFolderError
 from tailor_ray.layout import RUN_FILE, StageId, stage_folder
 from tailor_ray.observe import live
 from tailor_ray.observe.report import write_report
 from tailor_ray.observe.trackers import Trackers
 from tailor_ray.rounds import stages
 from tailor_ray.rounds.services import Services
-from tailor_ray.rounds.spec import StageSpec, changed_settings, stages_of
+from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
 from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest, stage_parts
+from tailor_ray.storage.settings import read_settings, write_settings
 from tailor_ray.teacher.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -113,13 +112,17 @@ class Commits:
         manifest = read_manifest(folder)
         if manifest is None:
             return False
-        if manifest.spec != spec.digest() or any(
-            stage not in self._done or manifest.inputs.get(str(stage)) != self._done[stage].digest()
+        others = [
+            str(stage)
             for stage in spec.after
-        ):
+            if stage not in self._done or manifest.inputs.get(str(stage)) != self._done[stage].digest()
+        ]
+        if manifest.spec != spec.digest() or others:
             raise RunFolderError(
-                f"{folder.uri} was made from other settings or other inputs than this run's; give this run another "
-                f"name (--name), or delete that folder and the later rounds to make them again"
+                f"{folder.uri} was made from other settings or other inputs than this run's"
+                + "".join(f"\n  {line}" for line in changed_settings(manifest.settings, plain(spec.settings)))
+                + "".join(f"\n  {stage} was made again since" for stage in others)
+                + "\ngive this run another name (--name), or delete that folder and the later rounds to make them again"
             )
         self._done[spec.id] = manifest
         return True
@@ -129,6 +132,7 @@ class Commits:
             stage=spec.id.name,
             round=spec.id.round,
             spec=spec.digest(),
+            settings=plain(spec.settings),
             inputs={str(stage): self._done[stage].digest() for stage in spec.after},
             parts=result.parts,
             seconds=round(seconds, 3),
@@ -166,20 +170,14 @@ def claim_folder(run: Store, config: RunConfig) -> None:
     """Write run.yaml, or check that the one there gives the same results; raises RunFolderError naming what differs."""
     if run.exists(RUN_FILE):
         where = f"{run.uri}/{RUN_FILE}"
-        try:
-            data = yaml.safe_load(run.read_bytes(RUN_FILE))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CorruptionError(f"{where} is damaged: {error}; restore it") from None
-        if not isinstance(data, dict) or not data:
-            raise CorruptionError(f"{where} is damaged: it holds no settings; restore it")
-        changed = changed_settings(parse_config(data, where).results(), config.results())
+        changed = changed_settings(parse_config(read_settings(run, RUN_FILE), where).results(), config.results())
         if changed:
             raise RunFolderError(
                 f"the run folder {run.uri} belongs to another configuration; these settings change results:\n  "
                 + "\n  ".join(changed)
                 + "\nset them back, or give this run another name (--name)"
             )
-    run.write_bytes(RUN_FILE, config.to_yaml().encode())
+    write_settings(run, RUN_FILE, config.to_yaml())
 
 
 def _groups(specs: tuple[StageSpec, ...]) -> list[tuple[StageSpec, ...]]:

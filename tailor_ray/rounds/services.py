@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import TeacherConfig
@@ -16,6 +17,7 @@ from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output
 from tailor_ray.observe.progress import Progress
 from tailor_ray.rounds.cluster import connected
+from tailor_ray.rounds.nodes import Nodes
 from tailor_ray.serving.teachers import hosted_teachers
 from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool
@@ -29,9 +31,9 @@ from tailor_ray.training.launch import Trainers
 class Staff:
     """The student's engines and its training workers; several runs of like students may share them."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.engines = EnginePool(config.student, config.seed)
-        self.trainers = Trainers()
+    def __init__(self, config: RunConfig, nodes: Nodes | None = None) -> None:
+        self.engines = EnginePool(config.student, config.seed, nodes)
+        self.trainers = Trainers(nodes)
 
     def dismiss(self) -> None:
         self.trainers.close()
@@ -59,16 +61,16 @@ class Services:
             check_access(self._teacher)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)  # a clean-up that fails keeps the first error as what it came from
 
     def connect(self) -> None:
         """Be connected to the Ray cluster from now on; a wrong data file is found before this costs anything."""
         if not self._connected:
-            self._opened.enter_context(connected(self._config.cluster))
+            started_here = self._opened.enter_context(connected(self._config.cluster))
             adopt_ray_output()
             if self._staff is None:
-                self._staff = Staff(self._config)
+                self._staff = Staff(self._config, Nodes(0.0 if started_here else self._config.cluster.wait_for_nodes_s))
                 self._opened.callback(self._staff.dismiss)
             self._connected = True
 

@@ -30,8 +30,14 @@ class StageSpec:
     after: tuple[StageId, ...]
 
     def digest(self) -> str:
-        text = json.dumps(self.settings, sort_keys=True, default=str)
+        text = json.dumps(plain(self.settings), sort_keys=True)
         return hashlib.sha256(f"{self.id.name} {self.id.round} {text}".encode()).hexdigest()
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON brings them back."""
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
 
 
 def stages_of(config: RunConfig, round_: int) -> tuple[StageSpec, ...]:

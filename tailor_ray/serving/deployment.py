@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,20 +24,24 @@ from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.context import _get_global_client
-from ray.serve.llm import LLMConfig, build_openai_app
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tailor_ray.errors import ConfigError, StageError
+from tailor_ray.errors import ConfigError, CorruptionError, StageError
 from tailor_ray.models import ModelRef, identify, resolve
 from tailor_ray.models.engine_settings import engine_arguments, engine_environment
 from tailor_ray.models.folder import architecture, context_length
+from tailor_ray.observe.faults import gist
+from tailor_ray.observe.logs import own_handlers
+from tailor_ray.serving.ingress import application_of, close_ports
 from tailor_ray.serving.served import Served, config_of
 from tailor_ray.storage import Store
 
 log = logging.getLogger("ray.serve")  # Serve sends what this one says to its log files and to the driver
 NAMESPACE = "tailor_ray"
 SWAP_WEIGHTS = "tailor_ray.student.engine.SwapWeights"  # vLLM imports it in its workers
+PROXY_STARTS = 4  # Serve gives up a proxy that a busy machine has not started within five seconds
 LOOK_EVERY_S = 2.0  # a replica looks so often for a newer round, and whether its driver lives
 
 
@@ -73,15 +78,47 @@ class StudentServer(LLMServer):
     """One replica: an engine that starts from the round that is the newest by then and may follow the run."""
 
     async def __init__(self, llm_config: ServedConfig) -> None:  # type: ignore[misc]  # Ray's own way: it awaits it
+        close_ports()
         self._served = llm_config.served
         self._round, model = await asyncio.to_thread(self._served.find)
-        folder = await asyncio.to_thread(resolve, model)
+        folder = await asyncio.to_thread(resolve, model, verify=True)
         self._architecture = architecture(folder)
         engine_config: Any = llm_config.get_engine_config()
         engine_config.hf_model_id = str(folder)  # in place of the name: the folder is this node's
-        llm_config.update_engine_kwargs(max_model_len=context_length(folder, self._served.engine.max_model_len))
+        self._folder = folder
+        self._known_tokenizer: Any = None
+        self._length = context_length(folder, self._served.engine.max_model_len)
+        llm_config.update_engine_kwargs(max_model_len=self._length)
         await super().__init__(llm_config, engine_cls=Engine)
         self._watching = asyncio.create_task(self._watch())
+
+    async def context_length(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        return self._length
+
+    async def tokens(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Of a prompt or of chat messages, as vLLM's /tokenize gives them."""
+        tokenizer = await self._tokenizer()
+        if "messages" in body:
+            text = tokenizer.apply_chat_template(
+                body["messages"], tokenize=False, add_generation_prompt=body.get("add_generation_prompt", True)
+            )
+            ids = tokenizer.encode(text, add_special_tokens=body.get("add_special_tokens", False))
+        else:
+            ids = tokenizer.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
+        names = tokenizer.convert_ids_to_tokens(ids) if body.get("return_token_strs") else None
+        return {"count": len(ids), "max_model_len": self._length, "tokens": ids, "token_strs": names}
+
+    async def text(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": (await self._tokenizer()).decode(body["tokens"])}
+
+    async def _tokenizer(self) -> Any:
+        """Ray 2.60 leaves vLLM's own tokenization out of its engine."""
+        if self._known_tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._known_tokenizer = await asyncio.to_thread(AutoTokenizer.from_pretrained, self._folder)
+        return self._known_tokenizer
 
     async def _start_engine(self) -> None:
         """The engine alone: Ray would start an actor beside it that reports the model, and imports vLLM for that."""
@@ -105,15 +142,18 @@ class StudentServer(LLMServer):
             if served.reload:
                 try:
                     number, model = await asyncio.to_thread(served.find)
-                except OSError as error:  # storage that is out of reach is no reason to stop answering
+                except (OSError, CorruptionError) as error:  # storage out of reach is no reason to stop answering
                     log.warning("cannot look for a newer round of %s: %s", served.run, error)
                     continue
                 if number != self._round:
-                    await self._swap(number, model)
+                    try:
+                        await self._swap(number, model)
+                    except CorruptionError as error:  # found before the weights were touched
+                        log.warning("round %d of %s is not taken over: %s", number, served.run, error)
 
     async def _swap(self, number: int, model: ModelRef) -> None:
         """Let what runs finish while new requests wait in the engine, load the weights, go on."""
-        folder = await asyncio.to_thread(resolve, model)
+        folder = await asyncio.to_thread(resolve, model, verify=True)
         if architecture(folder) != self._architecture:
             raise StageError(f"{model} has another architecture than the round before: it takes a new replica")
         started = time.monotonic()
@@ -156,9 +196,9 @@ def from_arguments(args: dict[str, Any]) -> Served:
 
 
 def build(served: Served) -> serve.Application:
-    """Ray's OpenAI application over StudentServer."""
+    """OpenAI's API over StudentServer."""
     ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 10_000}
-    return build_openai_app({"llm_configs": [configuration(served)], "ingress_deployment_config": ingress})
+    return application_of(configuration(served), ingress)
 
 
 def configuration(served: Served) -> ServedConfig:
@@ -193,7 +233,8 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
     Raises ConfigError when Serve listens elsewhere already or another driver holds the application's name, and
     StageError when no replica starts.
     """
-    ours = _listen(host, port)
+    with own_handlers():
+        ours = _listen(host, port)
     name = f"tailor-keeper-{served.application}"
     keeper: Any = ray.remote(num_cpus=0)(Keeper)
     try:
@@ -205,10 +246,11 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
         ) from None
     try:
         ray.get(held.ready.remote())
-        serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
+        with own_handlers():
+            serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
         yield f"http://{host}:{port}{route.rstrip('/')}/v1"
     except RuntimeError as error:
-        raise StageError(f"{served.name} could not be served: {error}") from error
+        raise StageError(f"{served.name} could not be served: {gist(error)}") from error
     finally:
         serve.delete(served.application)
         ray.kill(held)
@@ -216,10 +258,31 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
             serve.shutdown()
 
 
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError where the proxy could not listen; its own error is a traceback in an actor that is retried."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port (--port; teacher.serving.port for "
+            "a teacher) or address (--host)"
+        ) from None
+
+
 def _listen(host: str, port: int) -> bool:
     """Have Serve's proxy listen there, on the head node alone; True when Serve was not there before."""
     fresh = _get_global_client(raise_if_no_controller_running=False) is None
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    if fresh:
+        check_port(host, port)
+    for left in reversed(range(PROXY_STARTS)):
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+            break
+        except ray.exceptions.RayActorError as error:
+            if not left:
+                raise StageError(f"Ray Serve's proxy does not start ({gist(error)}); start the command again") from None
+            log.warning("Ray Serve's proxy was not ready in Serve's five seconds and is started again")
     client: Any = _get_global_client()
     found = client.http_config  # what an earlier start on this cluster chose
     if (found.host, found.port) != (host, port):

@@ -21,7 +21,7 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a stage did. `spec` hashes the settings that change its result, `inputs` maps stages to their digests.
+    """What a stage did. `spec` hashes the `settings` that change its result, `inputs` maps stages to their digests.
 
     `parts` holds a digest for each prefix, `model` the sha256 of the model that the stage left, if it left one.
     """
@@ -34,6 +34,7 @@ class Manifest:
     seconds: float
     metrics: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """What later stages name as their input: the content that was made, not the time it took."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from tailor_ray.errors import ConfigError
+from tailor_ray.errors import ConfigError, masked
 
 Guard = Callable[[], None]
 
@@ -54,6 +54,11 @@ class Store:
         if not re.match(r"^\w[\w+.-]*://", uri):
             root = str(Path(uri).expanduser().resolve())
             return cls(pafs.LocalFileSystem(), root, root)
+        if masked(uri) != uri:
+            raise ConfigError(
+                f"storage {masked(uri)!r} carries a key; give keys by the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, GOOGLE_APPLICATION_CREDENTIALS), where no log shows them"
+            )
         try:
             filesystem, root = pafs.FileSystem.from_uri(uri)
         except (ValueError, OSError) as error:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -34,6 +34,14 @@ PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
 QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
 
 
+class Room(Protocol):
+    """What may be asked about the cluster's nodes; `rounds.nodes.Nodes` answers."""
+
+    def could_have(self, resource: str) -> float: ...
+
+    def wait_for(self, bundles: Sequence[dict[str, float]], what: str) -> bool: ...
+
+
 class EngineLost(Exception):
     """The engine that had a batch died, and another has taken its place."""
 
@@ -44,8 +52,10 @@ class EnginePool:
     Cheap to pickle once they were started.
     """
 
-    def __init__(self, config: StudentConfig, seed: int) -> None:
+    def __init__(self, config: StudentConfig, seed: int, nodes: Room | None = None) -> None:
+        """`nodes` waits for what an autoscaler brings; without it what is there is taken."""
         self._config, self._seed = config, seed
+        self._nodes: Room | None = nodes
         self._supervisor: Any = None
         self._on_gpu = False
         self.engines = 0
@@ -65,9 +75,20 @@ class EnginePool:
             self._start(model)
         return get(self._supervisor.load.remote(model, metrics.current_run()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_nodes": None}
+
     def _start(self, model: ModelRef) -> None:
+        wanted, width = self._config.engines, self._config.tensor_parallel
+        if self._nodes is not None and self._nodes.could_have("GPU") >= width:
+            self._nodes.wait_for([{"GPU": float(width)}] * (1 if wanted == "auto" else wanted), "student.engines")
         resources = ray.cluster_resources()
-        self._on_gpu = resources.get("GPU", 0) >= self._config.tensor_parallel
+        self._on_gpu = resources.get("GPU", 0) >= width
+        if not self._on_gpu and resources.get("GPU", 0):
+            log.warning(
+                "the engines take CPUs: student.tensor_parallel=%d is more than the %d GPUs of the cluster",
+                *(width, resources["GPU"]),
+            )
         self.engines = self._count(resources, model)
         threads = max(1, int(resources.get("CPU", 1)) // self.engines)
         # On the driver's node: an actor without resources goes anywhere, and the pool would be lost with that node.
@@ -171,6 +192,7 @@ class EnginePool:
         if self._on_gpu and wanted * self._config.tensor_parallel > gpus:
             raise ConfigError(
                 f"student.engines={wanted} with student.tensor_parallel={self._config.tensor_parallel} GPUs each is "
-                f"more than the {gpus} GPUs of the cluster; lower one of them"
+                f"more than the {gpus} GPUs of the cluster; lower one of them, add nodes, or let the run wait longer "
+                "for an autoscaler (cluster.wait_for_nodes_s)"
             )
         return wanted

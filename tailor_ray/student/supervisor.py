@@ -29,6 +29,10 @@ from tailor_ray.student.sampling import EngineBroken
 log = logging.getLogger(__name__)
 CALLERS = 256  # threads of the supervisor, for leases wait here; a pool has two callers an engine
 ENGINE_CALLERS = 64
+IF_MEMORY = (
+    "If memory ran out, lower student.max_num_seqs, student.engines, or student.kv_cache_gib "
+    "(student.gpu_memory_utilization on GPUs)"
+)
 STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
 
@@ -141,8 +145,7 @@ class Supervisor:
             if self._restarts > self._max_restarts:
                 self._failure = (
                     f"{self._restarts} engines died in this stage, more than exam.max_engine_restarts="
-                    f"{self._max_restarts}; the last: {why}. If memory ran out, lower student.max_num_seqs, "
-                    "student.engines, or student.kv_cache_gib (student.gpu_memory_utilization on GPUs)"
+                    f"{self._max_restarts}; the last: {why}. {IF_MEMORY}"
                 )
                 self._changed.notify_all()
                 raise StageError(self._failure)
@@ -213,7 +216,7 @@ class Supervisor:
                 self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
             except ray.exceptions.RayError as error:
                 if not isinstance(error, ray.exceptions.RayActorError) or start == STARTS:
-                    self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}"))
+                    self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}. {IF_MEMORY}"))
                 log.warning("engine %d ended while it started and is started again: %s", slot.index, gist(error))
                 ray.kill(handle)
             except TailorError as error:

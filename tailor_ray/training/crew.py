@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.training import TrainingConfig
+from tailor_ray.observe.faults import Fault, fault_in_text
 from tailor_ray.storage import Store
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ ENVIRONMENT = {
 
 
 class WorkersFailed(Exception):
-    """A worker was lost, or ended by an error that is not ours."""
+    """A worker was lost, or ended by an error that is not ours; `fault` is its kind where a person must mend it."""
 
-    def __init__(self, message: str, out_of_memory: bool) -> None:
+    def __init__(self, message: str, out_of_memory: bool, fault: Fault | None = None) -> None:
         super().__init__(message)
         self.out_of_memory = out_of_memory
+        self.fault = fault
 
 
 class Desk:
@@ -136,7 +138,7 @@ class Crew:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
             text = _root_cause(error)
-            self._error = WorkersFailed(text, is_out_of_memory(text))
+            self._error = WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
         except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
             self._error = error
 

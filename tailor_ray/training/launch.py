@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from tailor_ray.config.base import result_settings
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import CorruptionError, LeaseLost, StageError
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped
 from tailor_ray.layout import EXAMPLES
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
+from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.seal import canonical
 from tailor_ray.training.agreement import HeldOut
@@ -30,6 +34,22 @@ log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 STOP_WAIT_S = 30.0
+STORAGE_WAIT_S = 120.0
+LOOK_FOR_ROOM_S = 5.0
+
+
+class Room(Protocol):
+    """What may be asked about the cluster's nodes; `rounds.nodes.Nodes` answers."""
+
+    wait_s: float
+
+    def could_have(self, resource: str) -> float: ...
+
+    def fit(self, bundles: Sequence[dict[str, float]]) -> bool: ...
+
+    def wait_for(self, bundles: Sequence[dict[str, float]], what: str) -> bool: ...
+
+    def shown(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -72,8 +92,10 @@ def train(job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
 class Trainers:
     """A session's training workers: started for the first job, kept for the next ones, except on GPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Room | None = None) -> None:
+        """`nodes` waits for what an autoscaler brings; without it Ray Train alone looks for room."""
         self._crew: Crew | None = None
+        self._nodes = nodes
 
     def __enter__(self) -> Trainers:
         return self
@@ -89,19 +111,29 @@ class Trainers:
     def train(self, job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
         """Train to the end. `on_progress(done, steps, figures)` is called in this thread about every second.
 
-        Raises StageError when retries are used up, Diverged for NaN or Inf, Stopped when asked to stop, and what the
-        student or the data are refused for (ModelError, DataError).
+        Raises StageError when retries are used up, Diverged for NaN or Inf, Stopped when asked to stop or when there is
+        no room for the workers, and what the student or the data are refused for (ModelError, DataError). A full disk
+        is not tried again; storage that does not answer is waited for, which uses up no retry.
         """
+        _check_space(job)
         signals = job.out.child("checkpoints")
         signals.delete("stop")
         micro_batch_tokens = job.config.micro_batch_tokens
-        for failures in range(job.config.max_failures + 1):
+        failures = pauses = 0
+        while failures <= job.config.max_failures:
             config = job.config.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
             try:
                 found = self._try(job, config, on_progress)
             except WorkersFailed as error:
+                if error.fault is not None:
+                    if not error.fault.waits:
+                        raise stopped_by(error.fault, str(error)) from None
+                    _wait_for_storage(signals, error)
+                    pauses += 1
+                    if pauses <= max(1, job.config.max_failures):
+                        continue
                 log.warning("training failed (%d of %d retries used): %s", failures, job.config.max_failures, error)
-                last = error
+                last, failures = error, failures + 1
                 if error.out_of_memory:
                     micro_batch_tokens = max(16, micro_batch_tokens // 2)
                 continue
@@ -114,10 +146,17 @@ class Trainers:
 
     def _try(self, job: TrainJob, config: TrainingConfig, on_progress: OnProgress | None) -> dict[str, Any]:
         """One attempt; workers that raised anything, or that hold a GPU's memory, are let go."""
-        gpus = _use_gpu(job)
+        gpus = self._use_gpu(job)
+        room = _RoomFor(self._nodes, config, gpus)
+        room.wait()
         crew = self._of_shape(config, gpus, job.out)
+
+        def tick() -> None:
+            room.look()
+            _report(job, on_progress)
+
         try:
-            found = crew.do(_task(job, config), lambda: _report(job, on_progress))
+            found = crew.do(_task(job, config), tick)
             _report(job, on_progress)
         except BaseException as error:
             if not isinstance(error, WorkersFailed):
@@ -131,11 +170,97 @@ class Trainers:
             raise found["error"]
         return found
 
+    def _use_gpu(self, job: TrainJob) -> bool:
+        """Waits for GPUs where an autoscaler may bring them; says so where there are too few and CPUs are taken."""
+        import ray
+
+        if job.use_gpu is not None:
+            return job.use_gpu
+        workers = job.config.workers
+        if self._nodes is not None and self._nodes.could_have("GPU") >= 1:
+            self._nodes.wait_for([{"CPU": job.config.cpus_per_worker, "GPU": 1.0}] * workers, "training.workers")
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if 0 < gpus < workers:
+            log.warning(
+                "training takes CPUs: training.workers=%d take a GPU each, and the cluster has %d; lower "
+                "training.workers, or add nodes",
+                *(workers, gpus),
+            )
+        return gpus >= workers
+
     def _of_shape(self, config: TrainingConfig, gpus: bool, out: Store) -> Crew:
         if self._crew is None or not self._crew.alive or self._crew.shape != crew_shape(config, gpus):
             self.close()
             self._crew = Crew(config, gpus, out)
         return self._crew
+
+
+class _RoomFor:
+    """Room on the cluster for a crew: waited for before it starts, looked for while it works, for nodes get lost."""
+
+    def __init__(self, nodes: Room | None, config: TrainingConfig, gpus: bool) -> None:
+        self._nodes, self._workers = nodes, config.workers
+        one = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if gpus else {})
+        self._bundles = [one] * config.workers
+        self._next, self._lacked_since = 0.0, math.inf
+
+    def wait(self) -> None:
+        if self._nodes is not None and not self._nodes.wait_for(self._bundles, "training.workers"):
+            raise self._none()
+
+    def look(self) -> None:
+        """Called about every second; Ray Train itself would wait for room for half an hour."""
+        now = time.monotonic()
+        if self._nodes is None or now < self._next:
+            return
+        self._next = now + LOOK_FOR_ROOM_S
+        if self._nodes.fit(self._bundles):
+            self._lacked_since = math.inf
+            return
+        self._lacked_since = min(self._lacked_since, now)
+        if now - self._lacked_since >= self._nodes.wait_s:
+            raise self._none()
+
+    def _none(self) -> Stopped:
+        assert self._nodes is not None
+        return Stopped(
+            f"there is no room for training.workers={self._workers} with {self._bundles[0]} each: the cluster has "
+            f"{self._nodes.shown()}, after waiting cluster.wait_for_nodes_s={self._nodes.wait_s:g} s; what was "
+            "committed is kept. Add nodes, or lower training.workers or training.cpus_per_worker, then run the same "
+            "command: it goes on there"
+        )
+
+
+def _check_space(job: TrainJob) -> None:
+    """Raise Stopped before anything is computed where the student and one checkpoint will surely not fit."""
+    if not job.out.is_local:
+        return
+    # The weights once as the result, and in a checkpoint with a master copy and two moments of the optimizer.
+    needed = job.student.weight_bytes * (1 if job.config.lora else 4)
+    folder = next(path for path in (Path(job.out.path()), *Path(job.out.path()).parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Stopped(
+            f"training writes at least {needed / 2**30:.2f} GiB to {job.out.uri} (the student and a checkpoint), and "
+            f"{free / 2**30:.2f} GiB are free; what was committed is kept. Make space there, then run the same "
+            "command: it goes on there"
+        )
+
+
+def _wait_for_storage(store: Store, error: WorkersFailed) -> None:
+    """Until it can be written again; raises the fault's own error when that takes longer than STORAGE_WAIT_S."""
+    log.warning("%s; training waits until it can go on, at most %.0f s", error, STORAGE_WAIT_S)
+    deadline = time.monotonic() + STORAGE_WAIT_S
+    while True:
+        try:
+            store.write_bytes("probe", b"")
+            store.delete("probe")
+            return
+        except OSError as still:
+            if time.monotonic() > deadline:
+                assert error.fault is not None
+                raise stopped_by(error.fault, str(still)) from still
+        time.sleep(2.0)
 
 
 def _ask_to_stop(job: TrainJob) -> None:
@@ -146,18 +271,16 @@ def _ask_to_stop(job: TrainJob) -> None:
 
 
 def _report(job: TrainJob, on_progress: OnProgress | None) -> None:
+    """Pass on how far the workers say they are; storage that fails for a moment only delays that."""
     signals = job.out.child("checkpoints")
-    if on_progress is not None and signals.exists("progress.json"):
+    try:
+        if on_progress is None or not signals.exists("progress.json"):
+            return
         figures = signals.read_json("progress.json")
-        on_progress(figures.pop("done"), figures.pop("steps"), figures)
-
-
-def _use_gpu(job: TrainJob) -> bool:
-    import ray
-
-    if job.use_gpu is not None:
-        return job.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= job.config.workers
+    except (OSError, ValueError) as error:
+        log.info("the workers' progress cannot be read: %s", error)
+        return
+    on_progress(figures.pop("done"), figures.pop("steps"), figures)
 
 
 def _task(job: TrainJob, config: TrainingConfig) -> dict[str, Any]:

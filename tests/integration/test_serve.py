@@ -4,18 +4,23 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.errors import ConfigError, CorruptionError
 from tailor_ray.layout import QUESTIONS, StageId, stage_folder
 from tailor_ray.models import ModelRef, write_model
 from tailor_ray.observe.progress import Progress
+from tailor_ray.ops.serve import find
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import (
     ATTEMPT_SCHEMA,
@@ -153,6 +158,102 @@ async def stream_over_a_swap(url, run, students, expected):
     assert min(ended) >= 2
 
 
+def ask(url, data=None, **headers):
+    """Status, headers and JSON or text of one request."""
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60)
+    except urllib.error.HTTPError as error:
+        answer = error
+    text = answer.read().decode()
+    return answer.status, answer.headers, json.loads(text) if text[:1] == "{" else text
+
+
+def wrong_requests_are_refused_in_openais_form(url):
+    as_json = {"Content-Type": "application/json"}
+    good = {"model": "demo", "prompt": "One plus one is", "max_tokens": 1}
+    bodies = [
+        (json.dumps({**good, "prompt": "\ud800"}).encode(), as_json, 400),  # half of a pair
+        (json.dumps({**good, "model": "\ud800"}).encode(), as_json, 400),
+        (json.dumps({**good, "model": "gpt-4o"}).encode(), as_json, 404),
+        (json.dumps({**good, "prompt": [10**9]}).encode(), as_json, 400),  # no such token
+        (json.dumps({**good, "prompt": "long " * 5000}).encode(), as_json, 400),
+        (json.dumps({**good, "max_tokens": -1}).encode(), as_json, 400),
+        (json.dumps({**good, "temperature": "warm"}).encode(), as_json, 400),
+        (json.dumps({**good, "n": 0}).encode(), as_json, 400),
+        (json.dumps([good]).encode(), as_json, 400),
+        (b"{", as_json, 400),
+        (b"\xff", as_json, 400),
+        (b"[" * 100_000, as_json, 400),
+        (b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}, 400),
+        (b"{}", {"Content-Type": "text/plain"}, 400),
+    ]
+    for body, headers, status in bodies:
+        found, _, said = ask(f"{url}/completions", body, **headers)
+        assert (found, set(said["error"])) == (status, {"message", "type", "param", "code"}), (body[:80], said)
+        assert said["error"]["message"]
+    assert ask(f"{url}/nowhere")[0] == 404
+    assert ask(f"{url}/completions")[2]["error"]["code"] == 405
+    chat = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "\ud800"}]}).encode()
+    assert ask(f"{url}/chat/completions", chat, **as_json)[0] == 400
+    status, headers, _ = ask(f"{url}/models", Origin="https://elsewhere.example")
+    assert status == 200
+    assert "access-control-allow-origin" not in headers
+
+
+def what_vllms_own_server_offers(root):
+    assert ask(f"{root}/version")[2]["version"]
+    assert ask(f"{root}/health")[0] == 200
+    assert "# TYPE" in ask(f"{root}/metrics")[2]
+    body = json.dumps({"model": "demo", "prompt": "One plus one"}).encode()
+    found = ask(f"{root}/tokenize", body, **{"Content-Type": "application/json"})[2]
+    assert "count" in found, found
+    assert found["count"] == len(found["tokens"]) > 0
+    wrong = json.dumps({"model": "demo", "prompt": [1, [2]]}).encode()
+    assert ask(f"{root}/tokenize", wrong, **{"Content-Type": "application/json"})[0] == 400
+    assert ask(f"{root}/detokenize", b"[]")[0] == 400
+    body = json.dumps({"model": "demo", "tokens": found["tokens"]}).encode()
+    assert (
+        ask(f"{root}/detokenize", body, **{"Content-Type": "application/json"})[2]["prompt"].strip() == "One plus one"
+    )
+
+
+def nothing_of_it_listens_beyond_loopback():
+    """Of Serve's replicas: one port each, which takes pickles."""
+    import psutil
+
+    replicas = [
+        one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(one.info["cmdline"] or ())
+    ]
+    assert len(replicas) == 2
+    for replica in replicas:
+        opened = {c.laddr.ip for c in replica.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert "127.0.0.1" in opened
+
+
+def test_a_damaged_student_is_not_served(tmp_path, students):
+    """Not one byte of it, though its size and time are those that this node knows."""
+    run = Store.open(str(tmp_path / "demo"))
+    run.write_bytes("run.yaml", RunConfig(name="demo", student={"model": str(students[0])}).to_yaml().encode())
+    commit_student(run, 1, students[0])
+    weights = next(Path(run.path("rounds/01/train/student")).glob("*.safetensors"))
+    assert find(run.uri, reload=False)[0].run == run.uri
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CorruptionError, match=weights.name):
+        find(run.uri, reload=False)
+
+
+def test_a_taken_port_is_said(ray_cluster):
+    from tailor_ray.serving.deployment import check_port
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="choose another port"):
+        check_port("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="--host"):
+        check_port("192.0.2.77", 8000)
+
+
 def test_a_served_student_follows_its_run_and_drops_no_stream(port, students, tmp_path):
     import openai
 
@@ -168,7 +269,10 @@ def test_a_served_student_follows_its_run_and_drops_no_stream(port, students, tm
         assert url.startswith("http://127.0.0.1:")
         assert "round 1" in serve.said
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        assert [model.id for model in client.models.list()] == ["demo"]
+        assert [(model.id, model.max_model_len) for model in client.models.list()] == [("demo", 512)]
+        wrong_requests_are_refused_in_openais_form(url)
+        what_vllms_own_server_offers(url.removesuffix("/v1"))
+        nothing_of_it_listens_beyond_loopback()
         chat = client.chat.completions.create(
             model="demo",
             messages=[{"role": "user", "content": PROMPTS[0]}],

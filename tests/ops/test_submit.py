@@ -1,5 +1,7 @@
 """What `tailor-ray submit` refuses before anything travels, and how a job's end becomes this command's exit code."""
 
+from pathlib import Path
+
 import pytest
 from ray.job_submission import JobInfo, JobStatus
 
@@ -24,6 +26,48 @@ def config(**settings):
 def test_what_a_job_would_not_find_again_is_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         submit.submit(config(**settings), "http://127.0.0.1:1", False, print)
+
+
+class Client:
+    """The Jobs API's client, which keeps what would travel."""
+
+    def __init__(self, error=None):
+        self.error, self.sent = error, {}
+
+    def submit_job(self, entrypoint, runtime_env, metadata):
+        folder = Path(runtime_env["working_dir"])
+        self.sent = {str(file.relative_to(folder)): file.read_text() for file in folder.glob("[!t]*") if file.is_file()}
+        self.sent |= {f"shipped/{file.name}": file.read_text() for file in (folder / "shipped").glob("*")}
+        return "j"
+
+    async def tail_job_logs(self, job):
+        yield "a line\n"
+        if self.error:
+            raise self.error
+
+    def get_job_info(self, job):
+        return JobInfo(status=JobStatus.SUCCEEDED, entrypoint="", driver_exit_code=0)
+
+
+def test_questions_and_a_grading_module_of_the_working_folder_travel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "mine" / "train.jsonl").write_text("{}\n")
+    (tmp_path / "grading.py").write_text("def judge(text, gold):\n    return True\n")
+    monkeypatch.setattr(submit, "_client", lambda _: client)
+    client = Client()
+    task = {"name": "jsonl", "path": "data/mine", "answer_kind": "python", "answer_function": "grading:judge"}
+    assert submit.submit(config(task=task), "http://127.0.0.1:1", True, print) == "j"
+    assert client.sent["shipped/train.jsonl"] == "{}\n"
+    assert "def judge" in client.sent["grading.py"]
+    assert "path: shipped\n" in client.sent["run.yaml"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("gone")])
+def test_a_command_that_no_longer_follows_says_that_the_job_runs_on(monkeypatch, error):
+    monkeypatch.setattr(submit, "_client", lambda _: Client(error))
+    with pytest.raises(Stopped, match=r"job j runs on; .*`ray job stop j` stops it"):
+        submit.submit(config(), "http://127.0.0.1:1", True, print)
 
 
 def test_an_address_without_a_jobs_api_is_said():

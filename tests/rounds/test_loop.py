@@ -1,12 +1,14 @@
 """The loop's decisions, on real manifests: what is next, when to stop, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from tailor_ray.config import load_config
 from tailor_ray.errors import CorruptionError, RunFolderError
 from tailor_ray.layout import QUESTIONS, StageId, stage_folder
 from tailor_ray.rounds.loop import Commits, claim_folder
-from tailor_ray.rounds.spec import stages_of
+from tailor_ray.rounds.spec import plain, stages_of
 from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, read_manifest
 
 
@@ -23,7 +25,8 @@ def commit(store, config, number, names=None, accuracy=0.5):
                 inputs = {str(stage): read_manifest(stage_folder(store, stage)).digest() for stage in spec.after}
                 metrics = {"validation": {"accuracy": accuracy}}
                 parts = {"rows": PartsDigest(1, 1, f"{spec.id}")}
-                manifest = Manifest(spec.id.name, number, spec.digest(), inputs, parts, 1.0, metrics)
+                settings = plain(spec.settings)
+                manifest = Manifest(spec.id.name, number, spec.digest(), inputs, parts, 1.0, metrics, settings=settings)
                 commit_manifest(stage_folder(store, spec.id), manifest)
 
 
@@ -106,5 +109,33 @@ def test_a_folder_of_another_configuration_is_refused_naming_the_settings(store)
 def test_a_damaged_run_file_is_not_taken_for_changed_settings(store, data):
     claim_folder(store, load_config(None))
     store.write_bytes("run.yaml", data)
+    store.delete("run.yaml.copy")
     with pytest.raises(CorruptionError, match=r"run\.yaml is damaged"):
         claim_folder(store, load_config(None))
+
+
+@pytest.mark.parametrize("length", [0, 40, 300, -1])
+def test_a_run_file_that_was_cut_off_is_read_from_its_copy(store, length, caplog):
+    """Cut off in the middle it is YAML still, with fewer settings."""
+    claim_folder(store, load_config(None, ["exam.samples=9"]))
+    whole = store.read_bytes("run.yaml")
+    store.write_bytes("run.yaml", whole[:length])
+    with pytest.raises(RunFolderError, match=r"exam\.samples: 9 → 4\n") as caught:
+        claim_folder(store, load_config(None))
+    assert str(caught.value).count("→") == 1
+    assert "run.yaml is damaged" in caplog.text
+    claim_folder(store, load_config(None, ["exam.samples=9"]))
+    assert store.read_bytes("run.yaml") == whole
+
+
+def test_a_stage_of_other_settings_names_them(store):
+    """The run file says nothing: it was replaced or deleted."""
+    config = load_config(None)
+    commit(store, config, 0)
+    commit(store, config, 1, {"exam"})
+    with pytest.raises(RunFolderError, match=r"exam\.samples: 4 → 7\n"):
+        following(store, load_config(None, ["exam.samples=7"]))
+    student = stage_folder(store, StageId(0, "student"))
+    commit_manifest(student, replace(read_manifest(student), parts={"rows": PartsDigest(1, 1, "another")}))
+    with pytest.raises(RunFolderError, match="round 0 student was made again since"):
+        following(store, config)

@@ -1,5 +1,6 @@
 """Commits are whole or absent, damage is found, and one driver at a time may write. Real files throughout."""
 
+import errno
 import json
 import os
 import pickle
@@ -206,6 +207,70 @@ def test_a_lease_of_another_machine_is_taken_over_only_when_its_beat_stops(store
     with Lease.acquire(store, ttl_s=1.0) as lease:
         assert lease.fence.number == 2
         assert [name for name in store.files() if name.startswith("lease-")] == ["lease-000002"]
+
+
+class Outage:
+    """Storage that refuses every write while it lasts."""
+
+    def __init__(self):
+        self.on = False
+
+    def __call__(self):
+        if self.on:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_beat_that_fails_is_tried_again_and_the_lease_is_kept(store, caplog):
+    outage, lost = Outage(), []
+    with Lease.acquire(store.guarded(outage), ttl_s=2.0, on_lost=lost.append) as lease:
+        outage.on = True
+        wait_for(lambda: "tried again" in caplog.text)
+        outage.on = False
+        beat = store.read_json("lease.json")["beat"]
+        wait_for(lambda: store.read_json("lease.json")["beat"] > beat + 1)
+        lease.fence()
+    assert lost == []
+    assert store.read_json("lease.json")["released"]
+
+
+def test_a_lease_that_cannot_be_renewed_in_its_time_tells_its_owner_to_stop(store):
+    outage, lost = Outage(), []
+    with Lease.acquire(store.guarded(outage), ttl_s=0.8, on_lost=lost.append):
+        outage.on = True
+        wait_for(lambda: lost)
+    assert "Input/output error" in lost[0]
+    assert "the same command goes on" in lost[0]
+    assert not store.read_json("lease.json")["released"]
+
+
+def test_what_stopped_a_run_is_heard_though_the_lease_cannot_be_released(store):
+    outage = Outage()
+
+    def work():
+        with Lease.acquire(store.guarded(outage), ttl_s=0.8):
+            outage.on = True
+            raise ValueError("the first")
+
+    with pytest.raises(ValueError, match="the first"):
+        work()
+
+
+def test_a_process_that_took_its_own_place_takes_its_lease_over(store):
+    """By exec the process id and the time of its start stay, and nothing else does."""
+    code = (
+        "import os, sys; from tailor_ray.storage import *\n"
+        "lease = Lease.acquire(Store.open(sys.argv[1])); print(lease.fence.number, flush=True)\n"
+        "if lease.fence.number == 1: os.execv(sys.executable, sys.orig_argv)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.uri], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "2"]
+
+
+def wait_for(happened, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _damage(store, name, how):

@@ -7,8 +7,9 @@ import torch
 
 from tailor_ray.config import load_config
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import CorruptionError, LeaseLost, StageError
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped
 from tailor_ray.models import ModelRef
+from tailor_ray.observe.faults import fault_in_text
 from tailor_ray.storage import FileEntry, Manifest, PartsDigest, Store, commit_manifest
 from tailor_ray.training.crew import Crew, WorkersFailed, is_out_of_memory
 from tailor_ray.training.launch import Trainers, TrainJob, fingerprint
@@ -56,6 +57,66 @@ def test_after_so_many_failures_the_stage_ends_and_says_what_to_lower(tmp_path):
     with pytest.raises(StageError, match=r"failed 2 times.*lower training\.micro_batch_tokens"):
         trainers.train(job(tmp_path, max_failures=1))
     assert trainers.given == [4096, 2048]
+
+
+def worker_error(text):
+    """As the crew makes it of what its workers printed."""
+    return WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
+
+
+def test_a_full_disk_is_not_trained_for_again(tmp_path):
+    trainers = Failing(worker_error("OSError: [Errno 28] No space left on device: '/runs/x'"))
+    with pytest.raises(Stopped, match=r"a disk is full .*No space left.*; what was committed is kept; make space"):
+        trainers.train(job(tmp_path))
+    assert len(trainers.given) == 1
+
+
+def test_storage_that_refuses_for_a_moment_is_waited_for_and_uses_up_no_retry(tmp_path, caplog):
+    trainers = Failing(worker_error("OSError: [Errno 30] Read-only file system: '/runs/x'"))
+    assert trainers.train(job(tmp_path, max_failures=0)).steps == 1
+    assert len(trainers.given) == 2
+    assert "Read-only file system" in caplog.text
+    assert "training waits" in caplog.text
+
+
+def test_what_surely_does_not_fit_is_said_before_anything_is_computed(tmp_path):
+    huge = ModelRef("/nowhere", (FileEntry("model.safetensors", "ab", 1 << 60),))
+    trainers = Failing()
+    with pytest.raises(Stopped, match=r"at least \d+\.\d\d GiB to .* are free.*Make space"):
+        trainers.train(replace(job(tmp_path), student=huge))
+    assert trainers.given == []
+
+
+class NoRoom:
+    """A cluster with one GPU where none joins."""
+
+    wait_s = 0.0
+
+    def could_have(self, resource):
+        return 1.0
+
+    def fit(self, bundles):
+        return not any("GPU" in bundle for bundle in bundles) and len(bundles) < 3
+
+    def wait_for(self, bundles, what):
+        return self.fit(bundles)
+
+    def shown(self):
+        return "2 CPUs and 1 GPUs"
+
+
+def test_too_few_gpus_are_said_and_too_few_cpus_stop_the_run(tmp_path, monkeypatch, caplog):
+    from tailor_ray.training import launch
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(launch, "Crew", Cut)
+    monkeypatch.setattr(Cut, "do", lambda *_: FOUND)
+    examples = committed(tmp_path / "examples")
+    trainers = Trainers(NoRoom())
+    trainers.train(replace(job(tmp_path, workers=2), examples=examples))
+    assert "training takes CPUs: training.workers=2 take a GPU each, and the cluster has 1" in caplog.text
+    with pytest.raises(Stopped, match=r"no room for training\.workers=3.*2 CPUs and 1 GPUs.*Add nodes, or lower"):
+        trainers.train(replace(job(tmp_path, workers=3), examples=examples))
 
 
 def test_what_torch_says_for_want_of_memory_is_known_as_that():
