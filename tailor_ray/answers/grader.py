@@ -9,12 +9,12 @@ Grading never raises for what a model wrote, takes time linear in its capped len
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tailor_ray.answers.conclusion import conclusions, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, gold_value, is_plain, read
-from tailor_ray.answers.second import says
+from tailor_ray.answers.second import library, says
 from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
 from tailor_ray.records import AnswerKind, Question, Verdict
 
@@ -34,7 +34,6 @@ class Grader:
 
     kind: AnswerKind
     function: str | None = None  # package.module:function, for kind `python`
-    _judge: dict[str, Judge] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", AnswerKind(self.kind))  # its name will do
@@ -56,9 +55,11 @@ class Grader:
         return Grade(Verdict.DISPUTED, answer, f"first verifier: {_word(first)}; second: {_word(other)}")
 
     def check(self) -> None:
-        """Raise ConfigError now if the user's function cannot be loaded, rather than at the first attempt."""
+        """Load what grading needs; raises ConfigError for the user's function now, not at the first attempt."""
         if self.kind is AnswerKind.PYTHON:
             self._function()
+        if self.kind is AnswerKind.NUMBER:
+            library()
 
     def _both(self, question: Question, text: str) -> tuple[str | None, bool | None, bool | None]:
         """The extracted answer and what each verifier says: right, wrong, or None for nothing found."""
@@ -95,9 +96,7 @@ class Grader:
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, concluded(shown)[0])
 
     def _function(self) -> Judge:
-        if "judge" not in self._judge:
-            self._judge["judge"] = load_function(self.function or "")
-        return self._judge["judge"]
+        return load_function(self.function or "")
 
 
 def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None = None) -> str:

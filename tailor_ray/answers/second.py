@@ -19,8 +19,10 @@ import logging
 import re
 from collections import deque
 from decimal import Decimal
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
+
+from tailor_ray.once import FIRST_USE, once
 
 MAX_ENDING = 300  # characters; sympy never sees more
 MAX_ANNOUNCED = 16  # announcements looked at, from the end
@@ -95,8 +97,9 @@ def math_verify_says(tail: str, gold: str) -> bool | None:
         tail = tail.rpartition("=")[2]  # "20 * 1.2^18 = 532.5" says what it makes
     if not tail or _HUGE.search(tail) or set(_LATEX_COMMAND.findall(tail)) - _KNOWN_LATEX:
         return None
-    found = _parse(tail)
-    return bool(_library().verify(list(_gold(gold)), found, timeout_seconds=None)) if found else None
+    with FIRST_USE:  # sympy imports a part of itself wherever a form first needs it
+        found = _parse(tail)
+        return bool(library().verify(list(_gold(gold)), found, timeout_seconds=None)) if found else None
 
 
 def ending(text: str) -> tuple[str | None, str]:
@@ -144,7 +147,7 @@ def _holds(sentence: str, gold: str) -> bool:
 
 
 def _parse(text: str) -> list[Any]:
-    math_verify = _library()
+    math_verify = library()
     if "\\" in text:
         configs = [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
         return math_verify.parse(text, configs, parsing_timeout=None)
@@ -168,8 +171,9 @@ def _decimal(digits: str) -> Decimal:
     return Decimal(digits.replace(",", ""))
 
 
-@cache
-def _library() -> Any:
+@once
+def library() -> Any:
+    """math-verify, loaded."""
     import math_verify  # takes 1 s with sympy
 
     for name in ("math_verify.parser", "math_verify.grader"):

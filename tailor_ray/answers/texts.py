@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from tailor_ray.answers.conclusion import conclusions, last_line
 from tailor_ray.errors import ConfigError
+from tailor_ray.once import once
 
 Judge = Callable[[str, str], bool | None]
 _EDGE = " \t\n\r*_`\"'“”‘’.,;:!"
@@ -46,6 +47,7 @@ def ends_with_match(text: str, pattern: str) -> bool:
     return _pattern(pattern).search(last_line(text)) is not None
 
 
+@once
 def load_function(path: str) -> Judge:
     """The function at `package.module:function`. Raises ConfigError naming what is missing."""
     module_name, _, name = path.partition(":")

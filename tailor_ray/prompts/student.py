@@ -64,11 +64,6 @@ class StudentPrompt:
         """Strings that end a completion: a student that was never trained goes on with a question of its own."""
         return ("\nQuestion:",) if self.style == "plain" else ()
 
-    def prepare(self) -> None:
-        """Read what rendering needs: not to be left to the first of several threads."""
-        if self.chat is not None:
-            self.chat([{"role": "user", "content": "?"}], True)
-
     def render(self, question: Question) -> str:
         """The prompt; the student's completion is to follow it directly."""
         if self.chat is None or self.style == "plain":

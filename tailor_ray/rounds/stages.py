@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from tailor_ray.config import RunConfig
@@ -44,10 +44,17 @@ from tailor_ray.storage import (
     read_part,
     stage_parts,
 )
+from tailor_ray.student.exam import ExamJob, run_exam
+from tailor_ray.student.part_size import enough_to_know, questions_per_part
+from tailor_ray.student.sampling import Sampling
+from tailor_ray.student.school import school_tiny_student
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
 from tailor_ray.teacher.teach import teach as ask_teacher
+from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers
+from tailor_ray.training.example_parts import ExamplesJob, make_examples
+from tailor_ray.training.launch import TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ Stage = Callable[[Inputs, Store, RunConfig, Services], StageResult]
 
 
 def questions(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """Write the task's splits as parts of `exam.shard_questions` rows: the parts that all later ones belong to."""
+    """Write the task's splits as parts of as many rows as suit the exam: the parts that all later ones belong to."""
     task = load_task(config.task, config.seed)
     parts = {}
     for split in SPLITS:
@@ -101,7 +108,9 @@ def _write_questions(
     out: Store, split: str, rows: Iterable[Question], config: RunConfig, advance: Callable[[int], None]
 ) -> PartsDigest:
     iterator, parts = iter(rows), list[Part]()
-    while batch := list(islice(iterator, config.exam.shard_questions)):
+    first = list(islice(iterator, enough_to_know(config, split)))
+    size, iterator = questions_per_part(config, split, len(first)), chain(first, iterator)
+    while batch := list(islice(iterator, size)):
         parts.append(commit_part(out, split, len(parts), to_table(batch, QUESTION_SCHEMA)))
         advance(len(batch))
     return PartsDigest.of(parts)
@@ -111,8 +120,6 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
     """Make the tiny student, or say where every node finds the one that was given."""
     metrics: dict[str, Any] = {}
     if config.student.model == "tiny":
-        from tailor_ray.student.school import school_tiny_student
-
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
         steps = config.student.tiny.school_steps
         with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:
@@ -169,8 +176,6 @@ def _read_shard(inputs: Inputs, part: Part) -> Shard:
 
 def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """What the student is to learn from: examples-i from questions-i, all rounds' lessons-i and attempts-i."""
-    from tailor_ray.training.example_parts import ExamplesJob, make_examples
-
     services.connect()
     taught = inputs.all("teach")
     asked = stage_parts(inputs[QUESTIONS], "train")
@@ -195,9 +200,6 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
 
 def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """The student learns from the round's examples; its model card says from what, not how well it does."""
-    from tailor_ray.training.agreement import HeldOut
-    from tailor_ray.training.launch import TrainJob
-
     start = BASE_STUDENT if config.training.start == "base" else student_after(inputs.round - 1)
     prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
     held_out = HeldOut(
@@ -253,8 +255,6 @@ def _ask(
     on_part: Callable[[Part], None],
 ) -> StageResult:
     """Ask the student a split: sampled when it is an exam on the training questions, greedily else."""
-    from tailor_ray.student.exam import ExamJob, run_exam
-
     sampled = split == "train"
     prefix = ATTEMPTS if sampled else split
     model = read_model(inputs[student_after(inputs.round - 1 if sampled else inputs.round)])
@@ -278,11 +278,10 @@ def _ask(
     with services.progress.stage(name, total=total, unit="samples") as bar:
 
         def part_done(part: Part) -> None:
-            bar.advance(part.rows)
             live.answered(part)
             on_part(part)
 
-        metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done)
+        metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done, bar)
     return StageResult({**metrics, "student_sha256": model.sha256}, {prefix: digest})
 
 
@@ -291,9 +290,6 @@ def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> d
 
     Raises StageError where they differ.
     """
-    from tailor_ray.student.sampling import Sampling
-    from tailor_ray.training.agreement import check_agreement, read_answers
-
     trained = inputs[student_after(inputs.round)]
     answers, tokens = read_answers(trained.child(LOG))
     if not answers:
