@@ -167,6 +167,10 @@ def share(score: dict[str, Any] | None) -> str:
     return "—" if score is None else f"{percent(score)} %"
 
 
+def part(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def interval(score: dict[str, Any] | None) -> str:
     return "—" if score is None else f"{100 * score['ci95'][0]:.1f}–{100 * score['ci95'][1]:.1f} %"
 
@@ -202,5 +206,5 @@ def loss(value: float | None) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (thousands, percent, share, interval, points, dollars, forecast, p_value, loss, duration)
+    for function in (thousands, percent, share, part, interval, points, dollars, forecast, p_value, loss, duration)
 }

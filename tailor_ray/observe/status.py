@@ -32,7 +32,7 @@ def status(store: Store) -> str:
     for stage in [*document["unfinished"], *_begun(store, document)]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
         lines.append(f"{stage}: {_parts_done(store, StageId(int(number), name))}")
-    lines += [f"warning: {text}" for text in document["warnings"]]
+    lines += [f"warning: {text}" for text in (*document["warnings"], *document["advice"])]
     lines.append(_holder(store))
     return "\n".join(line for line in lines if line)
 

@@ -6,6 +6,7 @@ commits it. A stage killed half-way is called again and finds its committed part
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ from tailor_ray.layout import (
 )
 from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
 from tailor_ray.models.chat import ChatTemplate
-from tailor_ray.observe import live
+from tailor_ray.observe import advice, live
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
 from tailor_ray.rounds.card import model_card
@@ -55,6 +56,8 @@ from tailor_ray.teacher.teach import teach as ask_teacher
 from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers
 from tailor_ray.training.example_parts import ExamplesJob, make_examples
 from tailor_ray.training.launch import TrainJob
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,8 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
     )
     with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
         digest, counts = make_examples(job, len(asked), lambda _: bar.advance())
+    for text in advice.about_pairs(inputs.round, counts, config.training.triplet_weight):
+        log.warning("%s", text)
     return StageResult(counts, {EXAMPLES: digest})
 
 
@@ -282,6 +287,9 @@ def _ask(
             on_part(part)
 
         metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done, bar)
+    setting = f"{'exam' if sampled else 'evaluation'}.max_new_tokens"
+    for text in advice.about_answers(name, metrics, setting, job.max_new_tokens):
+        log.warning("%s", text)
     return StageResult({**metrics, "student_sha256": model.sha256}, {prefix: digest})
 
 
