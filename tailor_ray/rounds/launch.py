@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tailor_ray.config import RunConfig
+from tailor_ray.config.advice import about_settings
 from tailor_ray.layout import LOG_FILE, REPORT_PAGE
 from tailor_ray.observe import metrics
 from tailor_ray.observe.logs import setup_logging
@@ -18,6 +20,8 @@ from tailor_ray.rounds.loop import Commits, claim_folder, run_rounds
 from tailor_ray.rounds.services import Services, Staff
 from tailor_ray.storage import Lease, Store
 from tailor_ray.storage.store import node_cache
+
+log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, staff: Staff | None = None) -> str:
@@ -40,6 +44,8 @@ def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[St
     metrics.of_run(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
     with Lease.acquire(store) as lease, Progress(config.observe.log_every_s) as progress:
+        for text in about_settings(config):
+            log.warning("%s", text)
         guarded = store.guarded(lease.fence)
         claim_folder(guarded, config)
         yield guarded, Services(config, guarded, progress, staff)

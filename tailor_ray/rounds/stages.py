@@ -127,7 +127,7 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
         steps = config.student.tiny.school_steps
         with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:
             model, metrics = school_tiny_student(
-                config.student.tiny, _prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
+                config.student.tiny, student_prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
             )
     else:
         out.delete(STUDENT)  # of a try that was cut off, when another student may have been given
@@ -185,7 +185,7 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
     model = read_model(inputs[BASE_STUDENT])
     job = ExamplesJob(
         config=config.training,
-        prompt=_prompt(config, model),
+        prompt=student_prompt(config, model),
         student=model,
         special_tokens=config.student.prompt_style == "plain",
         questions=inputs[QUESTIONS],
@@ -206,7 +206,7 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
 def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """The student learns from the round's examples; its model card says from what, not how well it does."""
     start = BASE_STUDENT if config.training.start == "base" else student_after(inputs.round - 1)
-    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    prompt = student_prompt(config, read_model(inputs[BASE_STUDENT]))
     held_out = HeldOut(
         questions=tuple(_rows(inputs[QUESTIONS], "validation", Question)),
         prompt=prompt,
@@ -267,7 +267,7 @@ def _ask(
     job = ExamJob(
         prefix=prefix,
         split=split,
-        prompt=_prompt(config, read_model(inputs[BASE_STUDENT])),
+        prompt=student_prompt(config, read_model(inputs[BASE_STUDENT])),
         grader=grader_for(config.task),
         samples=config.exam.samples if sampled else 1,
         temperature=config.exam.temperature if sampled else 0.0,
@@ -302,14 +302,14 @@ def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> d
     answers, tokens = read_answers(trained.child(LOG))
     if not answers:
         return {}
-    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    prompt = student_prompt(config, read_model(inputs[BASE_STUDENT]))
     sampling = Sampling(0.0, 1.0, tokens, prompt.stop, prompt.style == "plain")
     names, prompts = ([getattr(answer, key) for answer in answers] for key in ("question_id", "prompt"))
     said = services.serve(read_model(trained)).answer(names, prompts, [[0]] * len(answers), sampling)
     return check_agreement(answers, said.texts)
 
 
-def _prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
+def student_prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
     style = config.student.prompt_style
     demos = demos_for(config.task) if config.student.few_shot else ()
