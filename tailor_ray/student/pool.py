@@ -70,6 +70,8 @@ class EnginePool:
         resources = ray.cluster_resources()
         self._on_gpu = resources.get("GPU", 0) >= self._config.tensor_parallel
         self.engines = self._count(resources, model)
+        if not self._on_gpu and self._config.dtype in ("bfloat16", "float16"):
+            log.warning("student.dtype=%s is slower than float32 on a CPU; set it to auto", self._config.dtype)
         threads = max(1, int(resources.get("CPU", 1)) // self.engines)
         # On the driver's node: an actor without resources goes anywhere, and the pool would be lost with that node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
