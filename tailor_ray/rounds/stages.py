@@ -40,11 +40,13 @@ from tailor_ray.storage import (
     PartsDigest,
     Store,
     commit_part,
+    committed_parts,
     find_part,
     read_manifest,
     read_part,
     stage_parts,
 )
+from tailor_ray.storage.parts import part_name
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.part_size import enough_to_know, questions_per_part
 from tailor_ray.student.sampling import Sampling
@@ -116,6 +118,9 @@ def _write_questions(
     while batch := list(islice(iterator, size)):
         parts.append(commit_part(out, split, len(parts), to_table(batch, QUESTION_SCHEMA)))
         advance(len(batch))
+    for part in committed_parts(out, split, verify=False)[len(parts) :]:  # of a try with smaller parts
+        out.delete(f"{part_name(split, part.index)}.json")
+        out.delete(part.entry.path)
     return PartsDigest.of(parts)
 
 
