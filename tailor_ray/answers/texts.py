@@ -16,6 +16,7 @@ from functools import lru_cache
 from tailor_ray.answers.conclusion import conclusions, last_line
 from tailor_ray.answers.spelling import plain, spelled
 from tailor_ray.errors import ConfigError
+from tailor_ray.once import once
 
 Judge = Callable[[str, str], bool | None]
 _EDGE = " \t\n\r*`\"'.,;:!$"
@@ -58,6 +59,7 @@ def ends_with_match(text: str, pattern: str) -> bool:
     return any(_pattern(pattern).search(line) for line in (concluded(text)[0] or "", last_line(text)))
 
 
+@once
 def load_function(path: str) -> Judge:
     """The function at `package.module:function`. Raises ConfigError naming what is missing."""
     module_name, _, name = path.partition(":")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models.ref import ModelRef, resolve
-
-_LOADING = threading.Lock()  # transformers' lazy modules cannot be imported by several threads at once (5.19)
+from tailor_ray.once import once
 
 
 @dataclass(frozen=True)
@@ -17,27 +15,21 @@ class ChatTemplate:
     """Reads the tokenizer at first use, once a process, from this node's copy of the model."""
 
     model: ModelRef
-    _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
         """The messages as the model was trained to read them. Raises ModelError when there is no template."""
         # Templates that can think before they answer are told not to: the rationale is the thinking.
-        return self._tokenizer().apply_chat_template(
+        return _tokenizer(self.model).apply_chat_template(
             messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTemplate, (self.model,)
 
-    def _tokenizer(self) -> Any:
-        with _LOADING:
-            if "tokenizer" not in self._loaded:
-                from transformers import AutoTokenizer  # takes seconds
+@once
+def _tokenizer(model: ModelRef) -> Any:
+    from transformers import AutoTokenizer  # takes seconds
 
-                tokenizer = AutoTokenizer.from_pretrained(resolve(self.model))
-                if not tokenizer.chat_template:
-                    raise ModelError(
-                        f"the tokenizer of {self.model} has no chat template; set student.prompt_style to plain"
-                    )
-                self._loaded["tokenizer"] = tokenizer
-            return self._loaded["tokenizer"]
+    tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    if not tokenizer.chat_template:
+        raise ModelError(f"the tokenizer of {model} has no chat template; set student.prompt_style to plain")
+    tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)  # the template is compiled here
+    return tokenizer

@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from tailor_ray.errors import CorruptionError, ModelError
 from tailor_ray.models.folder import MODEL_FILES, check_model, content_sha256, is_model_file, model_files
+from tailor_ray.once import FIRST_USE
 from tailor_ray.storage import FileEntry, Store, in_threads
 from tailor_ray.storage.seal import seal, unseal
 from tailor_ray.storage.store import file_sha256, node_cache
@@ -277,8 +278,9 @@ def _download(model: str, revision: str | None, setting: str) -> Path:
             f"{setting}={model!r} is neither a local folder nor a hub id (owner/name) nor a storage URI"
             f"{' nor `tiny`' if setting == 'student.model' else ''}; set {setting} to one of these"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    with FIRST_USE:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(MODEL_FILES)))

@@ -11,10 +11,10 @@ the driver and whoever it gives work to (engines' supervisor, training workers) 
 from __future__ import annotations
 
 import sys
-import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
+
+from tailor_ray.once import once
 
 PREFIX = "tailor_"
 RUN = "run"  # the label of every series
@@ -59,7 +59,6 @@ TABLE = {
 
 LATENCY_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120]
 
-_lock = threading.Lock()
 _run = ""
 
 
@@ -108,13 +107,8 @@ def _in_ray() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+@once
 def _instrument(metric: Metric) -> Any:
-    with _lock:
-        return _make(metric)
-
-
-@cache
-def _make(metric: Metric) -> Any:
     """The process's one instrument for a metric: Ray warns when a name is registered twice."""
     from ray.util import metrics as ray_metrics
 

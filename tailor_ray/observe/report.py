@@ -11,7 +11,6 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from tailor_ray.observe.mistakes import Row, mistake_rows
 from tailor_ray.observe.pictures import read_losses, run_charts
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import RunRecord, load_run, plain, summarize
+from tailor_ray.once import once
 from tailor_ray.storage import Store
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def render(template: str, page: dict[str, Any], **values: Any) -> str:
     )
 
 
-@cache
+@once
 def page_file(name: str) -> str:
     return (resources.files("tailor_ray.observe") / "page" / name).read_text(encoding="utf-8")
 
@@ -167,6 +167,10 @@ def share(score: dict[str, Any] | None) -> str:
     return "—" if score is None else f"{percent(score)} %"
 
 
+def part(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def interval(score: dict[str, Any] | None) -> str:
     return "—" if score is None else f"{100 * score['ci95'][0]:.1f}–{100 * score['ci95'][1]:.1f} %"
 
@@ -202,5 +206,5 @@ def loss(value: float | None) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (thousands, percent, share, interval, points, dollars, forecast, p_value, loss, duration)
+    for function in (thousands, percent, share, part, interval, points, dollars, forecast, p_value, loss, duration)
 }

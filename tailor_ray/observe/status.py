@@ -26,7 +26,7 @@ def status(store: Store) -> str:
     document = status_document(store)
     lines = [rounds_table(document), *(f"{stage}: {done}" for stage, done in document["unfinished_parts"].items())]
     lines += [_under_way(stage) for stage in document["under_way"]]
-    lines += [f"warning: {text}" for text in document["warnings"]]
+    lines += [f"warning: {text}" for text in (*document["warnings"], *document["advice"])]
     if document["last_warning"]:
         when, text = document["last_warning"]
         lines.append(f"last warning, {_ago(when)}: {text}")

@@ -14,6 +14,7 @@ from typing import Any
 from tailor_ray import layout
 from tailor_ray.errors import CorruptionError, RunFolderError
 from tailor_ray.layout import StageId
+from tailor_ray.observe.advice import about_run, shares
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import Manifest, Part, Store, find_part, read_manifest, read_part, stage_parts
 from tailor_ray.storage.settings import read_settings
@@ -143,6 +144,7 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         "totals": _totals(rounds),
         "questions": record.metrics(0, "questions"),
         "warnings": record.warnings,
+        "advice": list(about_run({stage: made.metrics for stage, made in record.stages.items()}, record.settings)),
     }
     finite: dict[str, Any] = plain(document)
     return finite
@@ -158,6 +160,7 @@ def _round(record: RunRecord, number: int) -> dict[str, Any]:
         "evaluation": test or validation,
         "validation": validation,
         "exam": _counts(exam, EXAM_COUNTS),
+        "shares": shares(exam),
         "undecided": _undecided(exam),
         "teacher": _teacher(teach),
         "training": _counts(train, TRAINING_COUNTS),

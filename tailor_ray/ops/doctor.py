@@ -1,6 +1,7 @@
 """`tailor-ray doctor`: what works here, line by line, and what to do for each line that fails.
 
-Each check returns lines and never raises for what it looks for; the command exits 0 when no line failed.
+Each check returns lines and never raises for what it looks for; the command exits 0 when no line failed. Of a
+configuration it also asks the student one question, and the teacher for one lesson where that is wanted (`trial`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailor_ray.config import RunConfig
+from tailor_ray.config.advice import about_settings
 from tailor_ray.errors import TailorError
+from tailor_ray.ops.line import Line
 from tailor_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -44,27 +46,40 @@ SLOW_IMPORTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One finding; `todo` is what to do about it, None when there is nothing to do."""
+def examine(config: RunConfig, say: Callable[[Line], None], ask: bool = False, ask_teacher: bool = False) -> bool:
+    """Run all checks, say each line as it is found; True when none failed.
 
-    topic: str
-    found: str
-    todo: str | None = None
+    With `ask` one question goes to the student, with `ask_teacher` one request for a lesson to the teacher.
+    """
+    well, tried = True, None
 
-    def __str__(self) -> str:
-        mark = "ok  " if self.todo is None else "FAIL"
-        return f"{mark} {self.topic}: {self.found}" + (f"\n     → {self.todo}" if self.todo else "")
+    def lines() -> Iterator[Line]:
+        nonlocal tried
+        for check in (versions, imports, compiler, gpus, storage, cluster, teacher, settings):
+            yield from check(config)
+        if ask or ask_teacher:
+            from tailor_ray.ops import trial  # imports the engines' pool
 
+            for found in trial.student(config):
+                if isinstance(found, Line):
+                    yield found
+                else:
+                    tried = found
+            if ask_teacher:
+                yield from trial.lesson(config, tried)
 
-def examine(config: RunConfig, say: Callable[[Line], None]) -> bool:
-    """Run all checks, say each line as it is found; True when none failed."""
-    well = True
-    for check in (versions, imports, compiler, gpus, storage, cluster, teacher):
-        for line in check(config):
-            say(line)
-            well = well and line.todo is None
+    for line in lines():
+        say(line)
+        well = well and line.todo is None
     return well
+
+
+def settings(config: RunConfig) -> Iterator[Line]:
+    """What is unusual for the student; not wrong, so nothing fails."""
+    advice = about_settings(config)
+    yield from (Line("settings", text) for text in advice)
+    if not advice:
+        yield Line("settings", "nothing unusual")
 
 
 def versions(_: RunConfig) -> Iterator[Line]:

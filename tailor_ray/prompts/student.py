@@ -64,11 +64,6 @@ class StudentPrompt:
         """Strings that end a completion: a student that was never trained goes on with a question of its own."""
         return ("\nQuestion:",) if self.style == "plain" else ()
 
-    def prepare(self) -> None:
-        """Read what rendering needs: not to be left to the first of several threads."""
-        if self.chat is not None:
-            self.chat([{"role": "user", "content": "?"}], True)
-
     def render(self, question: Question) -> str:
         """The prompt; the student's completion is to follow it directly."""
         if self.chat is None or self.style == "plain":
@@ -89,8 +84,12 @@ class StudentPrompt:
         return self.completion(demo.rationale or "", demo.answer)
 
     def _asked(self, question: Question) -> str:
+        # No number stands in for the answer here: a small model copies it (SmolLM2-135M answered 12 to 9 of 10).
         form = _FORM.get(self.kind, "Answer: <answer>")
-        return f'{_with_choices(question)}\n\nReason step by step, then end with the line "{form}".'
+        return (
+            f"{_with_choices(question)}\n\nSolve this in a few short steps. Then write the answer on the last line, "
+            f"in this form:\n{form}"
+        )
 
     def _demo_turns(self) -> Messages:
         turns: Messages = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tailor_ray.config import RunConfig
+from tailor_ray.config.advice import about_settings
 from tailor_ray.errors import LeaseLost
 from tailor_ray.layout import LOG_FILE, PROGRESS_FILE, REPORT_PAGE
 from tailor_ray.observe import metrics
@@ -53,6 +54,8 @@ def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[St
     on_lost = (lambda text: watch.stop_run(LeaseLost(text))) if in_main else log.error
     try:
         with Lease.acquire(store, on_lost=on_lost) as lease:
+            for text in about_settings(config):
+                log.warning("%s", text)
             guarded = store.guarded(lease.fence)
             claim_folder(guarded, config)
             with Progress(config.observe.log_every_s, record=lambda bars: _write_down(guarded, bars)) as progress:

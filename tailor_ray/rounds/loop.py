@@ -23,6 +23,7 @@ from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
 from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest, stage_parts
 from tailor_ray.storage.settings import read_settings, write_settings
+from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def do_stage(commits: Commits, spec: StageSpec, services: Services, started: flo
 def mine(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
     """Exam and teaching at the same time: the teacher starts with the first committed part."""
     exam, teach = group
-    services.connect()  # before there are two threads that would
+    services.connect()  # before there are two threads that would, as is what grading loads at first use
+    grader_for(commits.config.task).check()
     intake = Intake()
     inputs, out = commits.inputs(teach), commits.folder(teach)
     with intake.teaching(lambda: stages.teach(inputs, out, commits.config, services, intake)) as teaching:

@@ -6,10 +6,11 @@ commits it. A stage killed half-way is called again and finds its committed part
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from tailor_ray.config import RunConfig
@@ -28,7 +29,7 @@ from tailor_ray.layout import (
 )
 from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
 from tailor_ray.models.chat import ChatTemplate
-from tailor_ray.observe import live
+from tailor_ray.observe import advice, live
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
 from tailor_ray.rounds.card import model_card
@@ -39,15 +40,26 @@ from tailor_ray.storage import (
     PartsDigest,
     Store,
     commit_part,
+    committed_parts,
     find_part,
     read_manifest,
     read_part,
     stage_parts,
 )
+from tailor_ray.storage.parts import part_name
+from tailor_ray.student.exam import ExamJob, run_exam
+from tailor_ray.student.part_size import enough_to_know, questions_per_part
+from tailor_ray.student.sampling import Sampling
+from tailor_ray.student.school import school_tiny_student
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
 from tailor_ray.teacher.teach import teach as ask_teacher
+from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers
+from tailor_ray.training.example_parts import ExamplesJob, make_examples
+from tailor_ray.training.launch import TrainJob
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,7 @@ Stage = Callable[[Inputs, Store, RunConfig, Services], StageResult]
 
 
 def questions(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """Write the task's splits as parts of `exam.shard_questions` rows: the parts that all later ones belong to."""
+    """Write the task's splits as parts of as many rows as suit the exam: the parts that all later ones belong to."""
     task = load_task(config.task, config.seed)
     parts = {}
     for split in SPLITS:
@@ -101,9 +113,14 @@ def _write_questions(
     out: Store, split: str, rows: Iterable[Question], config: RunConfig, advance: Callable[[int], None]
 ) -> PartsDigest:
     iterator, parts = iter(rows), list[Part]()
-    while batch := list(islice(iterator, config.exam.shard_questions)):
+    first = list(islice(iterator, enough_to_know(config, split)))
+    size, iterator = questions_per_part(config, split, len(first)), chain(first, iterator)
+    while batch := list(islice(iterator, size)):
         parts.append(commit_part(out, split, len(parts), to_table(batch, QUESTION_SCHEMA)))
         advance(len(batch))
+    for part in committed_parts(out, split, verify=False)[len(parts) :]:  # of a try with smaller parts
+        out.delete(f"{part_name(split, part.index)}.json")
+        out.delete(part.entry.path)
     return PartsDigest.of(parts)
 
 
@@ -111,13 +128,11 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
     """Make the tiny student, or say where every node finds the one that was given."""
     metrics: dict[str, Any] = {}
     if config.student.model == "tiny":
-        from tailor_ray.student.school import school_tiny_student
-
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
         steps = config.student.tiny.school_steps
         with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:
             model, metrics = school_tiny_student(
-                config.student.tiny, _prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
+                config.student.tiny, student_prompt(config, None), config.seed, out, lambda done: bar.update(done=done)
             )
     else:
         out.delete(STUDENT)  # of a try that was cut off, when another student may have been given
@@ -169,15 +184,13 @@ def _read_shard(inputs: Inputs, part: Part) -> Shard:
 
 def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """What the student is to learn from: examples-i from questions-i, all rounds' lessons-i and attempts-i."""
-    from tailor_ray.training.example_parts import ExamplesJob, make_examples
-
     services.connect()
     taught = inputs.all("teach")
     asked = stage_parts(inputs[QUESTIONS], "train")
     model = read_model(inputs[BASE_STUDENT])
     job = ExamplesJob(
         config=config.training,
-        prompt=_prompt(config, model),
+        prompt=student_prompt(config, model),
         student=model,
         special_tokens=config.student.prompt_style == "plain",
         questions=inputs[QUESTIONS],
@@ -190,16 +203,15 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
     )
     with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
         digest, counts = make_examples(job, len(asked), lambda _: bar.advance())
+    for text in advice.about_pairs(inputs.round, counts, config.training.triplet_weight):
+        log.warning("%s", text)
     return StageResult(counts, {EXAMPLES: digest})
 
 
 def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """The student learns from the round's examples; its model card says from what, not how well it does."""
-    from tailor_ray.training.agreement import HeldOut
-    from tailor_ray.training.launch import TrainJob
-
     start = BASE_STUDENT if config.training.start == "base" else student_after(inputs.round - 1)
-    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    prompt = student_prompt(config, read_model(inputs[BASE_STUDENT]))
     held_out = HeldOut(
         questions=tuple(_rows(inputs[QUESTIONS], "validation", Question)),
         prompt=prompt,
@@ -253,8 +265,6 @@ def _ask(
     on_part: Callable[[Part], None],
 ) -> StageResult:
     """Ask the student a split: sampled when it is an exam on the training questions, greedily else."""
-    from tailor_ray.student.exam import ExamJob, run_exam
-
     sampled = split == "train"
     prefix = ATTEMPTS if sampled else split
     model = read_model(inputs[student_after(inputs.round - 1 if sampled else inputs.round)])
@@ -262,7 +272,7 @@ def _ask(
     job = ExamJob(
         prefix=prefix,
         split=split,
-        prompt=_prompt(config, read_model(inputs[BASE_STUDENT])),
+        prompt=student_prompt(config, read_model(inputs[BASE_STUDENT])),
         grader=grader_for(config.task),
         samples=config.exam.samples if sampled else 1,
         temperature=config.exam.temperature if sampled else 0.0,
@@ -278,11 +288,13 @@ def _ask(
     with services.progress.stage(name, total=total, unit="samples") as bar:
 
         def part_done(part: Part) -> None:
-            bar.advance(part.rows)
             live.answered(part)
             on_part(part)
 
-        metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done)
+        metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done, bar)
+    setting = f"{'exam' if sampled else 'evaluation'}.max_new_tokens"
+    for text in advice.about_answers(name, metrics, setting, job.max_new_tokens):
+        log.warning("%s", text)
     return StageResult({**metrics, "student_sha256": model.sha256}, {prefix: digest})
 
 
@@ -291,21 +303,18 @@ def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> d
 
     Raises StageError where they differ.
     """
-    from tailor_ray.student.sampling import Sampling
-    from tailor_ray.training.agreement import check_agreement, read_answers
-
     trained = inputs[student_after(inputs.round)]
     answers, tokens = read_answers(trained.child(LOG))
     if not answers:
         return {}
-    prompt = _prompt(config, read_model(inputs[BASE_STUDENT]))
+    prompt = student_prompt(config, read_model(inputs[BASE_STUDENT]))
     sampling = Sampling(0.0, 1.0, tokens, prompt.stop, prompt.style == "plain")
     names, prompts = ([getattr(answer, key) for answer in answers] for key in ("question_id", "prompt"))
     said = services.serve(read_model(trained)).answer(names, prompts, [[0]] * len(answers), sampling)
     return check_agreement(answers, said.texts)
 
 
-def _prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
+def student_prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
     style = config.student.prompt_style
     demos = demos_for(config.task) if config.student.few_shot else ()

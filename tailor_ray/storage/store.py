@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pyarrow.fs as pafs
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import from_url
 
 from tailor_ray.errors import ConfigError, masked
 
@@ -121,8 +124,6 @@ class Store:
         """
         if self.is_local:
             return json.loads(self.read_bytes(name))
-        import obstore
-
         return json.loads(bytes(obstore.get(self._objects(), name).bytes()))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> FileEntry:
@@ -156,9 +157,6 @@ class Store:
         return self._create_remote(name, data)
 
     def _create_remote(self, name: str, data: bytes) -> bool:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
         try:
             obstore.put(self._objects(), name, data, mode="create")
         except AlreadyExistsError:
@@ -167,8 +165,6 @@ class Store:
 
     def _objects(self) -> Any:
         """The folder for obstore, which does in one request what pyarrow does in several or not at all."""
-        from obstore.store import from_url
-
         return from_url(self.uri.partition("?")[0])
 
     def delete(self, name: str) -> None:

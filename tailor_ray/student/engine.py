@@ -53,7 +53,8 @@ class Job:
 
     start: Callable[[Any, Job], None]
     alone: bool
-    left: int = 0  # requests that still run
+    asked: int = 0  # requests
+    left: int = 0  # of them still run
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -71,6 +72,7 @@ class StudentEngine:
         self._starting: Job | None = None
         self._broken: str | None = None
         self._steps = self._requests = 0
+        self._answered = 0  # samples of batches that are not whole yet
         self._tokenizer: Any = None
         self._limit = 0
         self._started: Future[None] = Future()
@@ -88,6 +90,10 @@ class StudentEngine:
     def progress(self) -> int:
         """A number that grows with every step; a hung engine keeps its."""
         return self._steps
+
+    def answered(self) -> int:
+        """Samples answered of the batches under way."""
+        return self._answered
 
     def generate(
         self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool = False
@@ -202,7 +208,8 @@ class StudentEngine:
             name = str(self._requests)  # vLLM returns a name of its own, but answers by this one
             engine.add_request(name, {"prompt_token_ids": ids}, parameters)
             self._running[name] = (job, out, index)
-            job.left += 1
+            job.asked += 1
+        job.left = job.asked
         if not job.left:
             job.future.set_result(out)
 
@@ -217,7 +224,9 @@ class StudentEngine:
         else:
             out.errors[index] = f"the engine ended the request with {completion.finish_reason!r}"
         job.left -= 1
+        self._answered += 1
         if not job.left:
+            self._answered -= job.asked
             self._alone = None
             job.future.set_result(out)
 

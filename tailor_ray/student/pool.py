@@ -31,6 +31,7 @@ from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
 
 log = logging.getLogger(__name__)
 PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
+ASK_S = 10.0  # that a look at the count may take
 QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
 
 
@@ -90,6 +91,8 @@ class EnginePool:
                 *(width, resources["GPU"]),
             )
         self.engines = self._count(resources, model)
+        if not self._on_gpu and self._config.dtype in ("bfloat16", "float16"):
+            log.warning("student.dtype=%s is slower than float32 on a CPU; set it to auto", self._config.dtype)
         threads = max(1, int(resources.get("CPU", 1)) // self.engines)
         # On the driver's node: an actor without resources goes anywhere, and the pool would be lost with that node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -112,6 +115,13 @@ class EnginePool:
 
     def restarts(self) -> int:
         return get(self._supervisor.restarts.remote())
+
+    def answered(self) -> int:
+        """Samples answered since the stage began, those of batches under way included; 0 when nobody says."""
+        try:
+            return get(self._supervisor.answered.remote(), timeout=ASK_S)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return 0
 
     def release(self) -> None:
         """Give the engines' memory back while the student trains, as student.release_for_training says."""
@@ -163,7 +173,7 @@ class EnginePool:
         except (EngineBroken, ray.exceptions.RayActorError) as error:
             get(self._supervisor.lost.remote(lease, gist(error)))
             raise EngineLost from None
-        self._supervisor.give_back.remote(lease)
+        self._supervisor.give_back.remote(lease, len(out.texts))
         return out
 
     def _wait(self, handle: Any, reference: Any) -> Completions:

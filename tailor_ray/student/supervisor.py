@@ -33,6 +33,7 @@ IF_MEMORY = (
     "If memory ran out, lower student.max_num_seqs, student.engines, or student.kv_cache_gib "
     "(student.gpu_memory_utilization on GPUs)"
 )
+LOOK_S = 2.0  # that an engine may take to say how far it is
 STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
 
@@ -69,6 +70,7 @@ class Supervisor:
         self._changed = threading.Condition()
         self._failure: str | None = None
         self._restarts, self._max_restarts = 0, 0
+        self._answered = 0  # samples of batches that were given back in this stage
         self._parts: set[int] = set()  # of the exam: begun by a task and not yet taken over by the driver
         self._room = 0
 
@@ -80,6 +82,7 @@ class Supervisor:
         """Count restarts anew, fill empty slots, let `room` parts of an exam be under way at a time."""
         with self._changed:
             self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
+            self._answered = 0
             self._parts, self._room = set(), room
             for slot in self._slots:
                 slot.lent, slot.alone_until = 0, 0.0  # callers of a stage that was broken off gave nothing back
@@ -122,8 +125,22 @@ class Supervisor:
                 waits = [slot.alone_until - now for slot in there if slot.alone_until > now]
                 self._changed.wait(min(waits, default=None))
 
-    def give_back(self, lease: Lease) -> None:
+    def answered(self) -> int:
+        """Samples answered since the stage began; of a batch that its engine loses they count no more."""
         with self._changed:
+            engines = [slot.handle for slot in self._slots if slot.handle is not None]
+            answered = self._answered
+        for reference in [engine.answered.remote() for engine in engines]:
+            try:
+                answered += get(reference, timeout=LOOK_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                continue  # it is dead or starts: what it had is asked again
+        return answered
+
+    def give_back(self, lease: Lease, answered: int = 0) -> None:
+        """The caller has its `answered` samples."""
+        with self._changed:
+            self._answered += answered
             slot = self._slots[lease.slot]
             if slot.epoch == lease.epoch:
                 slot.lent = max(0, slot.lent - 1)

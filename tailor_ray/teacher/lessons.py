@@ -6,6 +6,7 @@ not. Pure: the same reply is judged alike in every run.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ _GIVEAWAY = re.compile(
     re.IGNORECASE,
 )
 FEWEST_WORDS = 5  # "198 pages per chapter" is an answer, not a way to it
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(\$ ?)?(-?\d[\d,]*(?:\.\d+)?)")
+_SPACED = re.compile(r"()(?<![\d,.])(-?\d{1,3}(?:[ \u00a0\u202f]\d{3})+)(?![\d,])")  # 100 000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def judge(question: Question, kind: LessonKind, text: str, grader: Grader) -> Ju
     """Judge a whole reply."""
     reply = parse_reply(text)
     rationale = reply.rationale
-    if len(rationale.split()) < FEWEST_WORDS:
+    if max(len(rationale.split()), len(re.findall(r"\w+", rationale))) < FEWEST_WORDS:  # "80(.95)=76" is one word
         return Judged(reason="empty", problem="it has no reasoning.")
     if is_repetition(rationale):
         return Judged(reason="repetition", problem="its rationale repeats itself.")
@@ -97,7 +99,11 @@ def _reaches(question: Question, rationale: str, kind: AnswerKind) -> bool:
         gold = float(question.answer.replace(",", ""))
     except ValueError:
         return True  # a fraction or an expression: the verifiers compared it already
-    return any(_as_float(found) in (gold, abs(gold)) for found in _NUMBER.findall(rationale))
+    for currency, digits in (*_NUMBER.findall(rationale), *_SPACED.findall(rationale)):
+        value = _as_float("".join(digits.split()))
+        if value is not None and (value in (gold, abs(gold)) or (currency and math.isclose(100 * value, gold))):
+            return True  # 49 cents may stand as $0.49
+    return False
 
 
 def _as_float(text: str) -> float | None:

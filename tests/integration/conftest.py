@@ -35,6 +35,7 @@ ENGINES = (
     "test_exam",
     "test_exam_killed",
     "test_metrics_scrape",
+    "test_real_student",
     "test_run",
     "test_same_digests",
     "test_serve",

@@ -117,7 +117,9 @@ def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
     assert rendered.startswith(prompt.prefix)
     assert prompt.prefix.count("<|assistant|>") == 2
     assert "<|assistant|>2 + 2 = 4.\nAnswer: 4<|end|>" in prompt.prefix
-    assert rendered.endswith('end with the line "Answer: <number>".<|end|><|assistant|>')
+    assert "<|user|>5 and 5?\n\nSolve this in a few short steps." in rendered
+    assert rendered.endswith("\nAnswer: <number><|end|><|assistant|>")
+    assert [part.count("Answer: <number>") for part in rendered.split("<|user|>")] == [0, 1, 1, 1]  # each turn asks so
     assert prompt.completion("5 + 5 = 10.", "10") == "5 + 5 = 10.\nAnswer: 10"
     assert prompt.stop == ()
 

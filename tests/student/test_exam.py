@@ -2,11 +2,13 @@
 
 import pickle
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 from tailor_ray.answers import Grader
-from tailor_ray.errors import CorruptionError
+from tailor_ray.errors import CorruptionError, StageError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import (
     ATTEMPT_SCHEMA,
@@ -18,8 +20,11 @@ from tailor_ray.records import (
     from_table,
     to_table,
 )
-from tailor_ray.storage import Store, commit_part, find_part, read_part
-from tailor_ray.student.exam import Examiner, ExamJob, Shape, Totals, part_info
+from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, commit_part, find_part, read_part
+from tailor_ray.student import exam as exam_module
+from tailor_ray.student import examiner as examiner_module
+from tailor_ray.student.exam import Totals, run_exam
+from tailor_ray.student.examiner import Answered, Examiner, ExamJob, Shape, part_info
 from tailor_ray.student.sampling import Completions, sample_seed
 
 
@@ -218,19 +223,124 @@ def test_the_first_disputed_attempts_of_each_part_are_listed_in_whatever_order_p
     assert said[0]["quarantined"] == [f"bad{index:02d}" for index in range(60)]
 
 
-def test_a_chat_template_is_read_before_there_are_threads(questions, tmp_path):
-    """Several threads that import it for the first time at once end in an ImportError of transformers."""
-    read = []
+def test_prompts_and_grades_are_made_by_the_tasks_own_thread(questions, tmp_path):
+    """What they load at first use fails where several threads load it at once."""
+    seen = set()
 
     class Chat:
         def __call__(self, messages, open_turn):
-            read.append(threading.current_thread())
+            seen.add(threading.current_thread())
             return messages[-1]["content"]
+
+    class Noting(Grader):
+        def grade(self, *arguments):
+            seen.add(threading.current_thread())
+            return super().grade(*arguments)
 
     store, _, parts = questions
     prompt = StudentPrompt("chat", AnswerKind.NUMBER, chat=Chat())
-    job, pool = exam_job(), Sums()
-    job = ExamJob(**{**{name: getattr(job, name) for name in job.__dataclass_fields__}, "prompt": prompt})
-    Examiner(pool, job, store, Store.open(str(tmp_path / "out")), Shape.of(pool, 3, parts)).examine(parts[0])
-    assert read[0] is threading.current_thread()
-    assert len(read) == 6
+    job = replace(exam_job(), prompt=prompt, grader=Noting(AnswerKind.NUMBER))
+    pool = Sums()
+    Examiner(pool, job, store, Store.open(str(tmp_path / "out")), Shape(1, 4, 2, 1)).examine(parts[0])
+    assert seen == {threading.current_thread()}
+
+
+class Falling(Sums):
+    """Engines of which all fall after so many questions; `asked` are those that got an answer."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after, self.asked = after, []
+
+    def answer(self, ids, prompts, seeds, sampling):
+        if len(self.asked) >= self.after:
+            raise StageError("no engine is left")
+        self.asked += ids
+        return super().answer(ids, prompts, seeds, sampling)
+
+
+def one_part(folder, count=12):
+    store = Store.open(str(folder / "questions"))
+    asked = [Question(f"q{i}", f"What is {i} plus {2 * i} ?", str(3 * i)) for i in range(count)]
+    return store, commit_part(store, "train", 0, to_table(asked, QUESTION_SCHEMA))
+
+
+def test_what_is_answered_of_a_part_survives_and_is_not_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(examiner_module, "SAVE_EVERY_S", 0.0)
+    store, part = one_part(tmp_path)
+    whole, out = Store.open(str(tmp_path / "whole")), Store.open(str(tmp_path / "out"))
+    expected = Examiner(Sums(), exam_job(), store, whole, Shape(2, 1, 2, 1)).examine(part)
+    first, second = Falling(after=6), Falling(after=100)
+    with pytest.raises(StageError, match="no engine is left"):
+        Examiner(first, exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+    assert Answered.rows(out, "attempts") == 6 * 3
+    made = Examiner(second, exam_job(), store, out, Shape(3, 2, 2, 1)).examine(part)  # in other slices
+    assert sorted(first.asked + second.asked) == sorted(f"q{i}" for i in range(12))
+    assert made == expected
+    assert out.read_bytes(made.entry.path) == whole.read_bytes(made.entry.path)
+    assert out.folders(Answered.folder("attempts")) == []
+
+
+def test_answers_that_are_damaged_or_of_another_exam_are_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(examiner_module, "SAVE_EVERY_S", 0.0)
+    store, part = one_part(tmp_path)
+    out = Store.open(str(tmp_path / "out"))
+    with pytest.raises(StageError):
+        Examiner(Falling(after=6), exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+    beside = out.child(Answered.folder("attempts"), "attempts-00000")
+    torn = next(name for name in beside.files() if name.endswith(".parquet"))
+    beside.write_bytes(torn, beside.read_bytes(torn)[:-9])
+    pool = Falling(after=100)
+    Examiner(pool, exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+    assert len(pool.asked) == 8
+    other = Store.open(str(tmp_path / "other"))
+    with pytest.raises(StageError):
+        Examiner(Falling(after=6), exam_job(), store, other, Shape(2, 1, 2, 1)).examine(part)
+    pool = Falling(after=100)
+    Examiner(pool, replace(exam_job(), seed=6), store, other, Shape(2, 1, 2, 1)).examine(part)
+    assert len(pool.asked) == 12
+
+
+class Bar:
+    def __init__(self):
+        self.done, self.before, self.seen = 0, 0, []
+
+    def found(self, n):
+        self.before = self.done = n
+
+    def update(self, *, done):
+        self.done = done
+        self.seen.append(done)
+
+
+def test_samples_are_counted_as_they_are_answered_and_earlier_ones_are_no_speed(tmp_path, monkeypatch):
+    """Before the only part is whole; what an earlier try left is found, and a count never goes down."""
+    store, part = one_part(tmp_path)
+    commit_manifest(store, Manifest("questions", 0, "", {}, {"train": PartsDigest.of([part])}, 0.0, {}))
+    out = Store.open(str(tmp_path / "out"))
+    monkeypatch.setattr(examiner_module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(exam_module, "LOOK_EVERY_S", 0.01)
+    with pytest.raises(StageError):
+        Examiner(Falling(after=4), exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+    bar, told = Bar(), iter([3, 9, 6, 9])
+
+    class Counting(Sums):
+        def begin_stage(self, most, room=0): ...
+        def leave_part(self, index): ...
+
+        def restarts(self):
+            return 0
+
+        def answered(self):
+            return next(told, 9)
+
+    def slowly(examiner, todo):
+        while len(bar.seen) < 4:
+            time.sleep(0.01)
+        yield from map(examiner.examine, todo)
+
+    monkeypatch.setattr(exam_module, "_stream", slowly)
+    run_exam(Counting(), exam_job(), store, out, print, bar)
+    assert bar.before == 4 * 3
+    assert bar.seen[:4] == [15, 21, 21, 21]
+    assert bar.done == 12 * 3

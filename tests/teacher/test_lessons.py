@@ -57,6 +57,20 @@ def test_each_rule_has_its_reason_and_tells_the_teacher(text, reason):
     assert lesson.problem.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Her TV cost 3.5 kw hours a week * $0.14 = $0.49 a week.", "49"),  # asked for cents
+        ("So the selling price is $80 000 + $16 000 + $4 000 = $100 000.", "100000"),
+        ("The drive can store 2400 / 200 = 12 200-kilobyte videos on it.", "12"),
+        ("Female:44(.50)=22\nPregnant:22(.50)=11 cows", "11"),  # terse, and a way to the answer
+    ],
+)
+def test_gold_rationales_that_people_wrote_are_lessons(text, answer):
+    question = Question("q", "How many, or how many cents?", answer)
+    assert judge(question, LessonKind.RATIONALE, reply(text, answer), Grader(AnswerKind.NUMBER)).reason is None
+
+
 def test_feedback_without_what_went_wrong_is_none():
     assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
 

@@ -1,0 +1,138 @@
+"""One question on its whole way, shown as text: what the student reads and writes, and what the grader says of it.
+
+With a teacher also one lesson: what the teacher reads and writes, and whether it would be learnt from. It costs one
+engine's start and one request, and nothing is kept. What always holds: the question is shown as a run would show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tailor_ray.config import RunConfig
+from tailor_ray.errors import TailorError
+from tailor_ray.models import ModelRef, identify
+from tailor_ray.ops.line import Line
+from tailor_ray.prompts.student import StudentPrompt
+from tailor_ray.records import Attempt, LessonKind, Question, Verdict
+from tailor_ray.rounds.cluster import connected
+from tailor_ray.rounds.stages import student_prompt
+from tailor_ray.student.pool import EnginePool
+from tailor_ray.student.sampling import Sampling, sample_seed
+from tailor_ray.tasks import grader_for, load_task
+from tailor_ray.teacher.asks import Asker
+from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.dispatch import access_error
+from tailor_ray.teacher.lessons import judge
+from tailor_ray.teacher.outcomes import Outcome
+from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.sandbox_process import open_teacher
+
+TODO = {
+    Verdict.TRUNCATED: "it was cut off: raise evaluation.max_new_tokens and exam.max_new_tokens, or show worked "
+    "questions (student.few_shot=true)",
+    Verdict.UNPARSED: "no answer was found in it: check student.prompt_style and task.answer_kind, or show worked "
+    "questions (student.few_shot=true)",
+    Verdict.ERROR: "the engine could not answer; what it said is above",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A question and the student's attempt on it."""
+
+    question: Question
+    attempt: Attempt
+
+
+def student(config: RunConfig) -> Iterator[Line | Tried]:
+    """The first training question through prompt, engine and grader; last, if it came so far, what was tried."""
+    try:
+        question = next(iter(load_task(config.task, config.seed).train))
+        if config.student.model == "tiny":
+            yield Line("student", "tiny is made when a run begins; there is none yet to be asked")
+            return
+        model = identify(config.student.model, config.student.revision)
+        prompt = student_prompt(config, model)
+        asked = prompt.render(question)
+        yield Line("student is asked", f"question {question.id}, answer {question.answer}{_block(asked)}")
+        limit = config.evaluation.max_new_tokens
+        sampling = Sampling(0.0, 1.0, limit, prompt.stop, prompt.style == "plain")
+        seed = sample_seed(config.seed, 0, question.id, 0)
+        with connected(config.cluster), _engines(config, model) as pool:
+            said = pool.answer([question.id], [asked], [[seed]], sampling)
+    except (TailorError, ConnectionError, RuntimeError) as error:
+        yield Line("student", str(error), "mend the setting that it names; `tailor-ray config-reference` explains each")
+        return
+    text, reason, error = said.texts[0], said.finish_reasons[0], said.errors[0]
+    tokens = f"{said.prompt_tokens[0]} tokens read, {said.output_tokens[0]} of at most {limit} written"
+    yield Line("student writes", f"{tokens}, ended by {reason}{_block(text or error or '')}")
+    grade = grader_for(config.task).grade(question, text if error is None else error, reason)
+    detail = f" ({grade.detail})" if grade.detail else ""
+    found = f"{grade.verdict}, read as {grade.answer!r}, gold is {question.answer!r}{detail}"
+    yield Line("grader says", found, TODO.get(grade.verdict))
+    attempt = Attempt(
+        question.id, 0, text, reason, grade.answer, grade.verdict, seed, said.prompt_tokens[0], said.output_tokens[0]
+    )
+    yield Tried(question, attempt)
+
+
+def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
+    """One lesson of the first teacher: on the student's mistake where it made one, else a rationale."""
+    try:
+        if config.teacher.endpoints[0].serve is not None:
+            yield Line("lesson", "this teacher is served by the run itself, and is not up yet")
+            return
+        question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
+        wrong = [tried.attempt] if tried and tried.attempt.verdict is Verdict.WRONG else []
+        grader = grader_for(config.task)
+        with open_teacher(config.teacher) as teacher:
+            asker = Asker(teacher, grader, 2 if wrong else 1)
+            request = asker.first(asker.asks([question], wrong, frozenset())[0])
+            yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")
+            endpoint = teacher.endpoints[0]
+            outcome = asyncio.run(_ask(Sender(endpoint, connections=1), request))
+            if outcome.code != "answered":
+                raise access_error(endpoint, f"{outcome.code}: {outcome.detail}")
+    except TailorError as error:
+        yield Line("lesson", "no reply", str(error))
+        return
+    text = outcome.text or ""
+    yield Line("teacher writes", f"after {outcome.seconds:.1f} s{_block(text)}")
+    judged = judge(question, LessonKind.FEEDBACK if wrong else LessonKind.RATIONALE, text, grader)
+    if judged.reason is not None:
+        yield Line("lesson", f"refused as {judged.reason}: {judged.problem}", "a run asks again; look at the prompt")
+        return
+    learnt = StudentPrompt("plain", grader.kind).completion(judged.rationale, judged.answer).strip()
+    yield Line("student is to learn", f"{len(learnt.split())} words{_block(learnt)}")
+
+
+@contextmanager
+def _engines(config: RunConfig, model: ModelRef) -> Iterator[EnginePool]:
+    """One engine."""
+    pool = EnginePool(config.student.model_copy(update={"engines": 1}), config.seed)
+    try:
+        pool.serve(model)
+        yield pool
+    finally:
+        pool.stop()
+
+
+async def _ask(sender: Sender, request: TeacherRequest) -> Outcome:
+    try:
+        return await sender.attempt(request.key, request.body)
+    finally:
+        await sender.close()
+
+
+def _shown(request: TeacherRequest) -> str:
+    """The messages as a person reads them."""
+    return "\n".join(f"[{one['role']}]\n{one['content']}" for one in json.loads(request.body)["messages"])
+
+
+def _block(text: str) -> str:
+    """Below the line, each line marked, so that blanks and ends are seen."""
+    return "".join(f"\n     | {line}" for line in text.splitlines() or [""])
