@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models.ref import ModelRef, resolve
+from tailor_ray.models.texts import on_day
 
 _LOADING = threading.Lock()  # transformers' lazy modules cannot be imported by several threads at once (5.19)
 
@@ -17,17 +19,22 @@ class ChatTemplate:
     """Reads the tokenizer at first use, once a process, from this node's copy of the model."""
 
     model: ModelRef
+    day: date = date(2025, 1, 1)  # what a template that writes the date is told, all through a run
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
         """The messages as the model was trained to read them. Raises ModelError when there is no template."""
         # Templates that can think before they answer are told not to: the rationale is the thinking.
         return self._tokenizer().apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_turn,
+            enable_thinking=False,
+            strftime_now=on_day(self.day),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTemplate, (self.model,)
+        return ChatTemplate, (self.model, self.day)
 
     def _tokenizer(self) -> Any:
         with _LOADING:

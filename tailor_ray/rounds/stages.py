@@ -309,7 +309,7 @@ def _prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
     style = config.student.prompt_style
     demos = demos_for(config.task) if config.student.few_shot else ()
-    chat = ChatTemplate(model) if style == "chat" and model is not None else None
+    chat = ChatTemplate(model, config.student.date) if style == "chat" and model is not None else None
     return StudentPrompt(style, answer_kind(config.task), demos, chat)
 
 

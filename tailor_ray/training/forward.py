@@ -71,7 +71,13 @@ def hidden_states(student: Any, attention: TreeAttention | None, pack: Pack) -> 
     if pack.tree is not None:
         assert attention is not None, "a tree needs the tree's attention"
         attention.tree = pack.tree
-    output = student.base_model(
-        input_ids=pack.ids, position_ids=pack.positions, attention_mask=pack.attention_mask, use_cache=False
-    )
+    # rows of their own begin at position 0, as models take it by themselves; not all take it from outside
+    where = {"attention_mask": pack.attention_mask} if pack.tree is None else {"position_ids": pack.positions}
+    output = decoder_of(student)(input_ids=pack.ids, use_cache=False, **where)
     return output.last_hidden_state.flatten(0, 1)
+
+
+def decoder_of(student: Any) -> Any:
+    """What makes the hidden states: the model less its output layer. Of some (Llama 4) `base_model` is the whole."""
+    inside = (student.base_model, student.get_decoder(), getattr(student, "model", None))
+    return next((part for part in inside if part is not None and part is not student), student)

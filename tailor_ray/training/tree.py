@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tailor_ray.training.blocks import BlockAttention
 from tailor_ray.training.rows import Rows
@@ -176,7 +176,10 @@ class TreeAttention:
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        return self.tree.attend(query[0], key[0], value[0], scaling)[None], None
+        size, more_than = value.shape[-1], key.shape[-1] - value.shape[-1]
+        if more_than > 0:  # latent attention has smaller values than keys, which no kernel takes: zeros change nothing
+            value = pad(value, (0, more_than))
+        return self.tree.attend(query[0], key[0], value[0], scaling)[None, ..., :size], None
 
     def install(self, model: Any) -> None:
         """Make the model's attention layers call this; models without the interface keep theirs (GPT-J is taught)."""
