@@ -12,17 +12,20 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ModelError
+from tailor_ray.models import ModelRef
 from tailor_ray.training.forward import StudentLoss, decoder_of
 from tailor_ray.training.tokens import token_limit
 from tailor_ray.training.tree import TreeAttention
 from tailor_ray.training.trial import switch_noise_off, try_layouts
+
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class Student:
     max_length: int
     given: Any = None  # its configuration as it was, with the noise that training leaves out
     adapted: Any = None
+    origin: ModelRef | None = None  # what it was loaded from, with its float32 weights if there are any
 
     @property
     def pad_id(self) -> int:
