@@ -67,4 +67,6 @@ class StudentConfig(Section):
     engine_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600.0, gt=0)
     """Seconds that an engine may take to start, and may go without a step, before it counts as dead."""
     release_for_training: Annotated[Literal["auto", "never", "sleep", "stop"], OPERATIONAL] = "auto"
-    """What engines do with their memory while the student trains; auto sleeps on GPUs, does nothing on CPU."""
+    """What engines do while the student trains. On GPUs auto stops them, for workers take their GPUs, and they start
+    again on the new student; `sleep` and `never` are for engines and workers on GPUs of their own. On CPU auto does
+    nothing."""

@@ -216,7 +216,7 @@ def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> 
         round=inputs.round,
         held_out=held_out,
     )
-    services.engines.release()
+    services.engines.release(config.training.workers)
     with services.progress.stage(f"round {inputs.round} train", unit="steps") as bar:
         result = services.trainers.train(job, lambda done, steps, _: bar.update(done=done, total=steps))
     made = inputs.metrics(StageId(inputs.round, "examples"))

@@ -318,7 +318,7 @@ def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) ->
         "use_tqdm_on_load": False,
     }
     if on_gpu:
-        arguments["enable_sleep_mode"] = config.release_for_training in ("auto", "sleep")
+        arguments["enable_sleep_mode"] = config.release_for_training == "sleep"
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 

@@ -67,7 +67,8 @@ def make_examples(
 ) -> tuple[PartsDigest, dict[str, Any]]:
     """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
 
-    Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (see tokens.py), `truncated` and `skipped`, and for the last two, under
+    Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
+    `truncated` and `skipped`, and for the last two, under
     `truncated_ids` and `skipped_ids`, the first question ids. Errors of ours arrive as they were raised in the task.
     """
     counts: Counter[str] = Counter()

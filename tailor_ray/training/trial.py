@@ -171,8 +171,9 @@ def _difference(model: Any, found: _Found, expected: _Found) -> str:
             continue
         error = (0.0 if mine is None else mine.float()) - (0.0 if theirs is None else theirs.float())
         apart = error.norm().item() / max(norm, least, 1e-30)  # type: ignore[union-attr]
-        if not apart <= GRADIENT * tolerance:
-            return f"gives a gradient of {name} that differs by {apart:.1e}, where {GRADIENT * tolerance:.1e} would be rounding"
+        most = GRADIENT * tolerance
+        if not apart <= most:
+            return f"gives a gradient of {name} that differs by {apart:.1e}, where {most:.1e} would be rounding"
     return ""
 
 

@@ -141,7 +141,7 @@ def test_bfloat16_without_zero_does_not_fall_behind(folder, tmp_path):
 
 
 def test_a_bfloat16_student_keeps_what_bfloat16_cannot_hold(folder, tmp_path):
-    """Steps so small that their sum vanishes when the weights are rounded: the next round begins where this one ended."""
+    """Steps so small that they vanish when weights are rounded: the next round begins where this one ended."""
     settings = {"dtype": torch.bfloat16, "learning_rate": 1e-6}
     worker = Worker(folder, tmp_path, **settings)
     steps(worker, 3)
