@@ -70,6 +70,43 @@ def test_how_it_is_computed_changes_no_loss(folder, tmp_path, settings):
     assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"lora": {"rank": 2}}], ids=str)
+def test_logits_made_in_slices_change_no_loss(folder, tmp_path, monkeypatch, settings):
+    expected = steps(Worker(folder, tmp_path, **settings))
+    monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", 44 * 7)
+    assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_output_layer_is_gathered_no_oftener_for_more_slices(folder, tmp_path, monkeypatch):
+    """Under ZeRO-3, where it was gathered for each slice three times."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    name = "_PartitionedParameterCoordinator__all_gather_params"
+    fetch = getattr(Coordinator, name)
+
+    def gathered(at_once):
+        monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", at_once)
+        worker = Worker(folder, tmp_path, zero_stage=3)
+        head = worker.student.model.get_output_embeddings().weight
+        count = [0]
+        alone = head.all_gather
+
+        def counted(self, params, *more, **named):
+            count[0] += any(p is head for p in params)
+            return fetch(self, params, *more, **named)
+
+        def counted_alone(*more, **named):
+            count[0] += 1
+            return alone(*more, **named)
+
+        monkeypatch.setattr(Coordinator, name, counted)
+        head.all_gather = counted_alone
+        steps(worker, 1)
+        return count[0]
+
+    assert 0 < gathered(44 * 7) <= gathered(1 << 25) + 1
+
+
 def test_a_nan_weight_ends_the_stage_and_names_the_step_and_its_examples(folder, tmp_path):
     worker = Worker(folder, tmp_path)
     steps(worker, 2)
