@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -40,6 +41,9 @@ class StudentConfig(Section):
     """Branch, tag or commit on the hub."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`plain` writes Question/Reasoning/Answer blocks; `chat` uses the tokenizer's chat template."""
+    date: datetime.date = datetime.date(2025, 1, 1)
+    """What a chat template that writes today's date is told (Llama 3.2, SmolLM3, gpt-oss): prompts that changed at
+    midnight would be other prompts than those that the student was trained on."""
     few_shot: bool = False
     """Prepend the task's demos."""
     tiny: TinyConfig = TinyConfig()
@@ -66,4 +70,6 @@ class StudentConfig(Section):
     engine_timeout_s: Annotated[float, OPERATIONAL] = Field(default=600.0, gt=0)
     """Seconds that an engine may take to start, and may go without a step, before it counts as dead."""
     release_for_training: Annotated[Literal["auto", "never", "sleep", "stop"], OPERATIONAL] = "auto"
-    """What engines do with their memory while the student trains; auto sleeps on GPUs, does nothing on CPU."""
+    """What engines do while the student trains. On GPUs auto stops them, for workers take their GPUs, and they start
+    again on the new student; `sleep` and `never` are for engines and workers on GPUs of their own. On CPU auto does
+    nothing."""

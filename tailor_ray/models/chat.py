@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models.ref import ModelRef, resolve
+from tailor_ray.models.texts import on_day
 from tailor_ray.once import once
 
 
@@ -15,12 +17,17 @@ class ChatTemplate:
     """Reads the tokenizer at first use, once a process, from this node's copy of the model."""
 
     model: ModelRef
+    day: date = date(2025, 1, 1)  # what a template that writes the date is told, all through a run
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
         """The messages as the model was trained to read them. Raises ModelError when there is no template."""
         # Templates that can think before they answer are told not to: the rationale is the thinking.
         return _tokenizer(self.model).apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_turn,
+            enable_thinking=False,
+            strftime_now=on_day(self.day),
         )
 
 

@@ -16,7 +16,13 @@ from tailor_ray.errors import ModelError
 
 # Optimizer states, logs and foreign weight formats do not change what a model answers.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
-IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures"}
+# Ends and habits of sampling, which configurations of old hold as well; the engines are told them otherwise.
+GENERATION = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "min_length", "do_sample", "num_beams", "top_k"),
+    *("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+    *("bad_words_ids", "num_return_sequences", "early_stopping", "task_specific_params", "id2label", "label2id"),
+}
 
 
 def is_model_file(name: str) -> bool:
@@ -58,9 +64,22 @@ def check_model(folder: Path, setting: str) -> None:
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """The model's shape: what must stay the same for weights to be swapped in place."""
-    config = json.loads((folder / "config.json").read_text())
-    return {key: value for key, value in config.items() if key not in IGNORED_CONFIG}
+    """The model's shape: what must stay the same for weights to be swapped in place.
+
+    It is what the libraries make of the configuration, not how that is written: transformers 5 writes rope_theta as
+    rope_parameters, and layer_types where there were none.
+    """
+    from transformers import AutoConfig  # takes a second
+
+    try:
+        config = AutoConfig.from_pretrained(folder).to_dict()
+    except (ValueError, KeyError, OSError):  # a family of its own code
+        config = json.loads((folder / "config.json").read_text())
+    return {name: value for name, value in config.items() if not _is_no_shape(name)}
+
+
+def _is_no_shape(name: str) -> bool:
+    return name in IGNORED_CONFIG or name in GENERATION or any(word in name for word in ("drop", "jitter", "noise"))
 
 
 def context_length(folder: Path, wanted: int) -> int:

@@ -228,7 +228,7 @@ def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> 
         round=inputs.round,
         held_out=held_out,
     )
-    services.engines.release()
+    services.engines.release(config.training.workers)
     with services.progress.stage(f"round {inputs.round} train", unit="steps") as bar:
         result = services.trainers.train(job, lambda done, steps, _: bar.update(done=done, total=steps))
     made = inputs.metrics(StageId(inputs.round, "examples"))
@@ -318,7 +318,7 @@ def student_prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
     style = config.student.prompt_style
     demos = demos_for(config.task) if config.student.few_shot else ()
-    chat = ChatTemplate(model) if style == "chat" and model is not None else None
+    chat = ChatTemplate(model, config.student.date) if style == "chat" and model is not None else None
     return StudentPrompt(style, answer_kind(config.task), demos, chat)
 
 

@@ -37,6 +37,7 @@ from tailor_ray.errors import ModelError, TailorError
 from tailor_ray.models import ModelRef, resolve
 from tailor_ray.models.engine_settings import engine_arguments
 from tailor_ray.models.folder import architecture, context_length
+from tailor_ray.models.texts import text_ids
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling, unaskable
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ class StudentEngine:
         """Ids of each prompt, empty beside a reason where it cannot be asked."""
         errors: list[str | None] = [unaskable(prompt) for prompt in prompts]
         askable = [prompt for prompt, error in zip(prompts, errors, strict=True) if error is None]
-        found = iter(self._tokenizer(askable, add_special_tokens=special_tokens)["input_ids"] if askable else ())
+        found = iter(text_ids(self._tokenizer, askable, special_tokens))
         tokens: list[list[int]] = []
         for row, error in enumerate(errors):
             ids = next(found) if error is None else []
@@ -326,7 +327,7 @@ def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) ->
         "use_tqdm_on_load": False,
     }
     if on_gpu:
-        arguments["enable_sleep_mode"] = config.release_for_training in ("auto", "sleep")
+        arguments["enable_sleep_mode"] = config.release_for_training == "sleep"
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 

@@ -123,13 +123,24 @@ class EnginePool:
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return 0
 
-    def release(self) -> None:
-        """Give the engines' memory back while the student trains, as student.release_for_training says."""
+    def release(self, gpus: int = 0) -> None:
+        """Give the engines' memory back while the student trains, as student.release_for_training says.
+
+        `gpus` are wanted for training; raises ConfigError where sleeping engines keep too many, for a GPU that one
+        process claims is given to no other.
+        """
         if self._supervisor is None:
             return
         how = self._config.release_for_training
         if how == "auto":
-            how = "sleep" if self._on_gpu else "never"
+            how = "stop" if self._on_gpu else "never"
+        there = int(ray.cluster_resources().get("GPU", 0))
+        kept = self.engines * self._config.tensor_parallel if self._on_gpu and how != "stop" else 0
+        if gpus <= there < gpus + kept:
+            raise ConfigError(
+                f"student.release_for_training={how} leaves {there - kept} of {there} GPUs to training.workers={gpus}, "
+                "which would never start; set it to stop, or lower student.engines or training.workers"
+            )
         if how != "never":
             get(self._supervisor.release.remote(how))
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from tailor_ray.answers import Grader
 from tailor_ray.errors import StageError
 from tailor_ray.layout import GREEDY
+from tailor_ray.models.texts import text_ids
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Question
 from tailor_ray.storage import Store, commit_part, committed_parts, read_part
@@ -81,7 +82,7 @@ def greedy_answers(
     )
     room = getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30) - max_new_tokens
     prompts = [asked.prompt.render(question) for question in asked.questions[:count]]
-    ids = tokenizer(prompts, add_special_tokens=asked.prompt.style == "plain")["input_ids"] if prompts else []
+    ids = text_ids(tokenizer, prompts, asked.prompt.style == "plain")
     fitting = [index for index, row in enumerate(ids) if 0 < len(row) <= room]
     answers = []
     for start in range(0, len(fitting), at_once):

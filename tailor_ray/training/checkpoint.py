@@ -1,8 +1,10 @@
-"""Checkpoints of a round's training: found, verified, kept few.
+"""Checkpoints of a round's training: written while training goes on, found, verified, kept few.
 
-In: the stage's store. Out: `checkpoints/step-00000120/` with DeepSpeed's files of all workers, and, written last, the
-sealed record `checkpoints/step-00000120.json` with their hashes. What always holds: a checkpoint without a valid
-record, with a file that does not match it, or of another job (fingerprint) is not resumed from; the one before it is.
+In: the stage's store, and each worker's snapshot. Out: `checkpoints/step-00000120/` with one safetensors file per
+worker, and, written last, the sealed record `checkpoints/step-00000120.json` with their hashes. What always holds: a
+checkpoint without a valid record, with a file that does not match it, or of another job (fingerprint) is not resumed
+from, the one before it is; any number of workers can go on from it, for whole tensors lie in it. Each worker writes and
+hashes its own file in a thread; worker 0's thread waits for the others' and writes the record.
 """
 
 from __future__ import annotations
@@ -10,40 +12,53 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from torch import Tensor
 
-from tailor_ray.errors import CorruptionError
+from tailor_ray.errors import CorruptionError, StageError
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.storage.seal import seal, unseal
 from tailor_ray.training.history import History
+from tailor_ray.training.whole import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-TAG = "state"
 HISTORY = "history.parquet"
+SHARE = 0.05  # of the time, at most, that training waits for checkpoints
+WAIT_S, POLL_S = 1800.0, 0.2  # for the other workers' files
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One verified checkpoint: `step` steps are done, `history` are their figures."""
+    """One verified checkpoint: `step` steps are done, `history` are their figures, `figures` the optimizer's."""
 
     name: str
     step: int
     history: History
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
-    """The checkpoints of one job below `<stage>/checkpoints`."""
+    """The checkpoints of one job below `<stage>/checkpoints`; one worker's view of them."""
 
-    def __init__(self, stage: Store, fingerprint: str, keep: int) -> None:
+    def __init__(
+        self, stage: Store, fingerprint: str, keep: int, rank: int = 0, workers: int = 1, attempt: str = ""
+    ) -> None:
+        """`attempt` tells this try's files from those of one that was cut off; all workers have the same."""
         self.store = stage.child("checkpoints")
-        self.fingerprint = fingerprint
-        self.keep = keep
+        self.fingerprint, self.keep = fingerprint, keep
+        self.rank, self.workers, self.attempt = rank, workers, attempt
+        self.write_seconds = 0.0  # of the last one that was written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tailor-ray-checkpoint")
+        self._writing: Future[None] | None = None
 
     def latest(self) -> Checkpoint | None:
         """The last checkpoint that is whole; damaged ones are passed over and logged."""
@@ -67,40 +82,99 @@ class Checkpoints:
                 raise CorruptionError(f"{self.store.uri}/{path} does not have the hash that {record} records")
         name = record.removesuffix(".json")
         table = pq.read_table(io.BytesIO(self.store.read_bytes(f"{name}/{HISTORY}")))
-        return Checkpoint(name, data["step"], History(table))
+        return Checkpoint(name, data["step"], History(table), data.get("figures", {}))
 
-    def load(self, name: str, engine: Any, partial: bool) -> None:
-        """Every worker calls this with the name that worker 0 found. `partial`: frozen weights were left out."""
-        engine.load_checkpoint(str(self.store.local_folder(name)), tag=TAG, load_module_strict=not partial)
+    def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """All workers' tensors of a checkpoint that was verified, one by one."""
+        record = unseal(self.store.read_bytes(f"{name}.json"), f"{self.store.uri}/{name}.json")
+        folder = self.store.local_folder(name)
+        for entry in record["files"]:
+            if entry["path"].endswith(".safetensors"):
+                yield from read_tensors(folder / Path(entry["path"]).name)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last one is still being written. Raises what went wrong with it."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        return self._writing is not None
 
     def save(
-        self,
-        step: int,
-        history: History,
-        engine: Any,
-        scratch: Path,
-        rank: int,
-        partial: bool,
-        gather: Callable[[list[FileEntry]], list[FileEntry]],
+        self, step: int, history: History, tensors: Mapping[str, Tensor], figures: dict[str, Any], scratch: Path
     ) -> None:
-        """Every worker calls this; `history` is worker 0's. `gather` gives it all entries, once all workers are in."""
-        name = f"step-{step:08d}"
-        folder = Path(self.store.path(name)) if self.store.is_local else scratch / f"checkpoint-{rank}" / name
-        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=partial)
-        entries = [] if self.store.is_local else self.store.upload_folder(folder, name)
-        entries = gather(entries)  # and no worker is still writing
-        if rank == 0:
-            if self.store.is_local:
-                (folder / HISTORY).unlink(missing_ok=True)  # of a save that was cut off
-                entries = self.store.upload_folder(folder, name)  # in place: only hashes
+        """Begin to write; every worker calls this with its own tensors. `history` is worker 0's."""
+        self.wait()
+        kept = history.table()
+        self._writing = self._thread.submit(self._write, step, kept, tensors, figures, scratch)
+
+    def wait(self) -> None:
+        """Until what was begun is whole, on this worker; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, history: Any, tensors: Mapping[str, Tensor], figures: Any, scratch: Path) -> None:
+        begun, name = time.monotonic(), f"step-{step:08d}"
+        folder = scratch / f"checkpoint-{self.rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"rank-{self.rank:05d}.safetensors"
+        try:
+            write_tensors(file, tensors)
+            entry = self.store.upload_file(file, f"{name}/{file.name}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.store.write_bytes(f"{name}/{file.stem}.json", seal({"attempt": self.attempt, "entry": asdict(entry)}))
+        if self.rank == 0:
             buffer = io.BytesIO()
-            pq.write_table(history.table(), buffer, compression="zstd")
-            entries.append(self.store.write_bytes(f"{name}/{HISTORY}", buffer.getbuffer()))
-            record = {"step": step, "fingerprint": self.fingerprint, "files": [asdict(entry) for entry in entries]}
+            pq.write_table(history, buffer, compression="zstd")
+            entries = [*self._written(name), self.store.write_bytes(f"{name}/{HISTORY}", buffer.getbuffer())]
+            files = [asdict(entry) for entry in entries]
+            record = {"step": step, "fingerprint": self.fingerprint, "files": files, "figures": figures}
             self.store.write_bytes(f"{name}.json", seal(record))
             self._prune()
+        self.write_seconds = time.monotonic() - begun
+
+    def _written(self, name: str) -> list[FileEntry]:
+        """All workers' files, once they are there."""
+        until, entries = time.monotonic() + WAIT_S, []
+        for rank in range(self.workers):
+            told = f"{name}/rank-{rank:05d}.json"
+            while (found := self._told(told)) is None:
+                if time.monotonic() > until:
+                    raise StageError(f"worker {rank} did not write its part of the checkpoint {name} in {WAIT_S:.0f} s")
+                time.sleep(POLL_S)
+            entries.append(found)
+        return entries
+
+    def _told(self, name: str) -> FileEntry | None:
+        if not self.store.exists(name):
+            return None
+        data = unseal(self.store.read_bytes(name), f"{self.store.uri}/{name}")
+        return FileEntry(**data["entry"]) if data["attempt"] == self.attempt else None
 
     def _prune(self) -> None:
         for record in self._records()[: -self.keep]:
             self.store.delete(record)  # first: a folder without a record is not a checkpoint
             self.store.delete(record.removesuffix(".json"))
+
+
+class Pace:
+    """When the next checkpoint is due: what they cost is measured, and kept to a share of the time.
+
+    Beside a GPU a checkpoint costs the wait for its snapshot; on a CPU also the thread that writes takes from training.
+    """
+
+    def __init__(self, every_s: float, every_steps: int | None, step: int) -> None:
+        self.every_s, self.every_steps = every_s, every_steps
+        self.cost = 0.0
+        self.saved(step)
+
+    def saved(self, step: int, cost: float = 0.0) -> None:
+        """`cost` in seconds."""
+        self.cost = cost
+        self._at, self._step = time.monotonic(), step
+
+    def due(self, step: int) -> bool:
+        if self.every_steps:
+            return step - self._step >= self.every_steps
+        return time.monotonic() - self._at >= max(self.every_s, self.cost / SHARE)

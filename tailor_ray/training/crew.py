@@ -152,10 +152,9 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, desk: Any) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig
 
-    from tailor_ray.training.trainer import LeanTrainer
+    from tailor_ray.training.trainer import LeanTrainer, WhereItRuns
     from tailor_ray.training.worker_entry import enter
 
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
@@ -165,7 +164,7 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, desk: Any) -> Any:
         cast(Any, enter),  # Ray's types know no return value
         train_loop_config={"desk": desk},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=WhereItRuns(),
         run_config=RunConfig(
             # a name of its own, or Ray would resume, even a finished run: resuming is ours
             name=f"training-{uuid.uuid4().hex[:12]}",

@@ -68,7 +68,8 @@ def make_examples(
 ) -> tuple[PartsDigest, dict[str, Any]]:
     """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
 
-    Counts are those of `build_examples`, `with_pair_trained`, `truncated` and `skipped`, and for the last two, under
+    Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
+    `truncated` and `skipped`, and for the last two, under
     `truncated_ids` and `skipped_ids`, the first question ids. Errors of ours arrive as they were raised in the task.
     """
     counts: Counter[str] = Counter()
@@ -123,6 +124,7 @@ def commit_examples(
     shape = PartShape.of(data.table)
     info: dict[str, Any] = {PLANNING: shape.to_info()}
     info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[2] > 0).sum())}
+    info["counts"]["boundary_moved"] = data.moved
     for what, ids in (("truncated", data.truncated), ("skipped", data.skipped)):
         info["counts"][what] = len(ids)
         info[f"{what}_ids"] = ids[:NAMED]

@@ -46,24 +46,62 @@ class StudentLoss(nn.Module):
         return Sums(mle, triplet_sums(rationale, positive, negative, self.margin))
 
     def _mle(self, hidden_TH: Tensor, pack: Pack) -> Tensor:
-        head: Callable[[Tensor], Tensor] = self.student.get_output_embeddings()
-
-        def part(hidden_KH: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-            return mle_sum(head(hidden_KH), target, weight)
-
-        size = max(1, LOGITS_AT_ONCE // self.student.config.get_text_config().vocab_size)
+        head = self.student.get_output_embeddings()
+        size = max(1, logits_at_once(hidden_TH.device) // self.student.config.get_text_config().vocab_size)
+        hidden_KH = hidden_TH.index_select(0, pack.source)
+        if len(pack.source) > size and type(head) is nn.Linear and head.bias is None:
+            return _SlicedHead.apply(hidden_KH, head.weight, pack.target, pack.weight, size)
         total = hidden_TH.new_zeros((), dtype=torch.float32)
-        slices = range(0, len(pack.source), size)
-        for start in slices:
+        for start in range(0, len(pack.source), size):
             taken = slice(start, start + size)
-            hidden_KH = hidden_TH.index_select(0, pack.source[taken])
-            arguments = (hidden_KH, pack.target[taken], pack.weight[taken])
-            total = total + (part(*arguments) if len(slices) == 1 else _recomputed(part, arguments))
+            arguments = (head, hidden_KH[taken], pack.target[taken], pack.weight[taken])
+            whole = len(pack.source) <= size
+            total = total + (_part(*arguments) if whole else checkpoint(_part, *arguments, use_reentrant=False))
         return total
 
 
-def _recomputed(part: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
-    return checkpoint(part, *arguments, use_reentrant=False)
+def logits_at_once(device: torch.device) -> int:
+    """Logits of a slice: 2^25 on CPU, on a GPU as many as take a thirtieth of its memory at 10 bytes each."""
+    if device.type != "cuda":
+        return LOGITS_AT_ONCE
+    return max(LOGITS_AT_ONCE, torch.cuda.get_device_properties(device).total_memory // 300)
+
+
+def _part(head: Callable[[Tensor], Tensor], hidden_KH: Tensor, target_K: Tensor, weight_K: Tensor) -> Tensor:
+    return mle_sum(head(hidden_KH), target_K, weight_K)
+
+
+class _SlicedHead(torch.autograd.Function):
+    """The output layer and its loss, slice by slice, with the gradient made on the way.
+
+    A slice's logits are made once, and the layer's weights are asked for once: under ZeRO-3 each time gathers them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_KH: Tensor, head_VH: Tensor, target_K: Tensor, weight_K: Tensor, size: int) -> Tensor:
+        total = hidden_KH.new_zeros((), dtype=torch.float32)
+        wanted, of_head = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
+        grad_KH = torch.empty_like(hidden_KH) if wanted else None
+        grad_VH = torch.zeros_like(head_VH, dtype=torch.float32) if of_head else None
+        for start in range(0, len(hidden_KH), size):
+            taken = slice(start, start + size)
+            logits_KV = (hidden_KH[taken] @ head_VH.T).requires_grad_(wanted)
+            with torch.enable_grad():
+                loss = mle_sum(logits_KV, target_K[taken], weight_K[taken])
+            total += loss.detach()
+            if grad_KH is not None:
+                (grad_KV,) = torch.autograd.grad(loss, logits_KV)
+                grad_KH[taken] = grad_KV @ head_VH
+                if grad_VH is not None:
+                    grad_VH += grad_KV.T @ hidden_KH[taken]
+        ctx.save_for_backward(grad_KH, None if grad_VH is None else grad_VH.to(head_VH.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_KH, grad_VH = ctx.saved_tensors
+        of_head = None if grad_VH is None else (grad_VH * grad.to(grad_VH.dtype))
+        return grad_KH * grad.to(grad_KH.dtype), of_head, None, None, None
 
 
 def hidden_states(student: Any, attention: TreeAttention | None, pack: Pack) -> Tensor:
@@ -71,7 +109,13 @@ def hidden_states(student: Any, attention: TreeAttention | None, pack: Pack) -> 
     if pack.tree is not None:
         assert attention is not None, "a tree needs the tree's attention"
         attention.tree = pack.tree
-    output = student.base_model(
-        input_ids=pack.ids, position_ids=pack.positions, attention_mask=pack.attention_mask, use_cache=False
-    )
+    # rows of their own begin at position 0, as models take it by themselves; not all take it from outside
+    where = {"attention_mask": pack.attention_mask} if pack.tree is None else {"position_ids": pack.positions}
+    output = decoder_of(student)(input_ids=pack.ids, use_cache=False, **where)
     return output.last_hidden_state.flatten(0, 1)
+
+
+def decoder_of(student: Any) -> Any:
+    """What makes the hidden states: the model less its output layer. Of some (Llama 4) `base_model` is the whole."""
+    inside = (student.base_model, student.get_decoder(), getattr(student, "model", None))
+    return next((part for part in inside if part is not None and part is not student), student)

@@ -299,11 +299,10 @@ def _task(job: TrainJob, config: TrainingConfig) -> dict[str, Any]:
 
 
 def fingerprint(job: TrainJob) -> str:
-    """What a checkpoint belongs to: examples, student, settings that change results, the optimizer's shards' shape."""
+    """What a checkpoint belongs to: examples, student, and settings that change results."""
     # validated again: a copy may carry a 10 where a file was read as 10.0
     config = TrainingConfig.model_validate(job.config.model_dump())
-    shape = [config.workers, config.zero_stage, config.offload_optimizer]
-    content = [_digest(job.examples), job.student.sha256, result_settings(config), job.seed, job.round, shape]
+    content = [_digest(job.examples), job.student.sha256, result_settings(config), job.seed, job.round]
     return hashlib.sha256(canonical(content)).hexdigest()
 
 

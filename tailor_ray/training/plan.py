@@ -11,16 +11,18 @@ import base64
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import DataError
 from tailor_ray.training.batches import MIN_ROOT, Ints, Schedule, common_prefix, split_batch
 from tailor_ray.training.tokens import ID_COLUMNS
+
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 PLANNING = "planning"  # where a part's record keeps its shape
 

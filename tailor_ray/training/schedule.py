@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from tailor_ray.config.training import TrainingConfig
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig, round: int) -> float:

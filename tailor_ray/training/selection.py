@@ -27,6 +27,7 @@ from tailor_ray.training.export import export_student
 from tailor_ray.training.history import History
 from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import TokenExample, tokenize_examples
+from tailor_ray.training.whole import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Selection:
         weights = self.stepper.engine.state_dict()
         name = _name(done)
         if self.stepper.rank == 0:
-            self._export(weights, name, final=False)
+            self._export(weights, name)
         if self.config.select == "validation_loss":
             return -self.stepper.held_out_loss(self.examples)
         return self._exam(self.scratch / name) if self.stepper.rank == 0 else None
@@ -66,19 +67,22 @@ class Selection:
         if scores:
             log.info("of the students after these steps, with these scores, %d is kept: %s", step, scores)
             folder = self.out.local_folder(_name(step))
-            self.out.delete(STUDENT)  # of an attempt that was cut off
-            files = self.out.upload_folder(folder, STUDENT)
+            for kind in (WHOLE, ""):
+                self.out.delete(f"{STUDENT}{kind}")  # of an attempt that was cut off
+                if self.out.files(f"{_name(step)}{kind}"):
+                    kept = self.out.local_folder(f"{_name(step)}{kind}")
+                    files = self.out.upload_folder(kept, f"{STUDENT}{kind}")
         else:
             folder = self.scratch / STUDENT
-            files = self._export(weights, STUDENT, final=True)
+            files = self._export(weights, STUDENT)
         self._answer(folder)
         self.out.delete("candidates")
         entries = [replace(entry, path=entry.path.removeprefix(f"{STUDENT}/")) for entry in files]
         model = tuple(entry for entry in entries if is_model_file(entry.path))
         return step, ModelRef(self.out.child(STUDENT).uri, model)
 
-    def _export(self, weights: Mapping[str, torch.Tensor], name: str, final: bool) -> list[FileEntry]:
-        return export_student(self.student, weights, self.out, self.scratch, self.config.max_shard_size, name, final)
+    def _export(self, weights: Mapping[str, torch.Tensor], name: str) -> list[FileEntry]:
+        return export_student(self.student, weights, self.out, self.scratch, self.config.max_shard_size, name)
 
     def _answer(self, folder: Path) -> None:
         """Write what the student says to some questions, for the comparison with the engines."""

@@ -12,12 +12,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import StageError
 from tailor_ray.training.batches import split_batch
 from tailor_ray.training.engine import Engine
@@ -29,7 +28,13 @@ from tailor_ray.training.plan import Plan
 from tailor_ray.training.schedule import learning_rate
 from tailor_ray.training.tokens import TokenExample
 
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
+
 log = logging.getLogger(__name__)
+
+
+SCALING_STEPS = 20  # halvings of a loss scale of 2^16, which DeepSpeed begins after some patience
 
 
 class Diverged(StageError):
@@ -54,7 +59,7 @@ class Stepper:
         self.plan, self.rows = plan, rows
         self.engine, self.student, self.config = engine, student, config
         self.round, self.rank, self.device, self.dtype = round, rank, device, dtype
-        self.skipped = 0
+        self.skipped, self.scaled = 0, False  # scaled: a step has counted, so the scale is found
         detached = config.triplet_prompt_gradient == "detached"
         self.pack_settings = PackSettings(
             config.prompt_weight, config.triplet_representation, config.rationale_cap, detached
@@ -123,10 +128,14 @@ class Stepper:
         return pack.to(self.device, self.dtype)
 
     def _check(self, step: int, loss: float, norm: float, skipped: bool) -> None:
-        """Raises Diverged. Only loss scaling may skip steps, and only some in a row."""
+        """Raises Diverged. Only loss scaling may skip steps, and only some in a row.
+
+        More of them at the start, where it comes down from 2^16 to what the student needs.
+        """
         self.skipped = self.skipped + 1 if skipped else 0
+        self.scaled = self.scaled or not skipped
         finite = math.isfinite(loss) and (skipped or math.isfinite(norm))
-        if finite and self.skipped < self.config.max_skipped_steps:
+        if finite and self.skipped < self.config.max_skipped_steps + (0 if self.scaled else SCALING_STEPS):
             return
         ids = [example.question_id for example in self.rows.take(self.plan.schedule.batch(step))]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

@@ -1,16 +1,16 @@
 """From texts to token ids, as the engine sees them.
 
 In: training examples and the student's tokenizer. Out: an Arrow table of token ids, and the ids of questions whose
-rationale was truncated or whose prompt leaves no room. What always holds: prompt and completion are tokenized apart, so
-that prompt ids equal those that the engine is given and completion ids those that it may generate; a whole completion
-ends with the end-of-sequence token, a truncated one does not.
+rationale was truncated or whose prompt leaves no room. What always holds: prompt and completion are tokenized together,
+as the text that they are, and parted where the prompt ends; where a token reaches over that place they are parted
+before it, which is counted. So prompt ids are those that the engine is given. A whole completion ends with the token that
+ends the turn (of a plain text, the sequence), a truncated one does not; no prompt ends with one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tailor_ray.errors import ModelError
+from tailor_ray.models.texts import text_ids, turn_end
 from tailor_ray.records import TrainExample
 
 SIDES = ("prompt", "rationale", "positive", "negative")
@@ -28,9 +29,7 @@ TOKEN_SCHEMA = pa.schema(
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ID_COLUMNS),
     ]
 )
-Ints = NDArray[np.int32]
 Places = NDArray[np.int64]
-CHUNK = 1024  # texts per call of the tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +57,14 @@ class TokenData:
     """The examples that are trained on, in the given order.
 
     `table` has TOKEN_SCHEMA; `kept[i]` is the place of its row i among the given examples; `truncated` and `skipped`
-    hold question ids.
+    hold question ids; `moved` counts rows whose prompt was parted before its end.
     """
 
     table: pa.Table
     kept: Places
     truncated: list[str]
     skipped: list[str]
+    moved: int = 0
 
     @property
     def examples(self) -> list[TokenExample]:
@@ -103,53 +103,58 @@ def tokenize_examples(
     A rationale is cut where prompt plus rationale reach `max_length`; a positive or negative there or at
     `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
     one token. With `pairs` off, positives and negatives are left out. `special_tokens` says whether the tokenizer
-    adds its own to a prompt; a chat template has written them already. Raises ModelError without an end token.
+    adds its own to a prompt; a chat template has written them already, and its turn's end ends a completion. Raises
+    ModelError without an end token.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the student's tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
-    values, starts, lengths = _encode(tokenizer, [e.prompt for e in examples], special_tokens)
-    prompts, room = (values, starts, lengths), max_length - lengths
-    sides = [text or "" for side in SIDES[1:] for text in (getattr(e, side) for e in examples)]
-    values, starts, lengths = _encode(tokenizer, sides, False, tokenizer.eos_token_id)
-    starts, lengths = starts.reshape(3, -1), lengths.reshape(3, -1)
-    paired = np.array([pairs and e.positive is not None and e.negative is not None for e in examples], bool)
-    cap = np.where(paired, np.minimum(room, rationale_cap), 0)
-    fits = (room > 0) & (prompts[2] > 0)
-    kept = np.flatnonzero(fits)
-    columns = [_lists(prompts[0], prompts[1][kept], prompts[2][kept])]
-    for side, most in enumerate((room, cap, cap)):
-        columns.append(_lists(values, starts[side][kept], np.minimum(lengths[side], most)[kept]))
-    names = np.array([e.question_id for e in examples], object)
-    table = pa.Table.from_arrays([pa.array(names[kept], pa.string()), *columns], schema=TOKEN_SCHEMA)
-    return TokenData(table, kept, names[fits & (lengths[0] > room)].tolist(), names[~fits].tolist())
+    turn = None if special_tokens else turn_end(tokenizer)
+    end = tokenizer.eos_token_id if turn is None else turn
+    sides = [_sides(example, pairs) for example in examples]
+    texts = dict.fromkeys(e.prompt + side for e, own in zip(examples, sides, strict=True) for side in ("", *own))
+    ids = dict(zip(texts, text_ids(tokenizer, list(texts), special_tokens), strict=True))
+    columns: list[list[list[int]]] = [[] for _ in SIDES]
+    kept, truncated, skipped, moved = [], [], [], 0
+    for place, (example, own) in enumerate(zip(examples, sides, strict=True)):
+        prompt = ids[example.prompt]
+        rows = [_row(tokenizer, prompt, ids[example.prompt + side], side) for side in own]
+        cut = min(_shared(prompt, row) for row in rows)
+        room = max_length - cut
+        if room <= 0 or cut == 0:
+            skipped.append(example.question_id)
+            continue
+        kept.append(place)
+        moved += cut < len(prompt)
+        rows = [[*row[cut:], end] for row in rows]
+        if len(rows[0]) > room:
+            truncated.append(example.question_id)
+        most = (room, min(room, rationale_cap), min(room, rationale_cap))
+        rows = [row[:length] for row, length in zip(rows, most, strict=False)]
+        for column, row in zip(columns, [prompt[:cut], *rows, [], []], strict=False):
+            column.append(row)
+    names = pa.array([examples[place].question_id for place in kept], pa.string())
+    arrays = [pa.array(column, pa.list_(pa.int32())) for column in columns]
+    table = pa.Table.from_arrays([names, *arrays], schema=TOKEN_SCHEMA)
+    return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
 
-def _encode(
-    tokenizer: Any, texts: Sequence[str], special_tokens: bool, end: int | None = None
-) -> tuple[Ints, Places, Places]:
-    """Ids of all texts in one row, and where each text's start and how many there are; equal texts share theirs."""
-    unique = list(dict.fromkeys(texts))
-    place = {text: index for index, text in enumerate(unique)}
-    rows: list[list[int]] = []
-    for chunk in (unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)):
-        rows += tokenizer(
-            chunk,
-            add_special_tokens=special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-    if end is not None:
-        for row in rows:
-            row.append(end)
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    values = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
-    index = np.fromiter((place[text] for text in texts), np.int64, len(texts))
-    return values, (np.cumsum(lengths) - lengths)[index], lengths[index]
+def _sides(example: TrainExample, pairs: bool) -> tuple[str, ...]:
+    """What follows the prompt; half a pair counts for nothing."""
+    if pairs and example.positive is not None and example.negative is not None:
+        return example.rationale, example.positive, example.negative
+    return (example.rationale,)
 
 
-def _lists(values: Ints, starts: Places, lengths: Places) -> pa.ListArray:
-    """Row i is `values[starts[i] : starts[i] + lengths[i]]`."""
-    ends = np.cumsum(lengths)
-    source = np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[source]))
+def _row(tokenizer: Any, prompt: list[int], row: list[int], side: str) -> list[int]:
+    """The whole row; one that knows no token for what lies at the prompt's end is made of two."""
+    cut = _shared(prompt, row)
+    if cut < min(len(prompt), len(row)) and row[cut] == tokenizer.unk_token_id != prompt[cut]:
+        return prompt + text_ids(tokenizer, [side], special_tokens=False)[0]
+    return row
+
+
+def _shared(prompt: list[int], row: list[int]) -> int:
+    """How many of the prompt's tokens the whole row begins with: fewer than all where one reaches over its end."""
+    if row[: len(prompt)] == prompt:
+        return len(prompt)
+    return next(place for place, token in enumerate([*row, None]) if place == len(prompt) or token != prompt[place])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 UNUSED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
 
@@ -19,3 +20,23 @@ class LeanTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ not in UNUSED]
+
+
+class WhereItRuns(TorchConfig):
+    """Workers talk by NCCL where worker 0 sees a GPU, else by gloo: a cluster may count GPUs that torch cannot use."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configuration's `backend`
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        backend_config.backend = "nccl" if worker_group.execute_single(0, _sees_gpu) else "gloo"
+        super().on_start(worker_group, backend_config)
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tailor_ray.training.blocks import BlockAttention
 from tailor_ray.training.rows import Rows
+from tailor_ray.training.varlen import Lengths, VarlenAttention, takes
 
 _numbers = itertools.count()
 
@@ -45,6 +46,7 @@ class Tree:
     main_mask: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
     side_mask: Tensor | None  # (N, 1, S, D + Q + S)
     families: tuple[tuple[slice, slice], ...]  # where each trunk that has sides lies, and all of its sides
+    lengths: Lengths | None = None  # where kernels for rows of varying length compute it
 
     @classmethod
     def of(
@@ -76,6 +78,8 @@ class Tree:
         for name in names:
             mask = getattr(self, name)
             moved[name] = None if mask is None else mask.to(device, dtype)
+        if torch.device(device).type == "cuda":
+            moved["lengths"] = Lengths.of(self, device)
         return replace(self, **moved)
 
     def attend(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
@@ -173,10 +177,17 @@ class TreeAttention:
         unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
         if unknown:
             raise NotImplementedError(f"its attention takes {', '.join(unknown)}")
+        size, more_than = value.shape[-1], key.shape[-1] - value.shape[-1]
+        if more_than > 0:  # latent attention has smaller values than keys, which no kernel takes: zeros change nothing
+            value = pad(value, (0, more_than))
         groups = query.shape[1] // key.shape[1]
+        if self.tree.lengths is not None and takes(query):
+            scale = key.shape[-1] ** -0.5 if scaling is None else scaling
+            rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+            return VarlenAttention.apply(*rows, self.tree.lengths, scale)[None, ..., :size], None
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        return self.tree.attend(query[0], key[0], value[0], scaling)[None], None
+        return self.tree.attend(query[0], key[0], value[0], scaling)[None, ..., :size], None
 
     def install(self, model: Any) -> None:
         """Make the model's attention layers call this; models without the interface keep theirs (GPT-J is taught)."""

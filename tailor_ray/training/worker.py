@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,16 +27,18 @@ from tailor_ray.errors import Stopped, TailorError
 from tailor_ray.layout import EXAMPLES, LOG, STEPS
 from tailor_ray.models import ModelRef, resolve, write_model
 from tailor_ray.observe import metrics
-from tailor_ray.storage import FileEntry, Part, Store, commit_part, stage_parts
+from tailor_ray.storage import Part, Store, commit_part, stage_parts
 from tailor_ray.training.agreement import HeldOut
-from tailor_ray.training.checkpoint import Checkpoints
+from tailor_ray.training.checkpoint import Checkpoints, Pace
 from tailor_ray.training.engine import Engine, choose_dtype
+from tailor_ray.training.export import try_export
 from tailor_ray.training.history import History
 from tailor_ray.training.model import Student, load_student
 from tailor_ray.training.node_rows import node_rows
 from tailor_ray.training.plan import PartShape, Plan
 from tailor_ray.training.selection import Selection
 from tailor_ray.training.steps import Stepper
+from tailor_ray.training.whole import whole_of
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +92,13 @@ class _Worker:
     def run(self) -> dict[str, Any] | None:
         task, config = self.task, self.config
         dtype = choose_dtype(config.precision, self.device)
-        student = _together(lambda: load_student(resolve(task.student), config, dtype, task.seed))
+        student = _together(lambda: self._load(dtype))
         plan, parts, counts = self._plan()
         with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
             engine = Engine(student.loss_module(config.triplet_margin), config, self.workers, dtype)
-            checkpoints = Checkpoints(task.out, task.fingerprint, config.keep_checkpoints)
+            checkpoints = Checkpoints(
+                task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
+            )
             self._resume(checkpoints, engine)
             stepper = Stepper(plan, rows, engine, student, config, task.round, self.rank, self.device, dtype)
             selection = Selection(stepper, task.held_out, task.out, self.scratch)
@@ -105,6 +109,12 @@ class _Worker:
         self.times["in_steps"] = float(self.history.column("seconds")[resumed:].sum())
         found = self._finish(student, engine, selection)
         return None if found is None else {**counts, **found}
+
+    def _load(self, dtype: torch.dtype) -> Student:
+        """The student on the device that trains it; that it can be saved is tried before anything is spent on it."""
+        student = load_student(resolve(self.task.student), self.config, dtype, self.task.seed, self.device)
+        try_export(student, self.scratch)
+        return replace(student, origin=self.task.student)
 
     def _plan(self) -> tuple[Plan, list[Part], dict[str, int]]:
         """From the parts' records, of which no more is kept than what reading their rows takes."""
@@ -123,18 +133,20 @@ class _Worker:
 
     def _resume(self, checkpoints: Checkpoints, engine: Engine) -> None:
         found = checkpoints.latest() if self.rank == 0 else None
-        chosen = _broadcast(None if found is None else (found.name, found.step))
+        chosen = _broadcast(None if found is None else (found.name, found.step, found.figures))
         if found is not None:
             self.history = found.history
         if chosen is not None:
-            name, self.done = chosen
-            checkpoints.load(name, engine.inner, partial=self.config.lora is not None)
+            name, self.done, figures = chosen
+            engine.restore(checkpoints.tensors(name), figures)
             log.info("training goes on after %s", name)
+        elif engine.half:
+            engine.set_masters(whole_of(self.task.student))
 
     def _steps(
         self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection
     ) -> None:
-        saved_at, saved_step, row = time.monotonic(), self.done, None
+        pace, row = Pace(self.config.checkpoint_every_s, self.config.checkpoint_every_steps, self.done), None
         for step in range(self.done, plan.steps):
             row = stepper.step(step)
             self.done += 1
@@ -142,17 +154,14 @@ class _Worker:
             if self.rank == 0:
                 self.history.append(row)
                 _observe(row)
-            every = self.config.checkpoint_every_steps
             # by worker 0's clock, for all must save and stop at the same step
-            overdue, stop = self._agreed(
-                (time.monotonic() - saved_at >= self.config.checkpoint_every_s, self._signal(plan, row))
-            )
-            due = self.done - saved_step >= every if every else overdue
+            due, stop = self._agreed((pace.due(self.done) and not checkpoints.busy, self._signal(plan, row)))
             if (due and self.done < plan.steps) or stop:
-                self._save(checkpoints, engine)
-                saved_at, saved_step = time.monotonic(), self.done
+                self._save(checkpoints, engine, pace)
             if stop:
+                checkpoints.wait()
                 raise Stopped(f"training was stopped after step {self.done} of {plan.steps}; its checkpoint is kept")
+        checkpoints.wait()
         if row is not None:
             self.next_signal = 0.0
             self._signal(plan, row)  # the last step is told as well
@@ -166,10 +175,12 @@ class _Worker:
         overdue, stop = shared.bool().tolist()
         return overdue, stop
 
-    def _save(self, checkpoints: Checkpoints, engine: Engine) -> None:
-        partial = self.config.lora is not None
-        arguments = (engine.inner, self.scratch, self.rank, partial, _gather)
-        checkpoints.save(self.done, self.history, *arguments)
+    def _save(self, checkpoints: Checkpoints, engine: Engine, pace: Pace) -> None:
+        begun = time.monotonic()
+        tensors, figures = engine.snapshot(self.rank)
+        checkpoints.save(self.done, self.history, tensors, figures, self.scratch)
+        beside = checkpoints.write_seconds if self.device.type == "cpu" else 0.0
+        pace.saved(self.done, time.monotonic() - begun + beside)
 
     def _signal(self, plan: Plan, row: dict[str, Any]) -> bool:
         """Say how far we are, and ask whether to stop: every two seconds, for on an object store both take time."""
@@ -249,15 +260,6 @@ def _broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _gather(entries: list[FileEntry]) -> list[FileEntry]:
-    """All workers' entries on worker 0, once each, after all workers got here."""
-    if dist.get_world_size() == 1:
-        return entries
-    boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, [asdict(entry) for entry in entries])
-    return [FileEntry(**entry) for box in boxes for entry in box]
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -17,15 +17,13 @@ from tests.training.students import make_examples
 class Worker:
     """On 40 examples; needs the fixture `one_worker`."""
 
-    def __init__(self, folder, tmp_path, **settings):
+    def __init__(self, folder, tmp_path, dtype=torch.float32, **settings):
         config = TrainingConfig(**{"steps": 8, "learning_rate": 1e-2, "warmup_steps": 0} | settings)
-        self.student = load_student(folder, config, torch.float32, seed=0)
+        self.student = load_student(folder, config, dtype, seed=0)
         data = tokenize_examples(make_examples(40), self.student.tokenizer, 256, 192)
         shapes, rows = of_examples(data)
         self.plan = Plan.of(shapes, config, 5, 1)
-        self.engine = Engine(self.student.loss_module(1.0), config, 1, torch.float32)
-        self.stepper = Stepper(
-            self.plan, rows, self.engine, self.student, config, 1, 0, torch.device("cpu"), torch.float32
-        )
+        self.engine = Engine(self.student.loss_module(1.0), config, 1, dtype)
+        self.stepper = Stepper(self.plan, rows, self.engine, self.student, config, 1, 0, torch.device("cpu"), dtype)
         self.out = Store.open(str(tmp_path / "out"))
         self.history = History()

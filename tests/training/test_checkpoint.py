@@ -1,25 +1,15 @@
 """Which checkpoint is resumed from: the last that is whole and of this job."""
 
-import json
 import logging
+import threading
 
+import pytest
+import torch
+
+from tailor_ray.errors import StageError
 from tailor_ray.storage import Store
-from tailor_ray.training.checkpoint import Checkpoints
+from tailor_ray.training.checkpoint import SHARE, Checkpoints, Pace
 from tailor_ray.training.history import History
-
-
-class Engine:
-    """DeepSpeed's two calls, on a file: what lies in a checkpoint is not this module's matter."""
-
-    def __init__(self, value: int = 0) -> None:
-        self.value = value
-
-    def save_checkpoint(self, folder, tag, save_latest, exclude_frozen_parameters):
-        from pathlib import Path
-
-        target = Path(folder) / tag
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "weights.pt").write_text(json.dumps(self.value) * 50)
 
 
 def steps_done(count):
@@ -32,8 +22,12 @@ def steps_done(count):
 
 
 def save(checkpoints, step, tmp_path):
-    history = steps_done(step)
-    checkpoints.save(step, history, Engine(step), tmp_path, 0, False, lambda entries: entries)
+    checkpoints.save(step, steps_done(step), tensors(step), {"steps": step}, tmp_path / f"scratch-{checkpoints.rank}")
+    checkpoints.wait()
+
+
+def tensors(step):
+    return {"a weight": torch.full((40,), float(step)), "a exp_avg": torch.zeros(40)}
 
 
 def test_the_last_whole_one_is_found_and_few_are_kept(tmp_path, caplog):
@@ -47,11 +41,11 @@ def test_the_last_whole_one_is_found_and_few_are_kept(tmp_path, caplog):
     assert found.table() == steps_done(9).table()
     assert found.table().column("validation").to_pylist() == [None, -1.0, None] * 3
     assert store.folders("checkpoints") == ["step-00000006", "step-00000009"]
-    torn = tmp_path / "train/checkpoints/step-00000009/state/weights.pt"
+    torn = tmp_path / "train/checkpoints/step-00000009/rank-00000.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         assert checkpoints.latest().step == 6
-    assert "weights.pt" in caplog.text
+    assert "rank-00000.safetensors" in caplog.text
     record = tmp_path / "train/checkpoints/step-00000006.json"
     record.write_bytes(record.read_bytes().replace(b'"step": 6', b'"step": 7'))
     assert checkpoints.latest() is None
@@ -72,3 +66,49 @@ def test_a_checkpoint_without_its_record_does_not_exist_and_is_written_over(tmp_
     assert checkpoints.latest() is None
     save(checkpoints, 3, tmp_path)
     assert checkpoints.latest().step == 3
+
+
+def test_what_was_saved_is_found_again_by_any_number_of_workers(tmp_path):
+    store = Store.open(str(tmp_path / "train"))
+    two = [Checkpoints(store, "job", 2, rank, workers=2, attempt="now") for rank in range(2)]
+    begun = threading.Thread(target=save, args=(two[0], 3, tmp_path))
+    begun.start()  # its record waits for the other's file
+    two[1].save(3, steps_done(3), {"b weight": torch.ones(7)}, {}, tmp_path / "other")
+    two[1].wait()
+    begun.join()
+    alone = Checkpoints(store, "job", 2)
+    found = alone.latest()
+    assert found.figures == {"steps": 3}
+    assert {name: value.sum().item() for name, value in alone.tensors(found.name)} == {
+        "a weight": 120.0,
+        "a exp_avg": 0.0,
+        "b weight": 7.0,
+    }
+
+
+def test_a_file_of_an_attempt_that_was_cut_off_is_not_taken_for_this_ones(tmp_path, monkeypatch):
+    store = Store.open(str(tmp_path / "train"))
+    old = Checkpoints(store, "job", 2, 1, workers=2, attempt="old")
+    old.save(3, steps_done(3), {"b weight": torch.ones(7)}, {}, tmp_path / "old")
+    old.wait()
+    monkeypatch.setattr("tailor_ray.training.checkpoint.WAIT_S", 0.0)
+    with pytest.raises(StageError, match="worker 1 did not write"):
+        save(Checkpoints(store, "job", 2, 0, workers=2, attempt="new"), 3, tmp_path)
+    assert Checkpoints(store, "job", 2).latest() is None
+
+
+def test_the_dearer_a_checkpoint_the_rarer(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tailor_ray.training.checkpoint.time.monotonic", lambda: now[0])
+    pace = Pace(every_s=60, every_steps=None, step=0)
+    assert not pace.due(5)
+    now[0] += 60
+    assert pace.due(5)
+    pace.saved(5, cost=30.0)
+    now[0] += 30 / SHARE - 1
+    assert not pace.due(9)
+    now[0] += 1
+    assert pace.due(9)
+    by_steps = Pace(every_s=60, every_steps=7, step=14)
+    assert not by_steps.due(20)
+    assert by_steps.due(21)

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree, TreeAttention
+from tailor_ray.training.varlen import Lengths
+from tests.training.families import scaled_up
 from tests.training.naive import naive_loss
 from tests.training.students import KINDS, make_model
 
@@ -207,4 +210,53 @@ def test_masks_for_other_devices_give_the_same(monkeypatch, share_root, detached
     model, attention, reference = twins("qwen3")
     examples = random_examples(seed=23)
     ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192, detached), share_root=share_root)
+    assert_same(model, ours, reference, naive_loss(reference, examples, detached=detached))
+
+
+def plain_forward(q, k, v, queries, keys, causal, scale):
+    """What the GPU's kernel for rows of varying length computes."""
+    groups = q.shape[1] // k.shape[1]
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
+    for a, b, c, d in zip(queries.ends, queries.ends[1:], keys.ends, keys.ends[1:], strict=False):
+        scores = torch.einsum("qhe,khe->hqk", q[a:b], k[c:d].repeat_interleave(groups, 1)) * scale
+        if causal:
+            scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), float("-inf"))
+        lse[:, a:b] = scores.logsumexp(-1)
+        out[a:b] = torch.einsum("hqk,khe->qhe", scores.softmax(-1), v[c:d].repeat_interleave(groups, 1))
+    return out, lse, None
+
+
+def plain_backward(grad, q, k, v, out, lse, queries, keys, causal, scale, state):
+    groups = q.shape[1] // k.shape[1]
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    for a, b, c, d in zip(queries.ends, queries.ends[1:], keys.ends, keys.ends[1:], strict=False):
+        key, value = (x[c:d].repeat_interleave(groups, 1) for x in (k, v))
+        scores = torch.einsum("qhe,khe->hqk", q[a:b], key) * scale
+        if causal:
+            scores = scores.masked_fill(torch.ones(b - a, d - c).triu(1).bool(), float("-inf"))
+        p = (scores - lse[:, a:b, None]).exp()
+        inner = (grad[a:b] * out[a:b]).sum(-1).T[..., None]
+        ds = p * (torch.einsum("qhe,khe->hqk", grad[a:b], value) - inner) * scale
+        dq[a:b] += torch.einsum("hqk,khe->qhe", ds, key)
+        dk[c:d] += torch.einsum("hqk,qhe->khe", ds, q[a:b]).unflatten(1, (-1, groups)).sum(2)
+        dv[c:d] += torch.einsum("hqk,qhe->khe", p, grad[a:b]).unflatten(1, (-1, groups)).sum(2)
+    return dq, dk, dv
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gptj"])
+@pytest.mark.parametrize("demos", [0, 24])
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("pairs", ["some", "none"])
+def test_the_gpus_rows_of_varying_length_give_the_same(monkeypatch, kind, demos, detached, pairs):
+    """The kernels themselves are tried in tests/gpu; what is made of their results is tried here."""
+    monkeypatch.setattr("tailor_ray.training.varlen.kernel_forward", plain_forward)
+    monkeypatch.setattr("tailor_ray.training.varlen.kernel_backward", plain_backward)
+    monkeypatch.setattr("tailor_ray.training.tree.takes", lambda query: True)
+    model, attention, reference = (scaled_up(one) if i != 1 else one for i, one in enumerate(twins(kind)))
+    examples = random_examples(seed=37, demos=demos, pairs=pairs)
+    pack = pack_tree(examples, PackSettings(0.1, "last", 192, detached))
+    pack = replace(pack, tree=replace(pack.tree, lengths=Lengths.of(pack.tree, "cpu")))
+    sums = StudentLoss(model, attention, 1.0)(pack)
+    ours = sums.mle / sum(map(target_count, examples))
+    ours = ours + 0.5 * sums.triplet.loss / max(1, sum(e.has_pair for e in examples))
     assert_same(model, ours, reference, naive_loss(reference, examples, detached=detached))

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import StageError
+from tailor_ray.errors import ModelError, StageError
+from tailor_ray.models.folder import architecture
 from tailor_ray.storage import Store
-from tailor_ray.training.export import export_student
+from tailor_ray.training.export import export_student, try_export
 from tailor_ray.training.model import load_student
-from tests.training.students import KINDS, make_student, make_tokenizer
+from tests.training.students import KINDS, make_model, make_student, make_tokenizer
 
 
 def export(folder, tmp_path, change=None, max_shard_size="4GB", **settings):
@@ -60,7 +61,7 @@ def test_a_candidate_with_adapters_can_be_trained_on(tmp_path):
     names = list(student.model.state_dict())
     weights = {f"student.{name}": value for name, value in student.model.state_dict().items()}
     store = Store.open(str(tmp_path / "stage"))
-    export_student(student, weights, store, tmp_path / "scratch", "4GB", "candidates/step-1", final=False)
+    export_student(student, weights, store, tmp_path / "scratch", "4GB", "candidates/step-1")
     assert list(student.model.state_dict()) == names
     assert torch.allclose(logits(tmp_path / "stage/candidates/step-1"), logits(tmp_path / "given"), atol=1e-6)
 
@@ -91,4 +92,65 @@ def test_generation_config_and_chat_template_go_along(tmp_path):
     _, files = export(tmp_path / "given", tmp_path)
     assert {entry.path for entry in files} >= {"student/chat_template.jinja", "student/generation_config.json"}
     settings = json.loads((tmp_path / "stage/student/generation_config.json").read_text())
-    assert settings["eos_token_id"] == tokenizer.eos_token_id
+    assert settings["eos_token_id"] == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("habit", [{"temperature": 0.7}, {"do_sample": True, "top_k": 20, "repetition_penalty": 1.1}])
+def test_habits_of_sampling_stay_behind(tmp_path, habit):
+    """A temperature without do_sample (Vicuna) is what transformers reads but does not write."""
+    make_student(tmp_path / "given")
+    file = tmp_path / "given/generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [7, 1], **habit}))
+    export(tmp_path / "given", tmp_path)
+    settings = json.loads((tmp_path / "stage/student/generation_config.json").read_text())
+    assert not settings.keys() & {"temperature", "top_k", "top_p", "repetition_penalty"}
+    assert settings["do_sample"] is False
+    assert sorted(settings["eos_token_id"]) == [1, 7]
+
+
+def test_noise_that_training_leaves_out_is_left_in_the_configuration(tmp_path):
+    make_student(tmp_path / "given", "gpt2", resid_pdrop=0.3)
+    student, _ = export(tmp_path / "given", tmp_path)
+    assert json.loads((tmp_path / "stage/student/config.json").read_text())["resid_pdrop"] == 0.3
+    assert student.model.config.resid_pdrop == 0.0
+
+
+def test_what_cannot_be_saved_is_found_before_anything_is_trained(tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    student = load_student(make_student(tmp_path / "given"), TrainingConfig(), torch.float32, seed=0)
+    try_export(student, tmp_path / "scratch")
+    assert not list((tmp_path / "scratch").iterdir())
+
+    def refuse(*_, **__):
+        raise ValueError("no safe name for this tensor")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    with pytest.raises(ModelError, match="no safe name for this tensor"):
+        try_export(student, tmp_path / "scratch")
+
+
+OLD = {  # as the hub holds them: before transformers 5
+    "llama": {"rope_theta": 500000.0, "rope_scaling": None, "torch_dtype": "bfloat16"},
+    "qwen2": {"rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 2},
+    "qwen3": {"rope_theta": 1e6},
+    "mistral": {"rope_theta": 1e4, "sliding_window": None},
+    "gemma": {"rope_theta": 1e4, "hidden_act": "gelu", "hidden_activation": None},
+    "phi": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    "gpt2": {"n_ctx": 256, "task_specific_params": {"text-generation": {"do_sample": True}}},
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_a_trained_student_of_an_old_configuration_has_its_architecture(tmp_path, kind):
+    make_tokenizer(tmp_path / "given")
+    make_model(kind).save_pretrained(tmp_path / "given")
+    file = tmp_path / "given/config.json"
+    config = json.loads(file.read_text())
+    for new in ("rope_parameters", "layer_types", "dtype"):
+        config.pop(new, None)
+    file.write_text(json.dumps(config | OLD[kind]))
+    export(tmp_path / "given", tmp_path)
+    assert architecture(tmp_path / "stage/student") == architecture(tmp_path / "given")
+    file.write_text(json.dumps(config | OLD[kind] | {"vocab_size": 40}))
+    assert architecture(tmp_path / "stage/student") != architecture(tmp_path / "given")

@@ -6,6 +6,7 @@ from tailor_ray.errors import ModelError
 from tailor_ray.models import ModelRef
 from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.models.folder import model_files
+from tailor_ray.models.texts import end_tokens, text_ids, turn_end
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question, TrainExample
 from tailor_ray.storage.store import FileEntry, file_sha256
@@ -93,3 +94,74 @@ def test_a_chat_prompt_is_what_its_template_writes_and_begins_once(tmp_path):
     assert tokenizer.decode(one.rationale) == "two + three = 5\nAnswer: 5</s>"
     (doubled,) = tokenize_examples([shown], tokenizer, 256, 64).examples
     assert doubled.prompt.count(tokenizer.eos_token_id) == 2
+
+
+def sentencepiece():
+    """As SentencePiece's: a space before every text, words by themselves."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: n for n, word in enumerate(["<unk>", "</s>", "▁", "▁two", "▁so", "▁ni", "▁nine"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def test_a_completion_is_tokenized_in_its_row():
+    tokenizer = sentencepiece()
+    shown = example("two", " so two", " two", " so")
+    data = tokenize_examples([shown], tokenizer, 64, 64)
+    (one,) = data.examples
+    assert [*one.prompt, *one.rationale[:-1]] == tokenizer("two so two")["input_ids"]
+    assert data.moved == 0
+
+
+def test_where_a_token_reaches_over_the_end_of_the_prompt_they_are_parted_before_it():
+    """`ni` + `ne` is one token, so prompt and rationale share no token after `two`."""
+    tokenizer = sentencepiece()
+    data = tokenize_examples([example("two ni", "ne so", " so", " two")], tokenizer, 64, 64)
+    (one,) = data.examples
+    assert tokenizer.decode(one.prompt) == "two"
+    assert [*one.prompt, *one.rationale[:-1]] == tokenizer("two nine so")["input_ids"]
+    assert [*one.prompt, *one.positive[:-1]] == tokenizer("two ni so")["input_ids"]
+    assert data.moved == 1
+
+
+def test_a_tokenizer_that_ends_every_text_ends_no_prompt():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = sentencepiece()
+    end = ("</s>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A </s>", special_tokens=[end])
+    (one,) = tokenize_examples([example("two", " so", " two", " nine")], tokenizer, 64, 64).examples
+    assert one.prompt == tuple(tokenizer("two")["input_ids"][:-1])
+    assert one.rationale.count(tokenizer.eos_token_id) == 1
+    assert text_ids(tokenizer, ["two so"], special_tokens=True) == [[*one.prompt, *one.rationale[:-1]]]
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>"
+
+
+def test_a_chats_completion_ends_with_the_turn_and_a_plain_one_with_the_sequence(tmp_path):
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end(tokenizer) == turn
+    (chat,) = tokenize_examples([example("<|im_start|>", "so two")], tokenizer, 64, 64, special_tokens=False).examples
+    (plain,) = tokenize_examples([example()], tokenizer, 64, 64).examples
+    assert (chat.rationale[-1], plain.rationale[-1]) == (turn, tokenizer.eos_token_id)
+    assert end_tokens(tokenizer, None, [7, turn]) == [turn, tokenizer.eos_token_id, 7]
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(tmp_path):
+    import datetime as time
+    import pickle
+
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path)
+    chat = ChatTemplate(tokenizer_folder(tmp_path), time.date(2031, 5, 4))
+    assert chat([{"role": "user", "content": "two"}], True) == "04 May 2031 two"
+    assert pickle.loads(pickle.dumps(chat))([{"role": "user", "content": "two"}], True) == "04 May 2031 two"

@@ -2,14 +2,18 @@
 
 import resource
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tailor_ray.errors import StageError
+from tailor_ray.models import identify
 from tailor_ray.training.checkpoint import Checkpoints
 from tailor_ray.training.export import export_student
 from tailor_ray.training.steps import Diverged
+from tailor_ray.training.whole import whole_of
 from tests.training.alone import Worker
 from tests.training.students import make_student
 
@@ -66,6 +70,43 @@ def test_how_it_is_computed_changes_no_loss(folder, tmp_path, settings):
     assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"lora": {"rank": 2}}], ids=str)
+def test_logits_made_in_slices_change_no_loss(folder, tmp_path, monkeypatch, settings):
+    expected = steps(Worker(folder, tmp_path, **settings))
+    monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", 44 * 7)
+    assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_output_layer_is_gathered_no_oftener_for_more_slices(folder, tmp_path, monkeypatch):
+    """Under ZeRO-3, where it was gathered for each slice three times."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    name = "_PartitionedParameterCoordinator__all_gather_params"
+    fetch = getattr(Coordinator, name)
+
+    def gathered(at_once):
+        monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", at_once)
+        worker = Worker(folder, tmp_path, zero_stage=3)
+        head = worker.student.model.get_output_embeddings().weight
+        count = [0]
+        alone = head.all_gather
+
+        def counted(self, params, *more, **named):
+            count[0] += any(p is head for p in params)
+            return fetch(self, params, *more, **named)
+
+        def counted_alone(*more, **named):
+            count[0] += 1
+            return alone(*more, **named)
+
+        monkeypatch.setattr(Coordinator, name, counted)
+        head.all_gather = counted_alone
+        steps(worker, 1)
+        return count[0]
+
+    assert 0 < gathered(44 * 7) <= gathered(1 << 25) + 1
+
+
 def test_a_nan_weight_ends_the_stage_and_names_the_step_and_its_examples(folder, tmp_path):
     worker = Worker(folder, tmp_path)
     steps(worker, 2)
@@ -84,7 +125,7 @@ def test_only_some_skipped_steps_in_a_row_are_borne(folder, tmp_path):
     """Loss scaling skips a step whose gradient overflowed; a step that counts begins the count again."""
     worker = Worker(folder, tmp_path, max_skipped_steps=3)
     check = worker.stepper._check
-    for skipped in (True, True, False, True, True):
+    for skipped in (*[True] * 19, False, True, True):  # 2^16 comes down to 2^-3 before the first step that counts
         check(4, 1.0, float("inf") if skipped else 1.0, skipped)
     with pytest.raises(Diverged, match=r"step 4 gave 3 skipped steps on the examples of q"):
         check(4, 1.0, float("inf"), True)
@@ -97,14 +138,15 @@ def test_a_full_disk_fails_loudly_and_leaves_the_checkpoint_before(folder, tmp_p
     checkpoints = Checkpoints(worker.out, "job", keep=2)
 
     def save(step):
-        checkpoints.save(step, worker.history, worker.engine.inner, tmp_path, 0, False, lambda entries: entries)
+        checkpoints.save(step, worker.history, *worker.engine.snapshot(0), tmp_path)
+        checkpoints.wait()
 
     save(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk, and kills nobody
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises((OSError, RuntimeError)):
+        with pytest.raises((OSError, RuntimeError, SafetensorError)):
             save(2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -112,3 +154,57 @@ def test_a_full_disk_fails_loudly_and_leaves_the_checkpoint_before(folder, tmp_p
     assert checkpoints.latest().step == 1
     save(2)  # there is space again
     assert checkpoints.latest().step == 2
+
+
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("float32", 2), ("float32", 3), ("bfloat16", 1)])
+def test_what_is_gone_on_from_is_what_was_left(folder, tmp_path, dtype, stage):
+    settings = {"dtype": getattr(torch, dtype), "zero_stage": stage}
+    whole = Worker(folder, tmp_path, **settings)
+    steps(whole, 3)
+    tensors, figures = whole.engine.snapshot(0)
+    expected = [whole.stepper.step(step)["loss"] for step in range(3, 6)]
+    for other, tolerance in ((stage, 0.0), (1 if stage != 1 else 2, 1e-5)):
+        resumed = Worker(folder, tmp_path, **{**settings, "zero_stage": other})
+        resumed.engine.restore(tensors.items(), figures)
+        found = [resumed.stepper.step(step)["loss"] for step in range(3, 6)]
+        assert found == pytest.approx(expected, abs=tolerance, rel=0)
+
+
+def test_bfloat16_without_zero_does_not_fall_behind(folder, tmp_path):
+    def losses(stage):
+        return steps(Worker(folder, tmp_path, dtype=torch.bfloat16, zero_stage=stage), 6)
+
+    assert losses(0) == losses(1)
+
+
+def test_a_bfloat16_student_keeps_what_bfloat16_cannot_hold(folder, tmp_path):
+    """Steps so small that they vanish when weights are rounded: the next round begins where this one ended."""
+    settings = {"dtype": torch.bfloat16, "learning_rate": 1e-6}
+    worker = Worker(folder, tmp_path, **settings)
+    steps(worker, 3)
+    trained = worker.engine.state_dict()
+    export_student(worker.student, trained, worker.out, tmp_path / "scratch", "4GB")
+    student = identify(worker.out.path("student"))
+    following = Worker(worker.out.path("student"), tmp_path, **settings)
+    following.engine.set_masters(whole_of(student))
+    begun = following.engine.state_dict()
+    for name, value in trained.items():
+        assert torch.equal(begun[name], value), name
+    assert any(not torch.equal(value.bfloat16().float(), value) for value in trained.values())
+
+
+def test_adapters_of_many_small_rounds_add_up(folder, tmp_path):
+    """In bfloat16, an update of a thousandth is lost in each merge."""
+    worker = Worker(folder, tmp_path, dtype=torch.bfloat16, lora={"rank": 2})
+    name = "student.model.layers.0.self_attn.q_proj"
+    weights = worker.engine.state_dict()
+    low, high = (weights[f"{name}.lora_{side}.default.weight"] for side in "AB")
+    high.fill_(1e-3)
+    update = high @ low * 16
+    base = weights[f"{name}.base_layer.weight"].float()
+    student = worker.student
+    for number in range(3):
+        export_student(student, weights, worker.out, tmp_path / "scratch", "4GB", f"{number}")
+        student = replace(student, origin=identify(worker.out.path(f"{number}")))
+    found = dict(whole_of(student.origin))["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.allclose(found, base + 3 * update, atol=1e-6)

@@ -1,0 +1,64 @@
+"""Texts as a model's tokenizer reads them, the same in the engines and in training.
+
+What always holds: a prompt holds no end token that a tokenizer appends by itself; a chat's answer ends with the token
+that ends a turn in the template. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Any
+
+CHUNK = 1024  # texts per call of the tokenizer
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+    """Ids of texts that are to be gone on with; `special_tokens` has the tokenizer begin them as it would."""
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        rows += tokenizer(
+            list(texts[start : start + CHUNK]),
+            add_special_tokens=special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+    appended = _appended(tokenizer) if special_tokens and rows else 0
+    return [row[:-appended] for row in rows] if appended else rows
+
+
+def _appended(tokenizer: Any) -> int:
+    """How many tokens it puts behind every text (an end of sequence, with add_eos_token)."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    begin = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), len(whole))
+    return max(0, len(whole) - begin - len(bare))
+
+
+def on_day(day: date) -> Callable[[str], str]:
+    """`strftime_now` of a chat template that writes today's date: a run's prompts must not change at midnight."""
+    return day.strftime
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an answer in the chat template; None without a template, or where it writes none."""
+    if not tokenizer.chat_template:
+        return None
+    from jinja2 import TemplateError
+
+    mark = "4711"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=on_day(date(2025, 1, 1)))
+    except TemplateError:  # it knows no such turn
+        return None
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    behind = tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+    return next((token for token in behind if token in added), None)
+
+
+def end_tokens(tokenizer: Any, *more: int | Sequence[int] | None) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, the template's and `more`, each once; the turn's end first."""
+    found = [turn_end(tokenizer), tokenizer.eos_token_id]
+    for ids in more:
+        found += [ids] if ids is None or isinstance(ids, int) else ids
+    return list(dict.fromkeys(token for token in found if token is not None))

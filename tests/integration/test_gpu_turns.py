@@ -1,0 +1,52 @@
+"""Engines and training workers take turns on one GPU resource; the GPU is a number of Ray's, so any machine can."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+RUN = """
+import sys, ray
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=200_000_000,
+         configure_logging=False, namespace="tailor_ray")
+from tailor_ray.cli import main
+sys.argv = ["tailor-ray", "run", *sys.argv[1:]]
+main()
+"""
+SETTINGS = {
+    "task.limit_train": 24,
+    "task.limit_test": 8,
+    "student.tiny.school_questions": 50,
+    "student.tiny.school_steps": 20,
+    "student.dtype": "float32",
+    "student.enforce_eager": "true",
+    "student.gpu_memory_utilization": 0.05,
+    "exam.samples": 1,
+    "exam.max_new_tokens": 24,
+    "evaluation.max_new_tokens": 24,
+    "training.steps": 4,
+    "training.workers": 1,
+    "training.greedy_check": 0,
+    "rounds.max_rounds": 2,
+}
+
+
+def test_a_whole_run_in_which_they_take_turns(tmp_path):
+    root = Path(__file__).parents[2]
+    settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "storage": tmp_path / "runs"}.items()]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(root / "jobs/demo.yaml"), *settings],
+        cwd=root,
+        env={**environment, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "runs/demo/report/report.json").read_text())
+    assert [one["round"] for one in report["rounds"]] == [0, 1, 2]
+    assert all(one["training"]["steps"] == 4 for one in report["rounds"][1:])
