@@ -127,6 +127,8 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
         return polarity
     if kind is AnswerKind.CHOICE:
         return _gold_letter(text, choices or {})
+    if kind is AnswerKind.TEXT and not normalize(text):
+        raise ValueError(f"the answer {text[:60]!r} is punctuation alone, which the grader ignores")
     if kind is AnswerKind.MATH and not symbolic.balanced(text):
         raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:

@@ -144,7 +144,7 @@ def format_number(value: Fraction) -> str:
     for prime in (2, 5):
         while digits % prime == 0:
             digits //= prime
-    if digits != 1 or value.denominator > 10**12:
+    if digits != 1 or value.denominator > 10**40:
         return f"{value.numerator}/{value.denominator}"
     with localcontext(prec=100):
         return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"

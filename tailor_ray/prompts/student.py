@@ -25,6 +25,7 @@ _FORM = {
     AnswerKind.CHOICE: "Answer: (<letter>)",
     AnswerKind.YES_NO: "Answer: <yes or no>",
 }
+MAX_CONCLUSION = 300  # characters of one; no more of a text's end is searched at a time, so that it takes linear time
 _CONCLUDING = re.compile(
     r"(?:^|(?<=[.!?])[ \t]+|\n)[*_ \t]*"
     r"(?:####|A\s?:|(?:(?:therefore|thus|so|hence|finally|in conclusion)\b,?\s+)?(?:the\s+|my\s+)?(?:final\s+)?answer\b"
@@ -106,9 +107,12 @@ def without_conclusion(text: str) -> str:
     A conclusion that still computes ("The answer is 9 * 2 = 18.") belongs to the reasoning and stays.
     """
     text = text.strip()
-    while match := _CONCLUDING.search(text):
-        text = text[: match.start()].rstrip()
-    return text
+    end = len(text)
+    while match := _CONCLUDING.search(text, max(0, end - MAX_CONCLUSION), end):
+        end = match.start()
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
 
 
 def _with_choices(question: Question) -> str:

@@ -1,6 +1,7 @@
 """The student's prompt: one prefix for all questions, completions that end with one conclusion, both styles."""
 
 import json
+import time
 import pickle
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_a_conclusion_is_written_once(rationale, kept):
     assert completion.startswith(" ")
     grade = Grader(AnswerKind.NUMBER).grade(Question("q", "?", "18"), completion)
     assert grade.verdict is Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    "run", ["*", " ", "_ ", ". ", "\n", "#", "Answer: 1\n", "The answer is 1. ", "the answer ", "so ", "A", ".* \t"]
+)
+def test_the_end_of_a_rationale_is_found_in_linear_time(run):
+    """By lengths that double: each takes at most about twice as long as the one before, not four times."""
+    seconds = []
+    for size in (40_000, 80_000, 160_000):
+        text = f"9 * 2 = 18.{run * (size // len(run))}x"
+        texts = [text, text[:-1] + "\nAnswer: 18", text + "\nAnswer: 18\n" + run * 100]
+        begun = time.process_time()
+        for one in texts:
+            without_conclusion(one)
+        seconds.append(time.process_time() - begun)
+    assert seconds[2] < 0.05 or seconds[2] < 3 * max(seconds[1], 0.01)
 
 
 def model_in(folder):
