@@ -25,6 +25,7 @@ _NEXT_QUESTION = re.compile(
     r"\n[ \t]{0,8}(?:(?:Question|Q|Problem|User|Human|Input|Instruction)\s*\d{0,3}|(?:Example|Exercise)\s*\d{1,3})\s*:"
     r"|\n###[ \t]*\n"
 )
+CONCLUDES = re.compile(r"\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all|finally|in conclusion)\b", re.IGNORECASE)
 _REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
     r"(?:^|[.!?]\s|\n)\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all)\b"
     r"|\d\s?[-+*/×÷x]\s?[$(]{0,2}\w[^=\n]{0,40}=|=\s?[$(]{0,4}\d+\s?[-+*/×÷]",
@@ -62,10 +63,11 @@ _LABEL = re.compile(
 _ITEM = re.compile(r"^[ \t*_]{0,8}\(?(\d{1,2})[.)][*_]{0,2}[ \t]+(?=\S[^\n]*[A-Za-z(])", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]*[-*•–][ \t]+", re.MULTILINE)
 _REMARK = re.compile(
-    r"^\W*(?:note|confidence|certainty|i checked|i verified|this took|for example)\b|\b(?:sure|certain|confident)\W*$"
+    r"^\W*(?:note|p\.? ?s\b|rating|score|confidence|certainty|i checked|i verified|this took|for example)\b|\b(?:sure|certain|confident)\W*$"
     r"|\b(?:hope|let me know|feel free|ask me)\b",
     re.IGNORECASE,
 )
+_REASON = re.compile(r";|\s[–—]\s|\s-\s(?![\d$])|,?\s(?:because|since|that is|i\.e\.|which|where|as (?:she|he|it|they|there))\b", re.IGNORECASE)
 _DENIED = re.compile(r"n't\b|not\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bRs)(?<!\bapprox)(?<!\bNo)[.!?][*_\"')]{0,4}(?=\s|$)")
 
@@ -146,6 +148,12 @@ def first_sentence(text: str) -> str:
     """Up to the first full stop that ends a sentence; a decimal point does not."""
     end = _SENTENCE_END.search(text)
     return text[: end.start()] if end else text
+
+
+def before_reason(sentence: str) -> str:
+    """What a sentence says before it says why: "42, because she has 6 boxes of 7" says 42."""
+    reason = _REASON.search(sentence)
+    return sentence[: reason.start()] if reason and _numbered(sentence[: reason.start()]) else sentence
 
 
 def sentences(text: str) -> list[str]:

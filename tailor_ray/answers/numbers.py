@@ -20,8 +20,10 @@ from fractions import Fraction
 from functools import lru_cache
 
 from tailor_ray.answers.conclusion import (
+    CONCLUDES,
     MAX_SPAN,
     Conclusion,
+    before_reason,
     conclusions,
     first_sentence,
     remark,
@@ -49,6 +51,9 @@ _SCALE = {**SCALES, "hundred": 100, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10
 _SIGNED = re.compile(r"((?:^|[:=({]|\b(?:is|be|are))[\s*]*)[-–] (?=[$€£]?\.?\d)")
 _NEGATIVE = re.compile(r"(?<![\d)%] )\b(?:negative|minus)\s+(?=[$€£]?\d)", re.IGNORECASE)  # "20 minus 2" is a difference
 _ASIDE = re.compile(r"(?<=[\w.%]) \([^()]{0,120}(?:\)|$)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
+_SPEAKS = re.compile(
+    r"\b(?:i|i'm|i've|my|confiden\w+|steps?|checked|verified|rating|score|problem|method|solution|calculation)\b", re.IGNORECASE
+)
 _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
@@ -61,7 +66,7 @@ _BEFORE = re.compile(  # what makes the number after it another, or no answer
 _AFTER = re.compile(
     rf"[.,:'_]?\d|\s?[π√∞^±{UNREAD}\\]|\s?\*\*\s?\d|[xyznie](?![A-Za-z])|[(\[]\s?\d|\s?[+×·÷*/]\s?[$€£(]?\d|\s[xX]\s\d"
     rf"|!(?=\d)|\s?[-–—]\s?[$€£(]?\d|[^,;.\d]{{0,24}}\b(?:is|are) (?:not|wrong|incorrect)\b|{UNREAD}| (?:or|to) [$€£]?\d"
-    r"| or (?:more|less|fewer)\b|\s?[-+*]\s?[a-z]\b"
+    r"| or (?:more|less|fewer)\b|\s?[-+*]\s?[a-z]\b|\+(?!\w)"
 )
 _DENIED = re.compile(r"(?:\b(?:not|never|nor|neither|cannot|instead of|rather than)\b|n't\b)[^,;.\d=]{0,40}$", re.IGNORECASE)
 _OF_WHAT = re.compile(
@@ -112,13 +117,16 @@ class Reading:
 
     numbers: tuple[Number, ...]
     doubt: bool = False
+    beside: tuple[Number, ...] = ()  # computed before: should the gold number be there, the text is no mistake
 
     def says(self, gold: Gold) -> bool | None:
         """Right, wrong, or None: several numbers with the gold one among them, or a doubtful one."""
         if self.doubt or not self.numbers:
             return None
         right = [gold.meant_by(number) for number in self.numbers]
-        return right[0] if len(set(right)) == 1 else None
+        if len(set(right)) != 1 or (not right[0] and any(map(gold.meant_by, self.beside))):
+            return None
+        return right[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,11 @@ class Gold:
             return number.equals(self.value)
         written = Number("", number.values[:1])
         return written.equals(self.value) or ("%" not in number.written and written.equals(self.value / 100))
+
+
+    def rounds_to(self, value: Fraction) -> bool:
+        """Whether a decimal or fraction may be this one rounded: 0.33 for 1/3, which nobody would call a mistake."""
+        return 1 not in (value.denominator, self.value.denominator) and abs(value - self.value) <= abs(self.value) / 200
 
 
 def format_number(value: Fraction) -> str:
@@ -215,6 +228,9 @@ def _of_sentence(sentence: str) -> Reading:
     if len(bold) == 1 and sentence.strip("* ") != bold[0].strip():
         start = sentence.index(f"**{bold[0]}**")
         return _of_part(bold[0], sentence[:start])
+    said = before_reason(sentence)
+    if said is not sentence and _OPENS.match(said[: numbers(said)[0].start] if numbers(said) else "?"):
+        sentence = said
     shown = _ASIDE.sub("", sentence)
     parts = re.split(r"(?<![<>≥≤≠!])[=≈]", shown if any(map(str.isdigit, shown)) else sentence)
     for position in range(len(parts) - 1, -1, -1):
@@ -241,17 +257,29 @@ def _of_part(part: str, before: str = "") -> Reading:
 
 
 def _unannounced(text: str, question: str) -> Reading:
-    """The last sentence with a number that is no closing remark; a remark's own is in doubt."""
-    remarked = Reading(())
+    """The last sentence with a number that is no closing remark, and what was computed before it.
+
+    In doubt: a remark's own number, and what a closing paragraph says of the solution rather than of the question.
+    """
+    last, remarked = Reading(()), False
     parts = sentences(text)
+    closes = "\n\n" in text
     for sentence in reversed(parts):
         shown = _prepared(sentence[-MAX_SPAN:]) if len(parts) == 1 else plain(sentence[-MAX_SPAN:])
         found = Reading(()) if sentence.endswith("?") else _in_sentence(shown, question)
-        if found.numbers and not remark(sentence):
+        if not found.numbers:
+            continue
+        concludes = "=" in sentence or CONCLUDES.match(sentence) is not None
+        if not last.numbers:
+            remarked = remark(sentence)
+            if not remarked and (concludes or not closes):
+                return found
+            last = Reading(found.numbers, found.doubt or remarked or (closes and _SPEAKS.search(sentence) is not None))
+        elif remarked and not remark(sentence):
             return found
-        if found.numbers and not remarked.numbers:
-            remarked = Reading(found.numbers, doubt=True)
-    return remarked
+        elif concludes:
+            return Reading(last.numbers, last.doubt, found.numbers)
+    return last
 
 
 def _in_sentence(sentence: str, question: str) -> Reading:

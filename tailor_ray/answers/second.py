@@ -18,7 +18,7 @@ from collections import deque
 from fractions import Fraction
 from math import factorial
 
-from tailor_ray.answers.conclusion import heads, remark, unlabelled
+from tailor_ray.answers.conclusion import before_reason, heads, remark, unlabelled
 from tailor_ray.answers.numbers import Gold, Number
 from tailor_ray.answers.spelling import plain
 from tailor_ray.answers.words import SCALES, UNREAD, digits
@@ -115,7 +115,7 @@ def _holds(sentence: str, gold: Gold) -> bool | None:
     text = _UNIT_POWER.sub("", text)
     text = _CLOCK.sub(lambda match: f"({match[1]}+{match[2]}/60)", text)
     found, known = False, True
-    for clause in (_ASIDE.sub(" ", text), *_ASIDE.findall(text)):  # "50 bags (50 x 8 = 400)"
+    for clause in dict.fromkeys((before_reason(text), _ASIDE.sub(" ", text), *_ASIDE.findall(text))):  # "50 (5 x 10 = 50)"
         *before, last = re.split(r"(?<![<>≥≤≠!])[=≈]", clause)
         known = known and _UNKNOWN.search(last) is None
         for part in (*(part for part in before if not _OPERATOR.search(part)), last):
@@ -125,6 +125,7 @@ def _holds(sentence: str, gold: Gold) -> bool | None:
                 known = known and value is not None
                 if value is not None and gold.meant_by(_meant(value, match[0], part[match.end() :])):
                     return True
+                known = known and not (value is not None and gold.rounds_to(value))
     return False if found and known else None
 
 
