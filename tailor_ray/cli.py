@@ -131,7 +131,9 @@ def evaluate(model: ModelArgument, task: TaskArgument, set_: Overrides, out: Out
 
 @app.command(epilog="Example: tailor-ray grade outputs.jsonl --kind choice --column output=completion")
 def grade(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or parquet: question, gold, output, [label].")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL, CSV or parquet: question, gold, output, [label].")
+    ],
     column: Annotated[
         list[str],
         typer.Option(
@@ -141,7 +143,9 @@ def grade(
             help="Where question, gold, output, label, choices or finish_reason is found; repeatable.",
         ),
     ],
-    kind: Annotated[str, typer.Option(help="As task.answer_kind: number, choice, yes_no, text, regex, math or python.")] = "number",
+    kind: Annotated[
+        str, typer.Option(help="As task.answer_kind: number, choice, yes_no, text, regex, math or python.")
+    ] = "number",
     function: Annotated[str | None, typer.Option(help="For kind python: package.module:function.")] = None,
     brief: Annotated[bool, typer.Option(help="Counts and disagreements alone, no line per row.")] = False,
 ) -> None:

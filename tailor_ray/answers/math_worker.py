@@ -1,9 +1,9 @@
 """The process that asks math-verify. Run as a program by `symbolic.py`; knows nothing of this package.
 
-In: a JSON object a line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}, or {"stopped": true}
-where an expression took more than the given CPU seconds. Always holds: what is asked is computed in a child that the
-kernel ends at that bound, in C code too, and that has bounded memory; the parent, which has imported the library once,
-forks the next. It ends when its input does.
+In: a JSON object a line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}, or {"stopped":
+true} where an expression took more than the given CPU seconds. Always holds: what is asked is computed in a child
+that the kernel ends at that bound, in C code too, and that has bounded memory; the parent, which has imported the
+library once, forks the next. It ends when its input does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Kind `math`: symbolic answers ("\\frac{1}{2}", "(1, 2]", "x^2 + 1") by math-verify, each within a hard bound.
 
 First verifier: the announced conclusion and the gold answer are one expression once spelling is normalized, or
-math-verify says so in both orders. Second verifier: math-verify on the ending as it reads it itself. What the conclusion
-denies, and what takes longer than SECONDS of CPU time, is disputed.
+math-verify says so in both orders. Second verifier: math-verify on the ending as it reads it itself. What the
+conclusion denies, and what takes longer than SECONDS of CPU time, is disputed.
 
 Always holds: math-verify runs in a process of its own, one for each process that grades, whose work the kernel stops; a
 hung expression costs SECONDS and no signal of this process. The first question waits a second or two for it to start.
@@ -55,7 +55,9 @@ def second(text: str, gold: str) -> bool | None:
     if found and _alike(found[0].text.strip(" \t*`."), gold):
         return True
     said = found[0].text if found else text[-MAX_ENDING:]
-    return _equal(gold, said if not found or _DELIMITED.search(said) else f"The final answer is $\\boxed{{{_expression(said)}}}$")
+    return _equal(
+        gold, said if not found or _DELIMITED.search(said) else f"The final answer is $\\boxed{{{_expression(said)}}}$"
+    )
 
 
 def balanced(gold: str) -> bool:
@@ -75,7 +77,9 @@ def _plainly(text: str) -> str:
 
 def _equal(gold: str, said: str) -> bool | None:
     said = said if _DELIMITED.search(said) else f"${_expression(said)}$"
-    if len(said) > MAX_EXPRESSION + MAX_ENDING or _WORD.search(re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", "", said)) and not _DELIMITED.search(said[1:]):
+    if len(said) > MAX_EXPRESSION + MAX_ENDING or (
+        _WORD.search(re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", "", said)) and not _DELIMITED.search(said[1:])
+    ):
         return None
     return _ask(gold if _DELIMITED.search(gold) else f"${gold}$", said)
 

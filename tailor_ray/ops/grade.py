@@ -1,8 +1,8 @@
 """Grade a file of recorded outputs: the verdicts, and where they differ from given labels.
 
 In: a file of rows (JSONL, CSV or parquet, compressed or not) with a question, a gold answer and a model's output, and
-perhaps a label (whether a person calls it right), choices and a finish reason. Out: a line for each row, the counts, and
-every row whose verdict and label differ. Nothing is asked of a model and nothing is spent.
+perhaps a label (whether a person calls it right), choices and a finish reason. Out: a line for each row, the counts,
+and every row whose verdict and label differ. Nothing is asked of a model and nothing is spent.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def answer_kind(name: str) -> AnswerKind:
 def grade_file(
     path: Path, kind: AnswerKind, function: str | None, columns: list[str], brief: bool, say: Callable[[str], None]
 ) -> None:
-    """Grade every row and say what came of it. Raises DataError, after all others, naming the rows that break a rule."""
+    """Grade every row and say what came of it. Raises DataError, at the end, naming the rows that break a rule."""
     if not path.is_file():
         raise DataError(f"{str(path)!r} is not a file; give one with the columns question, gold and output")
     if (kind is AnswerKind.PYTHON) != (function is not None):
@@ -106,7 +106,9 @@ def _named(columns: list[str]) -> dict[str, tuple[str, ...]]:
 
 def _grade(grader: Grader, row: dict[str, Any], line: int, named: dict[str, tuple[str, ...]]) -> Graded:
     """Raises ValueError with the rule that the row breaks."""
-    found = {name: next((one for one in places if row.get(one) is not None), places[0]) for name, places in named.items()}
+    found = {
+        name: next((one for one in places if row.get(one) is not None), places[0]) for name, places in named.items()
+    }
     columns = ColumnsConfig(
         id="\0", question=found["question"], answer=found["gold"], choices=found["choices"], rationale="\0"
     )
@@ -145,7 +147,9 @@ def _sum_up(graded: list[Graded], say: Callable[[str], None]) -> None:
         return
     differing = [row for row in labelled if row.differs]
     disputed = sum(row.grade.verdict is Verdict.DISPUTED for row in labelled)
-    say(f"{len(labelled)} labelled: {len(labelled) - len(differing) - disputed} agree, {len(differing)} differ, "
-        f"{disputed} disputed")
+    say(
+        f"{len(labelled)} labelled: {len(labelled) - len(differing) - disputed} agree, {len(differing)} differ, "
+        f"{disputed} disputed"
+    )
     for row in differing:
         say(f"{_line(row)}, but labelled {'correct' if row.label else 'wrong'}: {row.output[-TAIL:]!r}")

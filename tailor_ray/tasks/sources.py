@@ -106,7 +106,9 @@ def local_files(config: TaskConfig) -> tuple[FileRows, FileRows] | None:
 
 def _file(folder: Path, split: str, name: str | None) -> Path:
     plain = [name] if name else [f"{split}.{suffix}" for suffix in ("jsonl", "parquet", "csv")]
-    candidates = plain if name else [*plain, *(f"{split}.{kind}{how}" for kind in ("jsonl", "csv") for how in COMPRESSED)]
+    candidates = (
+        plain if name else [*plain, *(f"{split}.{kind}{how}" for kind in ("jsonl", "csv") for how in COMPRESSED)]
+    )
     found = [folder / candidate for candidate in candidates if (folder / candidate).is_file()]
     if not found:
         packed = "" if name else f" (nor compressed: {', '.join(COMPRESSED)})"
@@ -130,8 +132,8 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
                 yield io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(file, mode="r"), how)))
             else:
-                unpack = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[how]
-                yield io.BufferedReader(cast(Any, unpack(file)))
+                unpack: Callable[[Any], Any] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[how]
+                yield io.BufferedReader(unpack(file))
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             raise DataError(f"{path}: damaged {how or 'file'}: {error}; pack or copy it again") from error
 

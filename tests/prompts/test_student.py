@@ -1,8 +1,8 @@
 """The student's prompt: one prefix for all questions, completions that end with one conclusion, both styles."""
 
 import json
-import time
 import pickle
+import time
 from pathlib import Path
 
 import pytest

@@ -38,7 +38,9 @@ def load(folder, name="jsonl", **settings):
 
 
 def first_test(folder, item, **settings):
-    (folder / "test.jsonl").write_text(lines([item, *rows("test", 3, **{k: item[k] for k in ("choices",) if k in item})]))
+    (folder / "test.jsonl").write_text(
+        lines([item, *rows("test", 3, **{k: item[k] for k in ("choices",) if k in item})])
+    )
     return next(iter(load(folder, **settings).test))
 
 
@@ -67,7 +69,9 @@ def test_numbers_of_parquet_keep_every_digit(folder):
     values = [9007199254740991.0, 0.1, 3.0]
     pq.write_table(pa.table({"question": ["a?", "b?", "c?"], "answer": values}), folder / "test.parquet")
     assert [q.answer for q in load(folder).test] == ["9007199254740991", "0.1", "3"]
-    pq.write_table(pa.table({"question": ["a?"], "answer": [Decimal("12345678901234567890.25")]}), folder / "test.parquet")
+    pq.write_table(
+        pa.table({"question": ["a?"], "answer": [Decimal("12345678901234567890.25")]}), folder / "test.parquet"
+    )
     assert [q.answer for q in load(folder).test] == ["12345678901234567890.25"]
 
 
@@ -85,7 +89,9 @@ def test_numbers_of_parquet_keep_every_digit(folder):
 )
 def test_no_choice_is_dropped_in_silence(folder, choices, rule):
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text(lines([{**row, "answer": "A", "choices": ["x", "y"]} for row in rows(split)]))
+        (folder / f"{split}.jsonl").write_text(
+            lines([{**row, "answer": "A", "choices": ["x", "y"]} for row in rows(split)])
+        )
     good = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(good + lines([{"question": "Which?", "answer": "A", "choices": choices}]))
     with pytest.raises(DataError) as caught:
@@ -97,14 +103,16 @@ def test_no_choice_is_dropped_in_silence(folder, choices, rule):
 def test_twenty_six_choices_are_all_there(folder):
     for split in ("train", "test"):
         choices = [f"colour {i}" for i in range(26)]
-        (folder / f"{split}.jsonl").write_text(lines([{**row, "answer": "Z", "choices": choices} for row in rows(split)]))
+        (folder / f"{split}.jsonl").write_text(
+            lines([{**row, "answer": "Z", "choices": choices} for row in rows(split)])
+        )
     question = next(iter(load(folder, answer_kind="choice").test))
     assert (question.answer, question.choice_texts()["z"]) == ("z", "colour 25")
 
 
 def test_a_key_that_stands_twice_in_a_row_is_named(folder):
     (folder / "test.jsonl").write_text('{"question": "a?", "answer": 1, "answer": 2}\n')
-    with pytest.raises(DataError, match="line 1: .*the key 'answer' stands twice"):
+    with pytest.raises(DataError, match=r"line 1: .*the key 'answer' stands twice"):
         load(folder)
 
 
@@ -114,7 +122,7 @@ def test_a_text_answer_of_punctuation_alone_is_named(folder, gold):
         (folder / f"{split}.jsonl").write_text(lines([{**row, "answer": "red"} for row in rows(split)]))
     good = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(good + lines([{"question": "Which?", "answer": gold}]))
-    with pytest.raises(DataError, match="line 7: .*punctuation alone"):
+    with pytest.raises(DataError, match=r"line 7: .*punctuation alone"):
         load(folder, answer_kind="text")
 
 
@@ -138,7 +146,12 @@ def test_gsm8k_own_files_are_read_as_they_are(folder, task):
     assert (question.answer, question.rationale) == ("1000", "He has 1*1000=1000 pens.")
 
 
-PACKED = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+PACKED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
 
 
 @pytest.mark.parametrize("suffix", PACKED)
@@ -170,7 +183,10 @@ def test_a_damaged_compressed_file_is_named(tmp_path, suffix):
     (tmp_path / "test.jsonl").write_text(lines(rows("test")))
     packed = PACKED[suffix](lines(rows("train", 20_000)).encode())
     path = tmp_path / f"train.jsonl.{suffix}"
-    for damaged in (packed[: len(packed) // 2], packed[: len(packed) // 2] + bytes(200) + packed[len(packed) // 2 + 200 :]):
+    for damaged in (
+        packed[: len(packed) // 2],
+        packed[: len(packed) // 2] + bytes(200) + packed[len(packed) // 2 + 200 :],
+    ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"train\.jsonl\.{suffix}"):
             load(tmp_path)
@@ -181,7 +197,11 @@ def test_a_damaged_compressed_file_is_named(tmp_path, suffix):
 def test_files_with_a_byte_order_mark_are_read(tmp_path, encoding, kind):
     for split in ("train", "test"):
         items = rows(split, 4)
-        text = lines(items) if kind == "jsonl" else "question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in items)
+        text = (
+            lines(items)
+            if kind == "jsonl"
+            else "question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in items)
+        )
         (tmp_path / f"{split}.{kind}").write_bytes(text.encode(encoding))
     assert [q.answer for q in load(tmp_path).test] == ["0", "1", "2", "3"]
 
