@@ -85,7 +85,7 @@ class Grader:
             return said.answer, said.says(gold), None if other is None else other == gold
         if self.kind is AnswerKind.MATH:
             answer, right = symbolic.first(text, gold)
-            return answer, right, symbolic.second(text, gold)
+            return answer, right, None if answer and right is None else symbolic.second(text, gold)
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tailor_ray.answers.conclusion import conclusions, first_sentence, sentences
+from tailor_ray.answers.conclusion import MAX_SPAN, conclusions, first_sentence, sentences
 from tailor_ray.answers.spelling import plain
 
 
@@ -92,10 +92,10 @@ def first_choice(text: str, choices: Mapping[str, str]) -> Said:
         if named or _NONE.search(span):
             return Said(tuple(sorted(named)), doubt=True)
     for sentence in reversed(sentences(text)):
-        said = _letters(_masked(_bare(plain(sentence)), choices), choices)
+        said = _letters(_masked(_bare(plain(sentence[-MAX_SPAN:])), choices), choices)
         if said.words and _known(said, choices):
             return Said(said.words[-1:], said.doubt)
-    named = _named(" ".join(sentences(text)[-1:]), choices)
+    named = _named(" ".join(sentences(text)[-1:])[-MAX_SPAN:], choices)
     return Said(tuple(named)) if len(named) == 1 else Said()
 
 
@@ -104,7 +104,7 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
     announced = [first_sentence(plain(conclusion.text)) for conclusion in conclusions(text)]
     parts = sentences(text)
     for position, sentence in enumerate(announced or reversed(parts)):
-        sentence = _REFUSED.sub("", sentence)
+        sentence = _REFUSED.sub("", sentence[-MAX_SPAN:])
         named = _named(_bare(sentence), choices)
         if len(named) == 1:
             return named
@@ -148,6 +148,7 @@ def first_yes_no(text: str) -> Said:
         if not conclusion.opening:
             return Said()
     for sentence in reversed(sentences(_BOTH.sub("", text))):
+        sentence = sentence[-MAX_SPAN:]
         found = list(_VERDICT.finditer(sentence))
         if found:
             opens = found[:1] if _OPENING.match(sentence) else found[-1:]

@@ -52,14 +52,17 @@ def serve(math_verify: Any, requests: BinaryIO, replies: int, seconds: float) ->
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while line := requests.readline():
         asked = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time, so that a busy machine changes no verdict
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time, so that a busy machine seldom changes a verdict
+        signal.setitimer(signal.ITIMER_REAL, 3 * seconds)
         try:
             answer = right(math_verify, asked["gold"], asked["said"])
         except (MemoryError, RecursionError):
             answer = None
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(replies, json.dumps({"right": answer}).encode() + b"\n")
 
 
