@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tailor_ray.answers import symbolic
 from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
+from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
 from tailor_ray.records import AnswerKind, Question, Verdict
 
@@ -84,8 +84,8 @@ class Grader:
             said, other = first_yes_no(text), second_yes_no(text)
             return said.answer, said.says(gold), None if other is None else other == gold
         if self.kind is AnswerKind.MATH:
-            answer, right = symbolic.first(text, gold)
-            return answer, right, None if answer and right is None else symbolic.second(text, gold)
+            answer, right = first_expression(text, gold)
+            return answer, right, None if answer and right is None else second_expression(text, gold)
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None
@@ -129,7 +129,7 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
         return _gold_letter(text, choices or {})
     if kind is AnswerKind.TEXT and not normalize(text):
         raise ValueError(f"the answer {text[:60]!r} is punctuation alone, which the grader ignores")
-    if kind is AnswerKind.MATH and not symbolic.balanced(text):
+    if kind is AnswerKind.MATH and not balanced(text):
         raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:
         try:

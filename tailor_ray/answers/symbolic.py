@@ -39,7 +39,7 @@ _SAME = (
 )
 
 
-def first(text: str, gold: str) -> tuple[str | None, bool | None]:
+def first_expression(text: str, gold: str) -> tuple[str | None, bool | None]:
     """The announced expression of a `visible` text, and whether it is the gold one."""
     for conclusion in conclusions(text):
         said = conclusion.text.strip(" \t*`.").removesuffix(".")
@@ -50,7 +50,7 @@ def first(text: str, gold: str) -> tuple[str | None, bool | None]:
     return None, None
 
 
-def second(text: str, gold: str) -> bool | None:
+def second_expression(text: str, gold: str) -> bool | None:
     """What math-verify says of the text's ending, which it reads by its own rules; None where it finds nothing."""
     found = conclusions(text)
     if found and _alike(found[0].text.strip(" \t*`."), gold):

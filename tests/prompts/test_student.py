@@ -139,6 +139,42 @@ def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
     assert prompt.stop == ()
 
 
+def asked_of(template, thinking=False):
+    def chat(messages, open_turn):
+        return "".join(f"<{one['role']}>{one['content']}" for one in messages) + (template if open_turn else "")
+
+    return StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, chat, thinking)
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "begun", "completion"),
+    [
+        ("<assistant>", False, "", "5 + 5 = 10.\nAnswer: 10"),
+        ("<assistant>", True, "", "<think>\n5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n", False, "<think>\n", "5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n", True, "<think>\n", "5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n\n</think>\n\n", False, "", "5 + 5 = 10.\nAnswer: 10"),  # told not to think
+    ],
+)
+def test_a_thought_is_closed_before_the_answer(template, thinking, begun, completion):
+    prompt = asked_of(template, thinking)
+    assert prompt.begun == begun
+    assert prompt.completion("5 + 5 = 10. The answer is 10.", "10") == completion
+    assert "think" not in prompt.prefix  # demos show the form of an answer
+    question, grader = Question("q", "5 and 5?", "10"), Grader(AnswerKind.NUMBER)
+    assert grader.grade(question, prompt.begun + completion).verdict is Verdict.CORRECT
+    cut = prompt.begun + "5 + 5 is 12. The answer is 12. Or is it"
+    expected = Verdict.TRUNCATED if begun else Verdict.WRONG
+    assert grader.grade(question, cut, "length").verdict is expected
+
+
+def test_a_template_that_can_think_is_told_whether_to(tokenizer_folder):
+    template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    for thinking in (False, True):
+        chat = pickle.loads(pickle.dumps(ChatTemplate(model_in(tokenizer_folder(template)), thinking)))
+        assert StudentPrompt("chat", AnswerKind.NUMBER, (), chat, thinking).begun == ("<think>" if thinking else "")
+
+
 def test_a_template_that_rewrites_earlier_turns_shares_nothing(tokenizer_folder):
     counting = "{{ messages|length }}:" + CHATML
     prompt = StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, ChatTemplate(model_in(tokenizer_folder(counting))))
