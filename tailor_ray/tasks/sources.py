@@ -132,8 +132,8 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
                 yield io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(file, mode="r"), how)))
             else:
-                unpack: Callable[[Any], Any] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[how]
-                yield io.BufferedReader(unpack(file))
+                unpack: Any = {"gzip": gzip, "bz2": bz2, "xz": lzma}[how]
+                yield io.BufferedReader(unpack.open(file))
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             raise DataError(f"{path}: damaged {how or 'file'}: {error}; pack or copy it again") from error
 
