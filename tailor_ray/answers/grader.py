@@ -1,8 +1,8 @@
 """The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
 
-Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one, the
-user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`, and
-nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
+Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one,
+the user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`,
+and nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
 never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kind `math`: bounded
 time), and is safe on any thread.
 """

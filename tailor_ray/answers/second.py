@@ -40,7 +40,7 @@ _RETRACTS = re.compile(  # "We can't determine the answer.", "If she buys more, 
     re.IGNORECASE,
 )
 _EXPRESSION = re.compile(
-    r"(?<![A-Za-z_])[-–(]*(?:[$€£¥₹]\s?)?[(]*[-–]?\.?\d"
+    r"(?<![A-Za-z_])[-–(]{0,8}(?:[$€£¥₹]\s?)?[(]{0,4}[-–]?\.?\d"
     r"(?:[\d.,()%^]|(?<=\d)'(?=\d)|(?<=[\d)%^*])\s?\*\*?\s?(?=[\d(.$-])|[eE](?=[+-]?\d)"
     r"|\s?[-–+×·÷/]\s?(?=[\d(.$€£-])|\s[xX]\s(?=[\d$])|(?<=\d)[xX](?=\d)|(?<=\d) (?=\d+/\d)|[$€£]\s?(?=\d))*"
 )
