@@ -56,7 +56,7 @@ def serve(math_verify: Any, requests: BinaryIO, replies: int, seconds: float) ->
     while line := requests.readline():
         asked = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time, so that a busy machine seldom changes a verdict
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+        signal.setitimer(signal.ITIMER_REAL, 3 * seconds)
         try:
             answer = right(math_verify, asked["gold"], asked["said"])
         except (MemoryError, RecursionError):
