@@ -181,13 +181,14 @@ def unlabelled(text: str, inline: bool = False) -> str:
         line, newline, rest = text.partition("\n")
         return _LABEL.sub(" ", line) + newline + (unlabelled(rest) if rest else "")
     text = _BULLET.sub("", _LABEL.sub(" ", text))
-    items = [int(item[1]) for item in _ITEM.finditer(text)]
+    items = {int(item[1]) for item in _ITEM.finditer(text)}
     listed = {number for number in items if number - 1 in items or number + 1 in items}
 
     def bare(item: re.Match[str]) -> str:
         number = int(item[1])
-        announced = text[: item.start()].rstrip(" *_\n").endswith(":")
-        return "" if number in listed or (number < 10 and not announced and _numbered(text[item.end() :])) else item[0]
+        announced = text[max(0, item.start() - 16) : item.start()].rstrip(" *_\n").endswith(":")
+        counts = number < 10 and not announced and _numbered(text[item.end() : item.end() + MAX_SPAN])
+        return "" if number in listed or counts else item[0]
 
     return _ITEM.sub(bare, text) if items else text
 
