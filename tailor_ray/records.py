@@ -35,6 +35,7 @@ class AnswerKind(StrEnum):
     YES_NO = "yes_no"
     TEXT = "text"
     REGEX = "regex"
+    MATH = "math"
     PYTHON = "python"
 
 

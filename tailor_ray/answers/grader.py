@@ -1,9 +1,10 @@
 """The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
 
-Always holds: `correct` and `wrong` mean that two verifiers that share no rule agree (kind `python` has one, the
-user's function); where they differ, one of them finds nothing, or that function raises, the verdict is `disputed`,
-and nothing is taught or learnt from it. A text that was cut off before its conclusion is `truncated`, never wrong.
-Grading never raises for what a model wrote, takes time linear in its capped length, and is safe on any thread.
+Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one,
+the user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`,
+and nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
+never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kind `math`: bounded
+time), and is safe on any thread.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tailor_ray.answers.conclusion import conclusions, visible
+from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
-from tailor_ray.answers.numbers import format_number, gold_value, is_plain, read
+from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
+from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
 from tailor_ray.records import AnswerKind, Question, Verdict
 
@@ -43,6 +45,8 @@ class Grader:
         """Judge one text; `finish_reason` is "stop", "length" or "error"."""
         if finish_reason == "error":
             return Grade(Verdict.ERROR, None, text[:200] or "the engine gave no answer")
+        if thinks(text):
+            return Grade(Verdict.TRUNCATED, None, "the thought was never closed")
         shown = visible(text)
         if finish_reason == "length" and not _concluded_before_cut(shown, self.kind):
             return Grade(Verdict.TRUNCATED, None)
@@ -51,7 +55,7 @@ class Grader:
         answer, first, other = self._both(question, shown)
         if answer is None and other is None:
             return Grade(Verdict.UNPARSED, None)
-        if first is other:
+        if first is other and first is not None:
             return Grade(Verdict.CORRECT if first else Verdict.WRONG, answer)
         return Grade(Verdict.DISPUTED, answer, f"first verifier: {_word(first)}; second: {_word(other)}")
 
@@ -64,18 +68,25 @@ class Grader:
         """The extracted answer and what each verifier says: right, wrong, or None for nothing found."""
         gold = question.answer
         if self.kind is AnswerKind.NUMBER:
-            number, _ = read(text, question.text)
-            value = gold_value(gold)
-            first = None if number is None or value is None else number.equals(value)
-            return number.normalized() if number else None, first, says(text, gold)
+            text = text.replace("__", "")  # bold, and no part of a number
+            if refuses(text):
+                return None, None, None
+            reading, _ = read(text, question.text)
+            meant = read_gold(gold)
+            answer = reading.numbers[0].normalized() if reading.numbers else None
+            if meant is None:  # not read from a task's files, which refuse such a row
+                return answer, None, None
+            return answer, reading.says(meant), says(text, meant)
         if self.kind is AnswerKind.CHOICE:
             choices = question.choice_texts()
-            letter, _ = first_choice(text, choices)
-            others = second_choices(text, choices)
-            return letter, _equal(letter, gold), gold in others if others else None
+            said, others = first_choice(text, choices), second_choices(text, choices)
+            return said.answer, said.says(gold), gold in others if others else None
         if self.kind is AnswerKind.YES_NO:
-            found, _ = first_yes_no(text)
-            return found, _equal(found, gold), _equal(second_yes_no(text), gold)
+            said, other = first_yes_no(text), second_yes_no(text)
+            return said.answer, said.says(gold), None if other is None else other == gold
+        if self.kind is AnswerKind.MATH:
+            answer, right = first_expression(text, gold)
+            return answer, right, None if answer and right is None else second_expression(text, gold)
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None
@@ -106,10 +117,10 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
     if not text:
         raise ValueError("the answer is empty")
     if kind is AnswerKind.NUMBER:
-        value = gold_value(text)
-        if value is None:
-            raise ValueError(f"the answer {text[:60]!r} is not a number")
-        return format_number(value) if is_plain(text) else text
+        gold = read_gold(text)
+        if gold is None:
+            raise ValueError(f"the answer {text[:60]!r} is not a number that the grader can read")
+        return format_number(gold.value) if is_plain(text) else text
     if kind is AnswerKind.YES_NO:
         polarity = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}.get(text.lower())
         if polarity is None:
@@ -117,6 +128,10 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
         return polarity
     if kind is AnswerKind.CHOICE:
         return _gold_letter(text, choices or {})
+    if kind is AnswerKind.TEXT and not normalize(text):
+        raise ValueError(f"the answer {text[:60]!r} is punctuation alone, which the grader ignores")
+    if kind is AnswerKind.MATH and not balanced(text):
+        raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:
         try:
             re.compile(text)
@@ -151,10 +166,6 @@ def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
     return any(
         conclusion.closed or (whole is not None and whole.search(conclusion.text)) for conclusion in conclusions(text)
     )
-
-
-def _equal(found: str | None, gold: str) -> bool | None:
-    return None if found is None else found == gold
 
 
 def _word(says: bool | None) -> str:

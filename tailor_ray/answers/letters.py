@@ -1,105 +1,248 @@
 """Kinds `choice` and `yes_no`: both verifiers of each.
 
-First verifier, the paper's rule: the first letter or yes/no after the conclusion's marker, else the last of the
-text. Second verifier: what the last sentence that decides anything says, choices by their texts before their
-letters, yes/no by the sentence's own polarity ("is true", "Yes, …"). The two share the capped text, and that "true or
-false" repeats the question, and nothing else.
+The last announced or boxed conclusion decides in both; without one, the last sentence that decides anything. First
+verifier, the paper's rule: the letter, or yes/no, that the conclusion says. Second verifier: the choice whose text it
+names, before any letter; the polarity of the sentence's own claim ("is true", "Yes, …"). Two letters, yes beside no,
+and what is denied ("not B") leave an answer in doubt. A letter that is no choice, or an announcement that says
+neither yes nor no, ends the search: nothing before it is the answer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
-from tailor_ray.answers.conclusion import conclusions, first_sentence, sentences
+from tailor_ray.answers.conclusion import MAX_SPAN, conclusions, first_sentence, sentences
+from tailor_ray.answers.spelling import plain
 
-_CHOICE = re.compile(
-    r"\(([A-Za-z])\)|\b([A-Za-z])\)|\b([B-Z])\b(?!['’-])|\b(A)(?=[.:,;*]|\s*$)|\b([a-z])(?=[.:;*]|\s*$)"
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a text stands for: letters or yes/no, the likeliest first; in doubt where it need not be any of them."""
+
+    words: tuple[str, ...] = ()
+    doubt: bool = False
+
+    @property
+    def answer(self) -> str | None:
+        return self.words[0] if self.words else None
+
+    def says(self, gold: str) -> bool | None:
+        """Right, wrong, or None where that cannot be told."""
+        return None if self.doubt or len(set(self.words)) != 1 else self.words[0] == gold
+
+
+_LETTER = re.compile(
+    r"[(\[]([A-Za-z])[)\]]|(?<![\w'])([A-Za-z])(?=\))|(?<![\w'(-])([B-HJ-Z])(?![\w'’-])"
+    r"|(?<![\w'])([AI])(?=\s*(?:[.:,;!/]|$)|\s+(?:because|since|as|is|or|and|but|due|rather|not|for)\b)"
+    r"|(?<![\w'.])([a-z])(?=[.:;](?:\s|$)|\s*$|,?\s+(?:or|and)\s+[a-z]\b)"
 )
-_YES_NO = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
+_MARKS = re.compile(r"\*\*|[$`_*\"{}\\]|'(?=\W|$)|(?<=\W)'")
+_DENIED = re.compile(
+    r"(?:\b(?:not|neither|nor|never|cannot|instead of|rather than|eliminate|excludes?)\b|n't\b)"
+    r"(?:(?!\bbut\b)[^,;.]){0,30}$",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"\b(?:not|rather than|instead of) (?:option |choice )?\(?[A-Za-z]\b\)?(?! \w+ing\b)")
+_JOINED = re.compile(
+    r"[)\].:]?\s*(?:,|;|/|&|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*(?:option|choice)?\s*[(\[]?", re.IGNORECASE
+)
+_NONE = re.compile(r"\bnone\b|\bneither\b|\bcannot be\b", re.IGNORECASE)
+
+_EMPHASIS = str.maketrans("_`", "  ")
+_GOES_ON = r"(?:because|since|as|it|he|she|they|this|that|the|there|you|we|i|is|and|or|but|not|yes|for|although)\b"
+_NO = rf"no(?!\s+(?!{_GOES_ON})[a-z])"  # before a noun it is no verdict
+_VERDICT = re.compile(rf"\b(?:(yes|true|yep|yeah|correct)|({_NO}|false|nope|incorrect))\b", re.IGNORECASE)
 _BOTH = re.compile(
-    r"\b(yes|true)[\"”']?\s*(?:or|/)\s*[\"“']?(no|false)\b", re.IGNORECASE
+    r"\b(?:yes|true)[\"']?\s*(?:or|/)\s*[\"']?(?:no|false)\b", re.IGNORECASE
 )  # the question, not its answer
-_POLARITY = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
-_SECOND_LETTER = re.compile(r"(?:^|[\s(*\"'{])([A-Za-z])(?:\)|\}|[.:,;!*\"']|\s*$)")
-_OPENING = re.compile(r"^\W*(yes|no|true|false)\b(?=\s*(?:[.,;:!*)-]|$))", re.IGNORECASE)
+_CONCESSION = re.compile(  # "It is true that birds fly, but …"
+    r"(?:\bit(?:'s| is)|\bwhile|\balthough|\bthough)\s+(?:it(?:'s| is) )?(?:true|false|correct) that\b"
+    r"(?=[^.!?\n]*(?:\b(?:but|however|yet)\b|;))|\b(?:while|although|though)\s+it(?:'s| is) (?:true|false|correct)\b",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"^\W*(?:(?:so|therefore|thus|hence|finally|in conclusion)\W+)?(yes|no|true|false|nope|yep|yeah)\b"
+    r"(?=\s*(?:[^\w\s\"']|$|(?:because|since|as|it|he|she|they|this|that|the|there|you|we|i)\b))",
+    re.IGNORECASE,
+)
 _SAID = re.compile(
     r"(?:\b(?:answer|statement|claim|conclusion|it|this|that|result)\b[^.!?\n]{0,60}?"
-    r"(?:\bis\b|\bwould be\b|\bmust be\b|\bto be\b|:)"
+    r"(?:\bis\b|'s\b|\bwould be\b|\bmust be\b|\bto be\b|:)"
     r"|[\"”]\s+is\b"  # the answer to the question "Does it …?" is "false"
     r"|\b(?:would|will|must|can|I)\s+(?:answer|say|conclude)(?:\s+that\s+it\s+is)?\b)"
-    r"[\s*\"“'(:]*(?:likely |most likely |probably |definitely )?(not )?(yes|no|true|false)\b",
+    r"[\s*\"'(:]*(?:likely |most likely |probably |definitely )?(not )?"
+    rf"(yes|{_NO}|true|false|nope|correct|incorrect)\b",
     re.IGNORECASE,
 )
 
 
-def first_choice(text: str, choices: Mapping[str, str]) -> tuple[str | None, bool]:
-    """The letter that a `visible` text concludes with by the paper's rule, and whether a marker announced it."""
+def first_choice(text: str, choices: Mapping[str, str]) -> Said:
+    """The letter that a `visible` text concludes with by the paper's rule."""
     for conclusion in conclusions(text):
-        letter = _letter(conclusion.text, choices) or _by_text(first_sentence(conclusion.text), choices)
-        if letter:
-            return letter, True
+        span = _bare(first_sentence(plain(conclusion.text)))
+        said = _letters(_masked(span, choices), choices, begins=True)
+        if said.words:
+            return Said(said.words, said.doubt or conclusion.taken_back) if _known(said, choices) else Said()
+        named = _named(span, choices)
+        if len({choices[letter].strip().lower() for letter in named}) == 1:
+            return Said((min(named),), doubt=_denied(span, choices, named) or conclusion.taken_back)
+        if named or _NONE.search(span):
+            return Said(tuple(sorted(named)), doubt=True)
     for sentence in reversed(sentences(text)):
-        found = [next(filter(None, groups)).lower() for groups in _CHOICE.findall(sentence)]
-        found = [letter for letter in found if letter in choices]
-        if found:
-            return found[-1], False
-    return None, False
+        said = _letters(_masked(_bare(plain(sentence[-MAX_SPAN:])), choices), choices)
+        if said.words and _known(said, choices):
+            return Said(said.words[-1:], said.doubt)
+    named = _named(" ".join(sentences(text)[-1:])[-MAX_SPAN:], choices)
+    return Said(tuple(named)) if len(named) == 1 else Said()
 
 
-def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str]:
-    """The letters that the last deciding sentence stands for: by choice text, or by letter where no text is named."""
+def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | None:
+    """The letters that the conclusion stands for: by choice text, or by letter where none is named; None for no one."""
+    announced = [first_sentence(plain(conclusion.text)) for conclusion in conclusions(text)]
     parts = sentences(text)
-    deciding = [part for part in parts if "answer" in part.lower()] + parts[-1:]
-    for sentence in sorted(deciding, key=parts.index, reverse=True):
-        named = _named(sentence, choices)
+    for position, sentence in enumerate(announced or reversed(parts)):
+        sentence = _REFUSED.sub("", sentence[-MAX_SPAN:])
+        named = _named(_bare(sentence), choices)
         if len(named) == 1:
             return named
-        letters = [letter.lower() for letter in _SECOND_LETTER.findall(sentence) if letter.lower() in choices]
-        letters = [letter for letter in letters if not named or letter in named]
-        if letters:
-            return frozenset(letters[-1:])
+        letters = {word.lower() for word in re.findall(r"(?<![\w'])[A-Za-z](?![\w'’-])", _bare(sentence))}
+        alone = letters if len(_bare(sentence).strip(" .()[],:")) == 1 else letters - {"a", "i"}
+        alone |= {
+            letter
+            for letter in letters
+            if re.search(
+                rf"[(\[]{letter}[)\]]|\b{letter}[).:,]|\b{letter} (?:because|since|as|or|and)\b",
+                sentence,
+                re.IGNORECASE,
+            )
+        }
+        known = alone & choices.keys()
+        if named and known & named:
+            known &= named
+        if len(known) == 1:
+            return frozenset(known)
         if len({choices[letter].strip().lower() for letter in named}) == 1:
             return named  # one text, listed twice: either letter
-    return frozenset()
+        if known or named or (announced and alone):
+            return _lead(_bare(sentence), known)
+        if not announced and position > 8:
+            break
+    return None
 
 
-def first_yes_no(text: str) -> tuple[str | None, bool]:
-    """ "yes" or "no" by the paper's rule, and whether a marker announced it; true and false count as yes and no."""
-    text = _BOTH.sub("", text)
+def first_yes_no(text: str) -> Said:
+    """ "yes" or "no" by the paper's rule; true and false count as yes and no."""
+    text = _CONCESSION.sub("", text.translate(_EMPHASIS))
     for conclusion in conclusions(text):
-        found = _YES_NO.search(conclusion.text)
+        span = _BOTH.sub("", plain(conclusion.text))
+        if not span.strip(" .:"):
+            continue  # "Please answer: true or false"
+        for sentence in sentences(span):
+            found = list(_VERDICT.finditer(sentence))
+            if found:
+                said = _polarity(sentence, found)
+                return Said(said.words, said.doubt or conclusion.taken_back)
+        if not conclusion.opening:
+            return Said()
+    for sentence in reversed(sentences(_BOTH.sub("", text))):
+        sentence = sentence[-MAX_SPAN:]
+        found = list(_VERDICT.finditer(sentence))
         if found:
-            return _POLARITY[found[1].lower()], True
-    every = _YES_NO.findall(text)
-    return (_POLARITY[every[-1].lower()], False) if every else (None, False)
+            opens = found[:1] if _OPENING.match(sentence) else found[-1:]
+            return _polarity(sentence, opens)
+    return Said()
 
 
 def second_yes_no(text: str) -> str | None:
     """ "yes" or "no" by the last sentence that states one; "no evidence" states none."""
-    for sentence in reversed(sentences(_BOTH.sub("", text))):
+    text = _CONCESSION.sub("", text.translate(_EMPHASIS))
+    announced = [one for one in conclusions(text) if _BOTH.sub("", one.text).strip(" .:")]
+    if announced:
+        if _VERDICT.search(plain(announced[0].text)):
+            text = f"The answer is: {plain(announced[0].text).strip(' *$:')}"
+        elif not announced[0].opening:
+            return None
+    for sentence in reversed(sentences(_BOTH.sub("", plain(text)))):
         said = list(_SAID.finditer(sentence))
         if said:
-            polarity = _POLARITY[said[-1][2].lower()]
+            polarity = _as_word(said[-1][2])
             return {"yes": "no", "no": "yes"}[polarity] if said[-1][1] else polarity
         opening = _OPENING.match(sentence)
         if opening:
-            return _POLARITY[opening[1].lower()]
+            return _as_word(opening[1])
     return None
 
 
-def _letter(text: str, choices: Mapping[str, str]) -> str | None:
-    for match in _CHOICE.finditer(text):
-        letter = next(filter(None, match.groups())).lower()
-        if letter in choices:
-            return letter
-    return None
+def _as_word(word: str) -> str:
+    return "yes" if word.lower() in ("yes", "true", "yep", "yeah", "correct") else "no"
 
 
-def _by_text(text: str, choices: Mapping[str, str]) -> str | None:
-    """The only choice whose text is named; None where none or several are."""
-    named = _named(text, choices)
-    return min(named) if len({choices[letter].strip().lower() for letter in named}) == 1 else None
+def _polarity(sentence: str, found: list[re.Match[str]]) -> Said:
+    """The first verdict of a sentence; in doubt where it is denied or joined with its opposite."""
+    words = tuple(_as_word(match[0]) for match in found)
+    if re.search(r"(?:\bnot|n't)\s+(?:\w+\s+)?$", sentence[: found[0].start()], re.IGNORECASE):
+        return Said(words[:1], doubt=True)
+    between = sentence[found[0].end() : found[1].start()] if len(found) > 1 else ""
+    joined = bool(between) and words[1] != words[0] and re.fullmatch(r"\W*(?:and|or)\W*", between) is not None
+    return Said(words[:1], doubt=joined)
+
+
+def _bare(text: str) -> str:
+    """Without bold, mathematics' marks and quotes around a letter."""
+    return _MARKS.sub("", text).strip()
+
+
+def _letters(text: str, choices: Mapping[str, str], begins: bool = False) -> Said:
+    """The letters of a span that are not denied. One that opens it decides, unless it is joined with another."""
+    found = [match for match in _LETTER.finditer(text) if match[0] != "I" or "i" in choices]
+    kept = [match for match in found if not _DENIED.search(text[: match.start()])]
+    words = tuple(_of(match) for match in kept)
+    if not kept:
+        return Said(tuple(_of(match) for match in found), doubt=bool(found))
+    joined = [
+        _of(other)
+        for one, other in pairwise(found)
+        if _JOINED.fullmatch(text[one.end() : other.start()])
+        and one in kept
+        and other in kept
+        and _of(one) != _of(other)
+    ]
+    if joined:
+        return Said(words, doubt=True)
+    if begins and not re.search(r"\w", text[: kept[0].start()]):
+        return Said(words[:1])
+    return Said(words if begins else words[-1:])
+
+
+def _masked(text: str, choices: Mapping[str, str]) -> str:
+    """The text with the choices' own words blanked out: "vitamin B" is no letter, "not hungry" denies nothing."""
+    for letter in _named(text, choices):
+        choice = choices[letter].strip()
+        if len(choice) > 1:
+            text = re.sub(rf"(?<!\w){re.escape(choice)}(?!\w)", "~" * len(choice), text, flags=re.IGNORECASE)
+    return text
+
+
+def _of(match: re.Match[str]) -> str:
+    return next(filter(None, match.groups())).lower()
+
+
+def _known(said: Said, choices: Mapping[str, str]) -> bool:
+    return all(word in choices for word in said.words)
+
+
+def _lead(text: str, letters: frozenset[str] | set[str]) -> frozenset[str] | None:
+    """The letter that opens a text with several, which are not its alternatives; None where there is none such."""
+    opening = re.match(r"\W*([A-Za-z])\b\W?\s*(?!(?:or|and)\b|[/,&(]\s*\(?[A-Za-z]\b)", text)
+    return frozenset({opening[1].lower()}) if opening and opening[1].lower() in letters else None
+
+
+def _denied(text: str, choices: Mapping[str, str], named: frozenset[str]) -> bool:
+    start = min(text.lower().find(choices[letter].strip().lower()) for letter in named)
+    return _DENIED.search(text[: max(start, 0)]) is not None
 
 
 def _named(text: str, choices: Mapping[str, str]) -> frozenset[str]:

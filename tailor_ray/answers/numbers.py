@@ -1,11 +1,15 @@
-"""Numbers as models write them, read by value: the first verifier of kind `number`.
+"""Numbers as models write them, read by value: the first verifier of kind `number`, the paper's rule made strict.
 
-The paper's rule is the first number after the conclusion's marker, else the last number of the text; ours
-compares by value, not as strings ("18.00" is 18, "1,200" is 1200). Without a marker it prefers what the last "=" says
-and numbers that the question does not hold ("255 dollars a month for 3 months"): on 1,800 recorded outputs without a
-marker that is right 58 times where the last number is not, and wrong twice where it is. Where the question counts
-nothing, the only sum of money is preferred ("$18 in 1 day"): 3 more right of 10,107, none less. A reading may stand for
-two values: "75%" is 75 and 3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
+The rule: the first number after the conclusion's marker, else the last number of the text. Values are compared, not
+strings ("18.00" is 18). Strict means: the announced sentence must leave one number to be the answer. It does where
+only one is there, one opens the sentence and the others say of what ("18 dollars for 9 eggs"), one is bold, or the
+last "=" says it. Otherwise the gold answer among them proves nothing. A number that is part of more (2π, 5x, √16,
+36-40, "more than 36") is in doubt, and so is the whole reading. A number may stand for two values: "75%" is 75 and
+3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
+
+Without a marker it prefers what is bold or what the last "=" says, and numbers that the question does not hold ("255
+dollars a month for 3 months"). Where the question counts nothing, the only sum of money is preferred ("$18 in 1
+day").
 """
 
 from __future__ import annotations
@@ -15,42 +19,86 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
-from tailor_ray.answers.conclusion import MAX_SPAN, Conclusion, conclusions, first_sentence, sentences
+from tailor_ray.answers.conclusion import (
+    CONCLUDES,
+    MAX_SPAN,
+    Conclusion,
+    before_reason,
+    conclusions,
+    first_sentence,
+    remark,
+    sentences,
+    unlabelled,
+)
+from tailor_ray.answers.spelling import plain, spelled
+from tailor_ray.answers.words import SCALES, UNREAD, digits
 
+_CURRENCY = r"(?:(?:USD|EUR|GBP|INR|Rs\.?|US|AUD?|CAD?)\s?)?[$€£¥₹]?"
 _NUMBER = re.compile(
-    r"(?:(?<![\w)%.])(?P<sign>[-−–])(?=[$€£]?\.?\d)|(?<![A-Za-z_\d.^]))"  # a minus after a digit or word is an operator
-    r"(?P<currency>[$€£])?\s?(?P<inner>-)?"
+    r"(?:(?<![\w)%.\]}^])(?P<sign>[-–])(?=[$€£¥₹]?\.?\d)|(?<![A-Za-z_\d.^√π]))"  # a minus after a digit is an operator
+    rf"{_CURRENCY}\s?(?P<inner>-)?"
     r"(?:(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?![\d:])|"
-    r"(?P<int>\d{1,3}(?:[,\u00a0\u202f]\d{3})+(?!\d)|(?<=[$€£])\d{1,3}(?: \d{3})+(?![\d,.]\d)|\d+)?"
+    r"(?P<comma>\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d,])|\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d))|"  # 1.234,56
+    r"(?P<int>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])|\d{1,3}(?: \d{3})+(?![\d,.]?\d|/\d)|\d+)?"
     r"(?P<dec>\.\d+)?(?<=\d))"
-    r"(?P<exp>[eE][+-]?\d{1,2}(?![\w.]))?"
-    r"(?:\s?/\s?(?P<den>\d+(?![\d/.]))|\s(?P<num2>\d{1,4})/(?P<den2>\d{1,4})(?!\d))?"
-    r"(?:\s?(?P<percent>%|percent\b|per\s?cent\b)|\s(?P<scale>hundred|thousand|million|billion|dozen)\b)?",
-    re.IGNORECASE,
+    r"(?P<exp>[eE][+-]?\d{1,2}(?![\w.])|\s?[×x*·]\s?10\s?\^\s?\(?[+-]?\d{1,2}\)?(?!\d))?"
+    r"(?:\s?(?:\^|\*\*)\s?\(?(?P<power>\d{1,2})\)?(?!\d))?"
+    r"(?:\s?/\s?(?P<den>\d+(?![\d/.^]))|\s(?P<num2>\d{1,4})/(?P<den2>\d{1,4})(?!\d))?"
+    r"(?:\s?(?P<percent>%|(?i:per\s?cent)\b)"
+    r"|\s?(?P<scale>(?i:hundred|thousand|million|billion|trillion|dozen)|mn|bn|k|K|M|B)\b)?",
 )
-_SCALE = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_WORDS = [
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_WORD = re.compile(
-    rf"\b(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<unit>{'|'.join(_WORDS[1:10])}))?|(?P<word>{'|'.join(_WORDS)}|none))\b"
-    rf"(?:\s(?P<scale>{'|'.join(_SCALE)})\b)?",
-    re.IGNORECASE,
-)
+_SCALE = {**SCALES, "hundred": 100, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
+_SIGNED = re.compile(r"((?:^|[:=({]|\b(?:is|be|are))[\s*]*)[-–] (?=[$€£]?\.?\d)")
 _NEGATIVE = re.compile(
     r"(?<![\d)%] )\b(?:negative|minus)\s+(?=[$€£]?\d)", re.IGNORECASE
 )  # "20 minus 2" is a difference
-_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]{1,40})\}\s*\{([^{}]{1,40})\}|(\d)(\d))")
-_LATEX_NOISE = re.compile(r"\\[!,;: ]|\{,\}(?=\d)|\\left|\\right|\\text(?:bf|it)?\b|\\mathrm\b|\\\(|\\\)|\\\[|\\\]")
-_HALF = re.compile(r"(?<![\w.])(\d+) and (?:a|one) half\b", re.IGNORECASE)
-_BEGINS = re.compile(r"[\W_]*\d")
-_SPACED = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?=\W*$)")  # "118 000" at the end
-_ASIDE = re.compile(r"(?<=[\w.]) \([^()]{0,120}\)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
+_ASIDE = re.compile(r"(?<=[\w.%]) \([^()]{0,120}(?:\)|$)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
+_SPEAKS = re.compile(
+    r"\b(?:i|i'm|i've|my|confiden\w+|steps?|checked|verified|rating|score|problem|method|solution|calculation)\b",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
+_BEFORE = re.compile(  # what makes the number after it another, or no answer
+    rf"(?:[√π^]\(?|[><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|"
+    r"\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
+    rf"(?:_\w*)?(?: of| root of)?\s?\(?|\\[A-Za-z]+_?\w*|\b(?:{_THAN}|at least|at most|up to|over|under|above|below|"
+    r"between|from|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    rf"[.,:'_]?\d|\s?[π√∞^±{UNREAD}\\]|\s?\*\*\s?\d|[xyznie](?![A-Za-z])|[(\[]\s?\d|\s?[+×·÷*/]\s?[$€£(]?\d|\s[xX]\s\d"
+    rf"|!(?=\d)|\s?[-–—]\s?[$€£(]?\d|[^,;.\d]{{0,24}}\b(?:is|are) (?:not|wrong|incorrect)\b|{UNREAD}"
+    r"| (?:or|to) [$€£]?\d| or (?:more|less|fewer)\b|\s?[-+*]\s?[a-z]\b|\+(?!\w)"
+)
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|nor|neither|cannot|instead of|rather than)\b|n't\b)[^,;.\d=]{0,40}$", re.IGNORECASE
+)
+_OF_WHAT = re.compile(
+    r"\b(?:for|in|of|per|from|on|at|after|before|with|within|by|than|as|every|each|among|over|during|between|if|when|who"
+    r"|which|because|since)"
+    r"(?: (?:the|a|an|all|his|her|their|its|these|those|of|who|has|have|had|only|just|last|first|next))*\s?[$€£]?$",
+    re.IGNORECASE,
+)
+_OPENS = re.compile(
+    r"[\W_]*(?:(?:about|approximately|approx|around|roughly|exactly|only|just|now|nearly|almost|also|simply|equal|to|equals|"
+    r"a|total|of|USD|US|Rs|[A-Za-z]\s?(?==|$))[\W_]+)*$",
+    re.IGNORECASE,
+)
+_COMPOUND = re.compile(  # 5 feet 6 inches, 2 hours and 30 minutes
+    r"\s*(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|'|yards?|pounds?|lbs?|dollars?|euros?|"
+    r"met(?:er|re)s?|m|kg|kilograms?|gallons?|quarts?|pints?)\.?,?\s*(?:and|&)?\s*[$€£]?",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"(?!.*\b(?:or|and|to|so|but|not|if|more|less)\b)\W{0,3}(?:[A-Za-z][\w/.^-]*(?:\s[A-Za-z][\w/-]*){0,3})?\W{0,3}"
+)
+_ANOTHER = re.compile(
+    r"^[^\d=]{0,4}[\d.,]+[^\d=]{0,12}(?:,|;|\band\b|\bor\b)[^\d=]*$"
+)  # "x = 4 and y" of "x = 4 and y = 9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +107,9 @@ class Number:
 
     written: str
     values: tuple[Fraction, ...]
+    start: int = 0
+    end: int = 0
+    doubtful: bool = False
 
     def equals(self, gold: Fraction) -> bool:
         """Exact for an integer; a rounded decimal may miss by one part in a million."""
@@ -72,6 +123,43 @@ class Number:
         return format_number(self.values[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The numbers that may be the answer, the likeliest first; in doubt where none of them need be."""
+
+    numbers: tuple[Number, ...]
+    doubt: bool = False
+    beside: tuple[Number, ...] = ()  # computed before: should the gold number be there, the text is no mistake
+
+    def says(self, gold: Gold) -> bool | None:
+        """Right, wrong, or None: several numbers with the gold one among them, or a doubtful one."""
+        if self.doubt or not self.numbers:
+            return None
+        right = [gold.meant_by(number) for number in self.numbers]
+        if len(set(right)) != 1 or (not right[0] and any(map(gold.meant_by, self.beside))):
+            return None
+        return right[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A gold number: what it counts ("2 million" is 2,000,000), and whether as a percentage."""
+
+    value: Fraction
+    percent: bool = False
+
+    def meant_by(self, number: Number) -> bool:
+        """Whether a number says it. 40% is also 0.4, but 0.4% is neither."""
+        if not self.percent:
+            return number.equals(self.value)
+        written = Number("", number.values[:1])
+        return written.equals(self.value) or ("%" not in number.written and written.equals(self.value / 100))
+
+    def rounds_to(self, value: Fraction) -> bool:
+        """Whether a decimal or fraction may be this one rounded: 0.33 for 1/3, which nobody would call a mistake."""
+        return 1 not in (value.denominator, self.value.denominator) and abs(value - self.value) <= abs(self.value) / 200
+
+
 def format_number(value: Fraction) -> str:
     """The shortest exact form: an integer, a terminating decimal, or a fraction."""
     if value.denominator == 1:
@@ -80,89 +168,145 @@ def format_number(value: Fraction) -> str:
     for prime in (2, 5):
         while digits % prime == 0:
             digits //= prime
-    if digits != 1 or value.denominator > 10**12:
+    if digits != 1 or value.denominator > 10**40:
         return f"{value.numerator}/{value.denominator}"
     with localcontext(prec=100):
         return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
 
 
 @lru_cache(maxsize=8192)
-def gold_value(answer: str) -> Fraction | None:
-    """A gold answer's value, or None when it is not a number and nothing but a number."""
-    text = plain(answer).strip().strip("$€£").strip()
-    match = _NUMBER.fullmatch(text)
-    number = _number(match) if match else None
-    return number.values[0] if number else None
+def read_gold(answer: str) -> Gold | None:
+    """A gold answer as the readers of attempts read it; None when it is not one number, with a unit at most."""
+    text = _prepared(spelled(answer))
+    reading = _of_sentence(text)
+    if reading.doubt or len(reading.numbers) != 1 or len(numbers(text)) != 1:
+        return None
+    number = reading.numbers[0]
+    if not _OPENS.fullmatch(text[: number.start]) or not _UNIT.fullmatch(text[number.end :]):
+        return None
+    return Gold(number.values[-1] if "%" not in number.written else number.values[0], "%" in number.written)
 
 
 def is_plain(answer: str) -> bool:
     """Whether a number is written as a decimal, so that its shortest form loses nothing ("75%" and "3/4" do)."""
-    return not any(character.isalpha() or character in "%/" or ord(character) > 127 for character in answer)
+    return re.fullmatch(r"-?\$?-?[\d,]*\.?\d+", answer.strip()) is not None
 
 
-def read(text: str, question: str = "") -> tuple[Number | None, Conclusion | None]:
-    """The number that a `visible` text concludes with, and the announced conclusion that it was found in."""
+def read(text: str, question: str = "") -> tuple[Reading, Conclusion | None]:
+    """What a `visible` text concludes with, and the announced conclusion that it was found in."""
     for conclusion in conclusions(text):
-        number = None if _is_heading(conclusion, text) else _in_conclusion(conclusion.text)
-        if number:
-            return number, conclusion
-    for sentence in reversed(sentences(plain(text))):
-        number = _in_sentence(sentence, question)
-        if number:
-            return number, None
-    return None, None
+        reading = Reading(()) if _is_heading(conclusion, text) else _announced(conclusion)
+        if reading.numbers:
+            return reading, conclusion
+    return _unannounced(unlabelled(text), question), None
+
+
+def numbers(text: str) -> list[Number]:
+    """Every number of a `plain` text, in order."""
+    return [number for match in _NUMBER.finditer(text) if (number := _number(match)) is not None]
 
 
 def _is_heading(conclusion: Conclusion, text: str) -> bool:
     """Whether "A: First she sells …" opens a whole solution; "Answer: 18" before an explanation does not."""
-    return conclusion.opening and not _BEGINS.match(conclusion.text) and len(sentences(text)) > 1
+    return conclusion.opening and not re.match(r"[\W_]*\d", conclusion.text) and len(sentences(text)) > 1
 
 
-def plain(text: str) -> str:
-    """LaTeX fractions and spacing as plain text, "6 and a half" as 6.5."""
-    if "half" in text:
-        text = _HALF.sub(r"\1.5", text)
-    if "\\" in text or "{,}" in text:
-        text = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]}", text)
-        text = _LATEX_NOISE.sub("", text).replace("\\$", "$").replace("\\%", "%")
-    return text
+def _prepared(text: str) -> str:
+    """Plain text with signs closed up; number words as digits where there are no digits."""
+    text = plain(text)
+    if not any(map(str.isdigit, text)) or " and " in text:
+        text = digits(text)
+    return _SIGNED.sub(r"\1-", _NEGATIVE.sub("-", text))
 
 
-def numbers(text: str) -> list[Number]:
-    """Every number of a text, in order."""
-    return [number for number in map(_number, _NUMBER.finditer(text)) if number]
+def _announced(conclusion: Conclusion) -> Reading:
+    """What the first sentence with a number says; "2. They …" below the marker may be a label and may be the answer."""
+    text = _prepared(unlabelled(conclusion.text, inline=not conclusion.below))
+    label = re.match(r"\W*(\d)[.)]\s+(?=.*\d)", text) if conclusion.below else None
+    while text:
+        sentence = first_sentence(text)
+        reading = _of_sentence(sentence)
+        text = text[len(sentence) + 1 :]
+        if reading.numbers or reading.doubt:
+            more = _of_sentence(text).numbers if label else ()
+            return Reading(reading.numbers + more, reading.doubt or conclusion.taken_back)
+    return Reading(())
 
 
-def _in_conclusion(text: str) -> Number | None:
-    """First number of the sentence, or of what its last "=" says: "The answer is 9 * 2 = 18 dollars for 3 days"."""
-    text = _NEGATIVE.sub("-", plain(text))
-    sentence = _SPACED.sub(lambda match: match[0].replace(" ", ""), first_sentence(text))
-    for part in (sentence.rpartition("=")[2], sentence, text):
-        found = numbers(part)
-        if found:
-            return found[0]
-    word = _WORD.search(sentence)
-    return _word_number(word) if word else None
+def _of_sentence(sentence: str) -> Reading:
+    """The numbers of a sentence that may be its answer: see the module's contract."""
+    bold = [part for part in _BOLD.findall(sentence) if numbers(part)]
+    if len(bold) == 1 and sentence.strip("* ") != bold[0].strip():
+        start = sentence.index(f"**{bold[0]}**")
+        return _of_part(bold[0], sentence[:start])
+    said = before_reason(sentence)
+    if said is not sentence and _OPENS.match(said[: numbers(said)[0].start] if numbers(said) else "?"):
+        sentence = said
+    shown = _ASIDE.sub("", sentence)
+    parts = re.split(r"(?<![<>≥≤≠!])[=≈]", shown if any(map(str.isdigit, shown)) else sentence)
+    for position in range(len(parts) - 1, -1, -1):
+        reading = _of_part(parts[position])
+        if reading.numbers or reading.doubt:
+            others = [_of_part(part).numbers[:1] for part in parts[1:position] if _ANOTHER.match(part)]
+            return Reading(reading.numbers + sum(others, ()), reading.doubt)
+    return Reading(())
 
 
-def _in_sentence(sentence: str, question: str) -> Number | None:
+def _of_part(part: str, before: str = "") -> Reading:
+    found = numbers(part)
+    said = [number for number in found if not _DENIED.search(before + part[: number.start])]
+    if not said:
+        return Reading(tuple(found), doubt=bool(found))
+    opens = said[0] is found[0] and _OPENS.match(part[: said[0].start]) is not None
+    if len(found) > 1 and opens:
+        gaps = [part[one.end : other.start] for one, other in pairwise(found)]
+        if all(_OF_WHAT.search(gap) or number not in said for gap, number in zip(gaps, found[1:], strict=True)):
+            said = said[:1]
+        elif _COMPOUND.fullmatch(gaps[0]) and found[1] in said:
+            return Reading(tuple(said), doubt=True)
+    return Reading(tuple(said), any(number.doubtful for number in said))
+
+
+def _unannounced(text: str, question: str) -> Reading:
+    """The last sentence with a number that is no closing remark, and what was computed before it.
+
+    In doubt: a remark's own number, and what a closing paragraph says of the solution rather than of the question.
+    """
+    last, remarked = Reading(()), False
+    parts = sentences(text)
+    closes = "\n\n" in text
+    for sentence in reversed(parts):
+        shown = _prepared(sentence[-MAX_SPAN:]) if len(parts) == 1 else plain(sentence[-MAX_SPAN:])
+        found = Reading(()) if sentence.endswith("?") else _in_sentence(shown, question)
+        if not found.numbers:
+            continue
+        concludes = "=" in sentence or CONCLUDES.match(sentence) is not None
+        if not last.numbers:
+            remarked = remark(sentence)
+            if not remarked and (concludes or not closes):
+                return found
+            last = Reading(found.numbers, found.doubt or remarked or (closes and _SPEAKS.search(sentence) is not None))
+        elif remarked and not remark(sentence):
+            return found
+        elif concludes:
+            return Reading(last.numbers, last.doubt, found.numbers)
+    return last
+
+
+def _in_sentence(sentence: str, question: str) -> Reading:
     """Without a marker: what is bold, else what the last "=" says, else the last number that the question lacks."""
-    sentence = _ASIDE.sub("", sentence[-MAX_SPAN:]) or sentence[-MAX_SPAN:]
-    for bold in reversed(_BOLD.findall(sentence)):
-        found = numbers(bold)
-        if found:
-            return found[-1]
-    _, equals, right = sentence.rpartition("=")
-    found = numbers(right) if equals else []
-    if found:
-        return found[0]
+    sentence = _ASIDE.sub("", sentence) or sentence
+    if "=" in sentence or "**" in sentence:
+        reading = _of_sentence(sentence)
+        return Reading(reading.numbers[:1], reading.doubt)
     found = numbers(sentence)
     given = _given(question)
     fresh = [number for number in found if number.values[0] not in given]
     money = [number for number in fresh if "$" in number.written]
     if len(money) == 1 and not _COUNTED.search(question):
-        return money[0]  # "She makes $18 in 1 day."
-    return fresh[-1] if fresh else found[-1] if found else None
+        fresh = money  # "She makes $18 in 1 day."
+    last = (fresh or found)[-1:]
+    return Reading(tuple(last), any(number.doubtful for number in last))
 
 
 @lru_cache(maxsize=1024)
@@ -171,34 +315,42 @@ def _given(question: str) -> frozenset[Fraction]:
     return frozenset(number.values[0] for number in numbers(question))
 
 
-def _word_number(match: re.Match[str]) -> Number:
-    part = {name: (word or "").lower() for name, word in match.groupdict().items()}
-    if part["tens"]:
-        value = 10 * (2 + _TENS.index(part["tens"])) + (_WORDS.index(part["unit"]) if part["unit"] else 0)
-    else:
-        value = 0 if part["word"] == "none" else _WORDS.index(part["word"])
-    return Number(match.group(), (Fraction(value * _SCALE.get(part["scale"], 1)),))
-
-
 def _number(match: re.Match[str]) -> Number | None:
-    part = match.groupdict()
+    part, text = match.groupdict(), match.string
+    values = _values(part)
+    if values is None:
+        return None
+    start, end = match.span()
+    before, after = text[max(0, start - 48) : start], text[end : end + 48]
+    doubtful = _BEFORE.search(before) is not None or _AFTER.match(after) is not None
+    if part["sign"] or part["inner"]:
+        values = tuple(-value for value in values)
+    return Number(match.group().strip(), values, start, end, doubtful)
+
+
+def _values(part: dict[str, str | None]) -> tuple[Fraction, ...] | None:
+    """What a match stands for, before its sign; None for what is no number or too long to be one."""
     if part["hour"]:
-        return Number(match.group().strip(), (int(part["hour"]) + Fraction(int(part["minute"]), 60),))
-    whole = re.sub(r"\D", "", part["int"] or "")
-    if len(whole) > 40 or len(part["dec"] or "") > 40:
+        return (int(part["hour"]) + Fraction(int(part["minute"] or 0), 60),)
+    whole, decimals = re.sub(r"\D", "", part["int"] or ""), part["dec"] or ""
+    if part["comma"]:
+        whole, _, decimals = part["comma"].partition(",")
+        whole, decimals = whole.replace(".", ""), f".{decimals}" if decimals else ""
+    if len(whole) > 40 or len(decimals) > 40:
         return None  # a run of digits, not an answer; and Fraction would pay for it
-    value = Fraction(f"{whole or 0}{part['dec'] or ''}{part['exp'] or ''}")
+    value = Fraction(f"{whole or 0}{decimals}")
+    if part["exp"]:
+        value *= Fraction(10) ** int(re.sub(r".*[eE^]\s?\(?", "", part["exp"]).rstrip(")"))
+    if part["power"]:
+        value **= int(part["power"])
     for numerator, denominator in ((value, part["den"]), (part["num2"], part["den2"])):
         if denominator and (len(denominator) > 40 or int(denominator) == 0):
             return None
         if denominator:
-            ratio = Fraction(numerator) / int(denominator)
+            ratio = Fraction(numerator or 0) / int(denominator)
             value = ratio if numerator is value else value + ratio
-    if part["sign"] or part["inner"]:
-        value = -value
-    values: tuple[Fraction, ...] = (value,)
     if part["percent"]:
-        values = (value, value / 100)
-    elif part["scale"]:
-        values = (value, value * _SCALE[part["scale"].lower()])
-    return Number(match.group().strip(), values)
+        return (value, value / 100)
+    if part["scale"]:
+        return (value, value * (_SCALE.get(part["scale"]) or _SCALE[part["scale"].lower()]))
+    return (value,)

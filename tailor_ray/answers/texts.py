@@ -1,9 +1,9 @@
 """Kinds `text`, `regex` and `python`.
 
-Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes and closing
-punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The second verifier is the
-lenient one: it says wrong only where the last line does not even contain the gold answer, so what is called a mistake
-is one. Python: the user's function judges alone.
+Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes, the spelling
+of accents and closing punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The
+second verifier is the lenient one: it says wrong only where neither the conclusion nor the last line contains the
+gold answer, so what is called a mistake is one. Python: the user's function judges alone.
 """
 
 from __future__ import annotations
@@ -14,28 +14,40 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from tailor_ray.answers.conclusion import conclusions, last_line
+from tailor_ray.answers.spelling import plain, spelled
 from tailor_ray.errors import ConfigError
 
 Judge = Callable[[str, str], bool | None]
-_EDGE = " \t\n\r*_`\"'“”‘’.,;:!"
+_EDGE = " \t\n\r*`\"'.,;:!"
+_MARKED = re.compile(r"__(\S.*?)__|_([^_]+)_|\$([^$]+)\$")  # bold, emphasis, mathematics
+_DUNDER = re.compile(r"__[a-z0-9_]+__")  # a name in Python's manner, where the underscores are no bold
 
 
 def concluded(text: str) -> tuple[str | None, bool]:
-    """The conclusion of a `visible` text, edges stripped, and whether a marker announced it."""
+    """The conclusion of a `visible` text, bare of markup and edges, and whether a marker announced it."""
     for conclusion in conclusions(text):
-        if conclusion.text.strip(_EDGE):
-            return conclusion.text.strip(_EDGE), True
-    return last_line(text).strip(_EDGE) or None, False
+        said = bare(conclusion.text)
+        if said:
+            return said, True
+    return bare(last_line(text)) or None, False
+
+
+def bare(text: str) -> str:
+    """What a line says, without bold, LaTeX, quotes and closing punctuation."""
+    text = (plain(text) if "\\" in text else text).strip(_EDGE)
+    marked = None if _DUNDER.fullmatch(text) else _MARKED.fullmatch(text)
+    return next(filter(None, marked.groups())).strip(_EDGE) if marked else text
 
 
 def normalize(text: str) -> str:
-    """Case, spacing and edge punctuation do not count."""
-    return " ".join(text.strip(_EDGE).casefold().split())
+    """Case, spacing, edge punctuation and the spelling of quotes and accents do not count."""
+    return " ".join(spelled(text).strip(_EDGE).casefold().split())
 
 
 def ends_with(text: str, gold: str) -> bool:
-    """Whether the last line of a text contains the gold answer as whole words."""
-    return re.search(rf"(?<!\w){re.escape(normalize(gold))}(?!\w)", normalize(last_line(text))) is not None
+    """Whether the conclusion or the last line of a text contains the gold answer as whole words."""
+    held = re.compile(rf"(?<!\w){re.escape(normalize(gold))}(?!\w)")
+    return any(held.search(normalize(line)) for line in (concluded(text)[0] or "", last_line(text)))
 
 
 def matches(conclusion: str, pattern: str) -> bool:
@@ -43,7 +55,7 @@ def matches(conclusion: str, pattern: str) -> bool:
 
 
 def ends_with_match(text: str, pattern: str) -> bool:
-    return _pattern(pattern).search(last_line(text)) is not None
+    return any(_pattern(pattern).search(line) for line in (concluded(text)[0] or "", last_line(text)))
 
 
 def load_function(path: str) -> Judge:
@@ -60,4 +72,4 @@ def load_function(path: str) -> Judge:
 
 @lru_cache(maxsize=4096)
 def _pattern(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
+    return re.compile(spelled(pattern), re.IGNORECASE)

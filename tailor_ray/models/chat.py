@@ -17,17 +17,17 @@ class ChatTemplate:
     """Reads the tokenizer at first use, once a process, from this node's copy of the model."""
 
     model: ModelRef
+    thinking: bool = False  # what a template is told that can think before it answers
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
         """The messages as the model was trained to read them. Raises ModelError when there is no template."""
-        # Templates that can think before they answer are told not to: the rationale is the thinking.
         return self._tokenizer().apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False
+            messages, tokenize=False, add_generation_prompt=open_turn, enable_thinking=self.thinking
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatTemplate, (self.model,)
+        return ChatTemplate, (self.model, self.thinking)
 
     def _tokenizer(self) -> Any:
         with _LOADING:

@@ -69,6 +69,7 @@ ANSWER_FORMS: Mapping[AnswerKind, str] = {
     AnswerKind.YES_NO: "yes or no",
     AnswerKind.TEXT: "the answer alone, as short as it can be",
     AnswerKind.REGEX: "the answer alone, as short as it can be",
+    AnswerKind.MATH: "the expression alone, in LaTeX",
     AnswerKind.PYTHON: "the answer alone",
 }
 

@@ -309,8 +309,8 @@ def _prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
     style = config.student.prompt_style
     demos = demos_for(config.task) if config.student.few_shot else ()
-    chat = ChatTemplate(model) if style == "chat" and model is not None else None
-    return StudentPrompt(style, answer_kind(config.task), demos, chat)
+    chat = ChatTemplate(model, config.student.thinking) if style == "chat" and model is not None else None
+    return StudentPrompt(style, answer_kind(config.task), demos, chat, config.student.thinking)
 
 
 def _rows(folder: Store, prefix: str, record: Any) -> list[Any]:

@@ -231,7 +231,7 @@ def test_a_choice_text_listed_twice_leaves_the_letter_to_decide():
         ("So I would answer **true** to the question.", Verdict.CORRECT),
         ("True or False: it floats.", Verdict.UNPARSED),  # the question again
         ('Please answer "yes" or "no" and explain.', Verdict.UNPARSED),
-        ("There is no evidence either way.", Verdict.DISPUTED),  # "no" is not said of the question
+        ("There is no evidence either way.", Verdict.UNPARSED),  # "no" is not said of the question
         ("Hard to say.", Verdict.UNPARSED),
     ],
 )
