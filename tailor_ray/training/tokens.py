@@ -109,10 +109,10 @@ def tokenize_examples(
         raise ModelError("the student's tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
     values, starts, lengths = _encode(tokenizer, [e.prompt for e in examples], special_tokens)
     prompts, room = (values, starts, lengths), max_length - lengths
-    paired = np.array([pairs and e.positive is not None and e.negative is not None for e in examples], bool)
+    paired = [pairs and e.positive is not None and e.negative is not None for e in examples]
     sides = [e.rationale for e in examples]
-    for side in SIDES[2:]:  # half a pair counts for nothing
-        sides += [getattr(e, side) if pair else "" for e, pair in zip(examples, paired, strict=True)]
+    for name in SIDES[2:]:  # half a pair counts for nothing
+        sides += [getattr(e, name) if pair else "" for e, pair in zip(examples, paired, strict=True)]
     values, starts, lengths = _encode(tokenizer, sides, False, tokenizer.eos_token_id)
     starts, lengths = starts.reshape(3, -1), lengths.reshape(3, -1)
     cap = np.where(paired, np.minimum(room, rationale_cap), 0)
