@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 from tailor_ray.answers.conclusion import conclusions
 
-SECONDS = 0.25  # CPU seconds for one comparison, and at most three times as long by the clock; the median takes 0.005
+SECONDS = 0.45  # CPU seconds for one comparison, of which a row takes two at most; the median takes 0.005
 MAX_EXPRESSION = 400
 MAX_DEPTH = 10  # brackets in brackets
 MAX_ENDING = 600
