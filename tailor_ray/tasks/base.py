@@ -62,7 +62,13 @@ def demo(text: str, rationale: str, answer: str, choices: str | None = None) -> 
 def split_solution(solution: str) -> tuple[str | None, str]:
     """The rationale and the answer of a solution in GSM8K's layout: <<calculator>> notes, and a last line "#### N"."""
     rationale, _, answer = solution.rpartition(SOLVED)
-    return re.sub(r"<<[^>]*>>", "", rationale).strip() or None, answer.strip().replace(",", "").removesuffix(".0")
+    return re.sub(r"<<[^>]*>>", "", rationale).strip() or None, plain_number(answer)
+
+
+def plain_number(value: Any) -> str:
+    """A gold number as the local files have it: without commas, 18.0 as 18."""
+    text = written_number(value) if isinstance(value, float | Decimal) else str(value)
+    return text.replace(",", "").strip().removesuffix(".0")
 
 
 def written_number(value: float | Decimal) -> str:

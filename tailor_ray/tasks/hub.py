@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.records import AnswerKind, Question
-from tailor_ray.tasks.base import TaskData, written_number
+from tailor_ray.tasks.base import TaskData
 from tailor_ray.tasks.sources import HubRows, Row, Source, local_files
 from tailor_ray.tasks.splits import assemble
 
@@ -36,9 +34,3 @@ def load_public(
     """Splits of one of the five public sets."""
     sources: tuple[Source, Source] = local_files(config) or hub_set.sources()
     return assemble(config, seed, config.answer_kind or kind, config.own_demos() or demos, *sources)
-
-
-def plain_number(value: Any) -> str:
-    """A gold number as the local files have it: without commas, 18.0 as 18."""
-    text = written_number(value) if isinstance(value, float | Decimal) else str(value)
-    return text.replace(",", "").strip().removesuffix(".0")
