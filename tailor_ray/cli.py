@@ -147,6 +147,32 @@ def evaluate(model: ModelArgument, task: TaskArgument, set_: Overrides, out: Out
     typer.echo(evaluate_alone(_alone(model, task, set_, out)))
 
 
+@app.command(epilog="Example: tailor-ray grade outputs.jsonl --kind choice --column output=completion")
+def grade(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL, CSV or parquet: question, gold, output, [label].")
+    ],
+    column: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=COLUMN",
+            default_factory=list,
+            show_default=False,
+            help="Where question, gold, output, label, choices or finish_reason is found; repeatable.",
+        ),
+    ],
+    kind: Annotated[
+        str, typer.Option(help="As task.answer_kind: number, choice, yes_no, text, regex, math or python.")
+    ] = "number",
+    function: Annotated[str | None, typer.Option(help="For kind python: package.module:function.")] = None,
+    brief: Annotated[bool, typer.Option(help="Counts and disagreements alone, no line per row.")] = False,
+) -> None:
+    """Grade recorded outputs, to see how the grader reads your model before anything is spent."""
+    from tailor_ray.ops.grade import answer_kind, grade_file
+
+    grade_file(file, answer_kind(kind), function, column, brief, typer.echo)
+
+
 @ledger_app.command("list", epilog="Example: tailor-ray ledger list runs/demo --limit 5")
 def ledger_list(run: RunArgument, limit: Annotated[int, typer.Option(help="Rows shown, the newest.")] = 20) -> None:
     """The newest requests and how they ended, a JSON object a line."""

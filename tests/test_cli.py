@@ -68,6 +68,7 @@ def test_help_and_each_commands_help_answer():
         "serve",
         "doctor",
         "ledger",
+        "grade",
         "sandbox-teacher",
     )
     for command in commands:

@@ -1,8 +1,8 @@
 """Where a text concludes: what is announced by "Answer:", "####", "the answer is", "\\boxed{…}", "<answer>", "A:".
 
 In: an attempt's text. Out: its visible part, in one spelling of quotes, spaces, signs and accents, and the announced
-conclusions. A heading ("#### Solution") and a label ("Step 2:") announce nothing. Always holds: linear time in the text's
-length, which is capped.
+conclusions. A heading ("#### Solution") and a label ("Step 2:") announce nothing. Always holds: linear time in the
+text's length, which is capped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _NEXT_QUESTION = re.compile(
     r"\n[ \t]{0,8}(?:(?:Question|Q|Problem|User|Human|Input|Instruction)\s*\d{0,3}|(?:Example|Exercise)\s*\d{1,3})\s*:"
     r"|\n###[ \t]*\n"
 )
+CONCLUDES = re.compile(
+    r"\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all|finally|in conclusion)\b", re.IGNORECASE
+)
 _REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
     r"(?:^|[.!?]\s|\n)\W{0,8}(?:so|therefore|thus|hence|in total|altogether|in all)\b"
     r"|\d\s?[-+*/×÷x]\s?[$(]{0,2}\w[^=\n]{0,40}=|=\s?[$(]{0,4}\d+\s?[-+*/×÷]",
@@ -32,13 +35,16 @@ _REASONED = re.compile(  # "So there are 18", "3 * 6 = 18"
 )
 _HASHED = re.compile(r"####[ \t]*[-$€£]?\d[\d,.]*[ \t]*%?[ \t]*\n")  # GSM8K's last line
 _TAKES_BACK = re.compile(
-    r"(?:^|[.!?(\n])\W*(?:but |oh |no,? |hmm,? )?(?:(?:wait|actually|correction|oops|hold on|on second thought|sorry)\b(?=\s?[,:.!-])"
-    r"|scratch that|let me (?:re|double)[- ]?\w+)",
+    r"(?:^|[.!?(\n])\W*(?:but |oh |no,? |hmm,? )?"
+    r"(?:(?:wait|actually|correction|oops|hold on|on second thought|sorry)\b(?=\s?[,:.!-])"
+    r"|scratch that|let me (?:re|double)[- ]?\w+)|\?\s{0,3}no\b",
     re.IGNORECASE,
 )
 _REFUSES = re.compile(
-    r"^\W*(?:determined|known|found|calculated|answered|provided|given|unknown|undefined|not (?:provided|given|known|possible))\b"
-    r"|\b(?:cannot|can't|could not|unable to|not possible to|impossible to) (?:\w+ )?(?:determine|answer|calculate|find|know|tell|say|solve)"
+    r"^\W*(?:determined|known|found|calculated|answered|provided|given|unknown|undefined"
+    r"|not (?:given|known|possible))\b"
+    r"|\b(?:cannot|can't|could not|unable to|not possible to|impossible to) (?:\w+ )?"
+    r"(?:determine|answer|calculate|find|know|tell|say|solve)"
     r"|\b(?:cannot|can't) be (?:\w+ )?(?:determined|answered|calculated|found|known|solved)|\bnot enough information",
     re.IGNORECASE,
 )
@@ -62,12 +68,18 @@ _LABEL = re.compile(
 _ITEM = re.compile(r"^[ \t*_]{0,8}\(?(\d{1,2})[.)][*_]{0,2}[ \t]+(?=\S[^\n]*[A-Za-z(])", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]*[-*•–][ \t]+", re.MULTILINE)
 _REMARK = re.compile(
-    r"^\W*(?:note|confidence|certainty|i checked|i verified|this took|for example)\b|\b(?:sure|certain|confident)\W*$"
-    r"|\b(?:hope|let me know|feel free|ask me)\b",
+    r"^\W*(?:note|p\.? ?s\b|rating|score|confidence|certainty|i checked|i verified|this took|for example)\b"
+    r"|\b(?:sure|certain|confident)\W*$|\b(?:hope|let me know|feel free|ask me)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r";|\s[–—]\s|\s-\s(?![\d$])|,?\s(?:because|since|that is|i\.e\.|which|where|as (?:she|he|it|they|there))\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"n't\b|not\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bRs)(?<!\bapprox)(?<!\bNo)[.!?][*_\"')]{0,4}(?=\s|$)")
+_SENTENCE_END = re.compile(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bRs)(?<!\bapprox)(?<!\bNo)[.!?][*_\"')]{0,4}(?=\s|$)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,12 @@ def first_sentence(text: str) -> str:
     return text[: end.start()] if end else text
 
 
+def before_reason(sentence: str) -> str:
+    """What a sentence says before it says why: "42, because she has 6 boxes of 7" says 42."""
+    reason = _REASON.search(sentence)
+    return sentence[: reason.start()] if reason and _numbered(sentence[: reason.start()]) else sentence
+
+
 def sentences(text: str) -> list[str]:
     """Sentences and lines, blank ones left out."""
     return [part.strip() for line in text.splitlines() for part in re.split(r"(?<=[.!?])\s+", line) if part.strip()]
@@ -156,20 +174,21 @@ def sentences(text: str) -> list[str]:
 def unlabelled(text: str, inline: bool = False) -> str:
     """A text without what only counts its steps: "Step 2:", bullets, and "2." or "2)" before a line with a number.
 
-    Below a line that ends in a colon "2." may be the answer: there it goes only if it is one of a list. `inline` text begins behind a marker on its line, and a number there is
-    none of this.
+    Below a line that ends in a colon "2." may be the answer: there it goes only if it is one of a list. `inline` text
+    begins behind a marker on its line, and a number there is none of this.
     """
     if inline:
         line, newline, rest = text.partition("\n")
         return _LABEL.sub(" ", line) + newline + (unlabelled(rest) if rest else "")
     text = _BULLET.sub("", _LABEL.sub(" ", text))
-    items = [int(item[1]) for item in _ITEM.finditer(text)]
+    items = {int(item[1]) for item in _ITEM.finditer(text)}
     listed = {number for number in items if number - 1 in items or number + 1 in items}
 
     def bare(item: re.Match[str]) -> str:
         number = int(item[1])
-        announced = text[: item.start()].rstrip(" *_\n").endswith(":")
-        return "" if number in listed or (number < 10 and not announced and _numbered(text[item.end() :])) else item[0]
+        announced = text[max(0, item.start() - 16) : item.start()].rstrip(" *_\n").endswith(":")
+        counts = number < 10 and not announced and _numbered(text[item.end() : item.end() + MAX_SPAN])
+        return "" if number in listed or counts else item[0]
 
     return _ITEM.sub(bare, text) if items else text
 

@@ -1,9 +1,10 @@
 """The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
 
-Always holds: `correct` and `wrong` mean that two verifiers that share no rule agree (kind `python` has one, the
-user's function); where they differ, one of them finds nothing, or that function raises, the verdict is `disputed`,
-and nothing is taught or learnt from it. A text that was cut off before its conclusion is `truncated`, never wrong.
-Grading never raises for what a model wrote, takes time linear in its capped length, and is safe on any thread.
+Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one,
+the user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`,
+and nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
+never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kind `math`: bounded
+time), and is safe on any thread.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from tailor_ray.answers import symbolic
 from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
+from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
 from tailor_ray.records import AnswerKind, Question, Verdict
 
@@ -84,8 +85,8 @@ class Grader:
             said, other = first_yes_no(text), second_yes_no(text)
             return said.answer, said.says(gold), None if other is None else other == gold
         if self.kind is AnswerKind.MATH:
-            answer, right = symbolic.first(text, gold)
-            return answer, right, symbolic.second(text, gold)
+            answer, right = first_expression(text, gold)
+            return answer, right, None if answer and right is None else second_expression(text, gold)
         conclusion, _ = concluded(text)
         if conclusion is None:
             return None, None, None
@@ -127,7 +128,9 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
         return polarity
     if kind is AnswerKind.CHOICE:
         return _gold_letter(text, choices or {})
-    if kind is AnswerKind.MATH and not symbolic.balanced(text):
+    if kind is AnswerKind.TEXT and not normalize(text):
+        raise ValueError(f"the answer {text[:60]!r} is punctuation alone, which the grader ignores")
+    if kind is AnswerKind.MATH and not balanced(text):
         raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:
         try:

@@ -1,10 +1,10 @@
 """Kinds `choice` and `yes_no`: both verifiers of each.
 
 The last announced or boxed conclusion decides in both; without one, the last sentence that decides anything. First
-verifier, the paper's rule: the letter, or yes/no, that the conclusion says. Second verifier: the choice whose text it names,
-before any letter; the polarity of the sentence's own claim ("is true", "Yes, …"). Two letters, yes beside no, and what is
-denied ("not B") leave an answer in doubt. A letter that is no choice, or an announcement that says neither yes nor no,
-ends the search: nothing before it is the answer.
+verifier, the paper's rule: the letter, or yes/no, that the conclusion says. Second verifier: the choice whose text it
+names, before any letter; the polarity of the sentence's own claim ("is true", "Yes, …"). Two letters, yes beside no,
+and what is denied ("not B") leave an answer in doubt. A letter that is no choice, or an announcement that says
+neither yes nor no, ends the search: nothing before it is the answer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-from tailor_ray.answers.conclusion import conclusions, first_sentence, sentences
+from tailor_ray.answers.conclusion import MAX_SPAN, conclusions, first_sentence, sentences
 from tailor_ray.answers.spelling import plain
 
 
@@ -39,28 +40,41 @@ _LETTER = re.compile(
     r"|(?<![\w'.])([a-z])(?=[.:;](?:\s|$)|\s*$|,?\s+(?:or|and)\s+[a-z]\b)"
 )
 _MARKS = re.compile(r"\*\*|[$`_*\"{}\\]|'(?=\W|$)|(?<=\W)'")
-_DENIED = re.compile(r"(?:\b(?:not|neither|nor|never|cannot|instead of|rather than|eliminate|excludes?)\b|n't\b)(?:(?!\bbut\b)[^,;.]){0,30}$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|neither|nor|never|cannot|instead of|rather than|eliminate|excludes?)\b|n't\b)"
+    r"(?:(?!\bbut\b)[^,;.]){0,30}$",
+    re.IGNORECASE,
+)
 _REFUSED = re.compile(r"\b(?:not|rather than|instead of) (?:option |choice )?\(?[A-Za-z]\b\)?(?! \w+ing\b)")
-_JOINED = re.compile(r"[)\].:]?\s*(?:,|;|/|&|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*(?:option|choice)?\s*[(\[]?", re.IGNORECASE)
+_JOINED = re.compile(
+    r"[)\].:]?\s*(?:,|;|/|&|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*(?:option|choice)?\s*[(\[]?", re.IGNORECASE
+)
 _NONE = re.compile(r"\bnone\b|\bneither\b|\bcannot be\b", re.IGNORECASE)
 
-_NO = r"no(?!\s+(?!(?:because|since|as|it|he|she|they|this|that|the|there|you|we|i|is|and|or|but|not|yes|for|although)\b)[a-z])"
-_VERDICT = re.compile(rf"\b(?:(yes|true|yeah|correct)|({_NO}|false|nope|incorrect))\b", re.IGNORECASE)
+_EMPHASIS = str.maketrans("_`", "  ")
+_GOES_ON = r"(?:because|since|as|it|he|she|they|this|that|the|there|you|we|i|is|and|or|but|not|yes|for|although)\b"
+_NO = rf"no(?!\s+(?!{_GOES_ON})[a-z])"  # before a noun it is no verdict
+_VERDICT = re.compile(rf"\b(?:(yes|true|yep|yeah|correct)|({_NO}|false|nope|incorrect))\b", re.IGNORECASE)
 _BOTH = re.compile(
     r"\b(?:yes|true)[\"']?\s*(?:or|/)\s*[\"']?(?:no|false)\b", re.IGNORECASE
 )  # the question, not its answer
-_CONCESSION = re.compile(
-    r"(?:\bit(?:'s| is)|\bwhile|\balthough|\bthough)\s+(?:it(?:'s| is) )?(?:true|false|correct) that\b(?=[^.!?\n]*\b(?:but|however|yet|;)"
-    r")|\b(?:while|although|though)\s+it(?:'s| is) (?:true|false|correct)\b|\bit is false that\b(?=[^.!?\n]*;)",
+_CONCESSION = re.compile(  # "It is true that birds fly, but …"
+    r"(?:\bit(?:'s| is)|\bwhile|\balthough|\bthough)\s+(?:it(?:'s| is) )?(?:true|false|correct) that\b"
+    r"(?=[^.!?\n]*(?:\b(?:but|however|yet)\b|;))|\b(?:while|although|though)\s+it(?:'s| is) (?:true|false|correct)\b",
     re.IGNORECASE,
 )
-_OPENING = re.compile(r"^\W*(yes|no|true|false|nope)\b(?=\s*(?:[.,;:!*)-]|$|because|since))", re.IGNORECASE)
+_OPENING = re.compile(
+    r"^\W*(?:(?:so|therefore|thus|hence|finally|in conclusion)\W+)?(yes|no|true|false|nope|yep|yeah)\b"
+    r"(?=\s*(?:[^\w\s\"']|$|(?:because|since|as|it|he|she|they|this|that|the|there|you|we|i)\b))",
+    re.IGNORECASE,
+)
 _SAID = re.compile(
     r"(?:\b(?:answer|statement|claim|conclusion|it|this|that|result)\b[^.!?\n]{0,60}?"
-    r"(?:\bis\b|\bwould be\b|\bmust be\b|\bto be\b|:)"
+    r"(?:\bis\b|'s\b|\bwould be\b|\bmust be\b|\bto be\b|:)"
     r"|[\"”]\s+is\b"  # the answer to the question "Does it …?" is "false"
     r"|\b(?:would|will|must|can|I)\s+(?:answer|say|conclude)(?:\s+that\s+it\s+is)?\b)"
-    rf"[\s*\"'(:]*(?:likely |most likely |probably |definitely )?(not )?(yes|{_NO}|true|false|nope)\b",
+    r"[\s*\"'(:]*(?:likely |most likely |probably |definitely )?(not )?"
+    rf"(yes|{_NO}|true|false|nope|correct|incorrect)\b",
     re.IGNORECASE,
 )
 
@@ -78,10 +92,11 @@ def first_choice(text: str, choices: Mapping[str, str]) -> Said:
         if named or _NONE.search(span):
             return Said(tuple(sorted(named)), doubt=True)
     for sentence in reversed(sentences(text)):
-        said = _letters(_masked(_bare(plain(sentence)), choices), choices)
+        said = _letters(_masked(_bare(plain(sentence[-MAX_SPAN:])), choices), choices)
         if said.words and _known(said, choices):
             return Said(said.words[-1:], said.doubt)
-    return Said()
+    named = _named(" ".join(sentences(text)[-1:])[-MAX_SPAN:], choices)
+    return Said(tuple(named)) if len(named) == 1 else Said()
 
 
 def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | None:
@@ -89,13 +104,21 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
     announced = [first_sentence(plain(conclusion.text)) for conclusion in conclusions(text)]
     parts = sentences(text)
     for position, sentence in enumerate(announced or reversed(parts)):
-        sentence = _REFUSED.sub("", sentence)
+        sentence = _REFUSED.sub("", sentence[-MAX_SPAN:])
         named = _named(_bare(sentence), choices)
         if len(named) == 1:
             return named
         letters = {word.lower() for word in re.findall(r"(?<![\w'])[A-Za-z](?![\w'’-])", _bare(sentence))}
         alone = letters if len(_bare(sentence).strip(" .()[],:")) == 1 else letters - {"a", "i"}
-        alone |= {letter for letter in letters if re.search(rf"[(\[]{letter}[)\]]|\b{letter}[).:,]|\b{letter} (?:because|since|as|or|and)\b", sentence, re.IGNORECASE)}
+        alone |= {
+            letter
+            for letter in letters
+            if re.search(
+                rf"[(\[]{letter}[)\]]|\b{letter}[).:,]|\b{letter} (?:because|since|as|or|and)\b",
+                sentence,
+                re.IGNORECASE,
+            )
+        }
         known = alone & choices.keys()
         if named and known & named:
             known &= named
@@ -112,7 +135,7 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
 
 def first_yes_no(text: str) -> Said:
     """ "yes" or "no" by the paper's rule; true and false count as yes and no."""
-    text = _CONCESSION.sub("", text)
+    text = _CONCESSION.sub("", text.translate(_EMPHASIS))
     for conclusion in conclusions(text):
         span = _BOTH.sub("", plain(conclusion.text))
         if not span.strip(" .:"):
@@ -125,6 +148,7 @@ def first_yes_no(text: str) -> Said:
         if not conclusion.opening:
             return Said()
     for sentence in reversed(sentences(_BOTH.sub("", text))):
+        sentence = sentence[-MAX_SPAN:]
         found = list(_VERDICT.finditer(sentence))
         if found:
             opens = found[:1] if _OPENING.match(sentence) else found[-1:]
@@ -134,12 +158,13 @@ def first_yes_no(text: str) -> Said:
 
 def second_yes_no(text: str) -> str | None:
     """ "yes" or "no" by the last sentence that states one; "no evidence" states none."""
-    text = _CONCESSION.sub("", text)
+    text = _CONCESSION.sub("", text.translate(_EMPHASIS))
     announced = [one for one in conclusions(text) if _BOTH.sub("", one.text).strip(" .:")]
-    if announced and not announced[0].opening:
-        if not _VERDICT.search(plain(announced[0].text)):
+    if announced:
+        if _VERDICT.search(plain(announced[0].text)):
+            text = f"The answer is: {plain(announced[0].text).strip(' *$:')}"
+        elif not announced[0].opening:
             return None
-        text = f"The answer is: {plain(announced[0].text).strip(' *_$:')}" + "\n" + announced[0].rest
     for sentence in reversed(sentences(_BOTH.sub("", plain(text)))):
         said = list(_SAID.finditer(sentence))
         if said:
@@ -152,7 +177,7 @@ def second_yes_no(text: str) -> str | None:
 
 
 def _as_word(word: str) -> str:
-    return "yes" if word.lower() in ("yes", "true", "yeah", "correct") else "no"
+    return "yes" if word.lower() in ("yes", "true", "yep", "yeah", "correct") else "no"
 
 
 def _polarity(sentence: str, found: list[re.Match[str]]) -> Said:
@@ -172,15 +197,18 @@ def _bare(text: str) -> str:
 
 def _letters(text: str, choices: Mapping[str, str], begins: bool = False) -> Said:
     """The letters of a span that are not denied. One that opens it decides, unless it is joined with another."""
-    found = [match for match in _LETTER.finditer(text) if not _is_article(text, match, choices)]
+    found = [match for match in _LETTER.finditer(text) if match[0] != "I" or "i" in choices]
     kept = [match for match in found if not _DENIED.search(text[: match.start()])]
     words = tuple(_of(match) for match in kept)
     if not kept:
         return Said(tuple(_of(match) for match in found), doubt=bool(found))
     joined = [
         _of(other)
-        for one, other in zip(found, found[1:], strict=False)
-        if _JOINED.fullmatch(text[one.end() : other.start()]) and one in kept and other in kept and _of(one) != _of(other)
+        for one, other in pairwise(found)
+        if _JOINED.fullmatch(text[one.end() : other.start()])
+        and one in kept
+        and other in kept
+        and _of(one) != _of(other)
     ]
     if joined:
         return Said(words, doubt=True)
@@ -200,11 +228,6 @@ def _masked(text: str, choices: Mapping[str, str]) -> str:
 
 def _of(match: re.Match[str]) -> str:
     return next(filter(None, match.groups())).lower()
-
-
-def _is_article(text: str, match: re.Match[str], choices: Mapping[str, str]) -> bool:
-    """Whether "A and …" or "I" is no letter but a word."""
-    return match[0] == "I" and "i" not in choices
 
 
 def _known(said: Said, choices: Mapping[str, str]) -> bool:

@@ -1,9 +1,9 @@
 """The process that asks math-verify. Run as a program by `symbolic.py`; knows nothing of this package.
 
-In: a JSON object a line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}, or {"stopped": true}
-where an expression took more than the given CPU seconds. Always holds: what is asked is computed in a child that the
-kernel ends at that bound, in C code too, and that has bounded memory; the parent, which has imported the library once,
-forks the next. It ends when its input does.
+In: a JSON object a line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}, or {"stopped":
+true} where an expression took more than the given CPU seconds. Always holds: what is asked is computed in a child
+that the kernel ends at that bound, in C code too, and that has bounded memory; the parent, which has imported the
+library once, forks the next. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -52,14 +52,17 @@ def serve(math_verify: Any, requests: BinaryIO, replies: int, seconds: float) ->
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while line := requests.readline():
         asked = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time, so that a busy machine changes no verdict
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # CPU time: a busy machine changes no verdict
+        signal.setitimer(signal.ITIMER_REAL, 60 * seconds)  # for what waits without computing
         try:
             answer = right(math_verify, asked["gold"], asked["said"])
         except (MemoryError, RecursionError):
             answer = None
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(replies, json.dumps({"right": answer}).encode() + b"\n")
 
 

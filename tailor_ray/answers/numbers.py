@@ -1,14 +1,15 @@
 """Numbers as models write them, read by value: the first verifier of kind `number`, the paper's rule made strict.
 
 The rule: the first number after the conclusion's marker, else the last number of the text. Values are compared, not
-strings ("18.00" is 18). Strict means: the announced sentence must leave one number to be the answer. It does where only
-one is there, one opens the sentence and the others say of what ("18 dollars for 9 eggs"), one is bold, or the last "="
-says it. Otherwise the gold answer among them proves nothing. A number that is part of more (2π, 5x, √16, 36-40, "more
-than 36") is in doubt, and so is the whole reading. A number may stand for two values: "75%" is 75 and 3/4, "2 million" is 2
-and 2,000,000; the gold answer decides which was meant.
+strings ("18.00" is 18). Strict means: the announced sentence must leave one number to be the answer. It does where
+only one is there, one opens the sentence and the others say of what ("18 dollars for 9 eggs"), one is bold, or the
+last "=" says it. Otherwise the gold answer among them proves nothing. A number that is part of more (2π, 5x, √16,
+36-40, "more than 36") is in doubt, and so is the whole reading. A number may stand for two values: "75%" is 75 and
+3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
 
 Without a marker it prefers what is bold or what the last "=" says, and numbers that the question does not hold ("255
-dollars a month for 3 months"). Where the question counts nothing, the only sum of money is preferred ("$18 in 1 day").
+dollars a month for 3 months"). Where the question counts nothing, the only sum of money is preferred ("$18 in 1
+day").
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 from tailor_ray.answers.conclusion import (
+    CONCLUDES,
     MAX_SPAN,
     Conclusion,
+    before_reason,
     conclusions,
     first_sentence,
     remark,
@@ -47,27 +51,36 @@ _NUMBER = re.compile(
 )
 _SCALE = {**SCALES, "hundred": 100, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
 _SIGNED = re.compile(r"((?:^|[:=({]|\b(?:is|be|are))[\s*]*)[-–] (?=[$€£]?\.?\d)")
-_NEGATIVE = re.compile(r"(?<![\d)%] )\b(?:negative|minus)\s+(?=[$€£]?\d)", re.IGNORECASE)  # "20 minus 2" is a difference
+_NEGATIVE = re.compile(
+    r"(?<![\d)%] )\b(?:negative|minus)\s+(?=[$€£]?\d)", re.IGNORECASE
+)  # "20 minus 2" is a difference
 _ASIDE = re.compile(r"(?<=[\w.%]) \([^()]{0,120}(?:\)|$)|(?<!= )\b\d+(?:st|nd|rd|th)\b")
+_SPEAKS = re.compile(
+    r"\b(?:i|i'm|i've|my|confiden\w+|steps?|checked|verified|rating|score|problem|method|solution|calculation)\b",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(r"how many (?!dollars|cents)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _THAN = r"(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather) than(?: or equal to)?"
 _BEFORE = re.compile(  # what makes the number after it another, or no answer
-    rf"(?:[√π^]\(?|[><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
-    rf"(?:_\w*)?(?: of| root of)?\s?\(?|\\[A-Za-z]+_?\w*|\b(?:{_THAN}|at least|at most|up to|over|under|above|below|between|"
-    r"from|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
+    rf"(?:[√π^]\(?|[><≥≤≠±|+×·÷/]|[\d)]\s?\*{{1,2}}|"
+    r"\b(?:log|ln|sqrt|sin|cos|tan|mod|root|square|squared|cube|factorial|half|twice|double|times)"
+    rf"(?:_\w*)?(?: of| root of)?\s?\(?|\\[A-Za-z]+_?\w*|\b(?:{_THAN}|at least|at most|up to|over|under|above|below|"
+    r"between|from|either|neither|as (?:many|much|few|little) as))\s?[$€£]?$",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
     rf"[.,:'_]?\d|\s?[π√∞^±{UNREAD}\\]|\s?\*\*\s?\d|[xyznie](?![A-Za-z])|[(\[]\s?\d|\s?[+×·÷*/]\s?[$€£(]?\d|\s[xX]\s\d"
-    rf"|!(?=\d)|\s?[-–—]\s?[$€£(]?\d|[^,;.\d]{{0,24}}\b(?:is|are) (?:not|wrong|incorrect)\b|{UNREAD}| (?:or|to) [$€£]?\d"
-    r"| or (?:more|less|fewer)\b|\s?[-+*]\s?[a-z]\b"
+    rf"|!(?=\d)|\s?[-–—]\s?[$€£(]?\d|[^,;.\d]{{0,24}}\b(?:is|are) (?:not|wrong|incorrect)\b|{UNREAD}"
+    r"| (?:or|to) [$€£]?\d| or (?:more|less|fewer)\b|\s?[-+*]\s?[a-z]\b|\+(?!\w)"
 )
-_DENIED = re.compile(r"(?:\b(?:not|never|nor|neither|cannot|instead of|rather than)\b|n't\b)[^,;.\d=]{0,40}$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|nor|neither|cannot|instead of|rather than)\b|n't\b)[^,;.\d=]{0,40}$", re.IGNORECASE
+)
 _OF_WHAT = re.compile(
     r"\b(?:for|in|of|per|from|on|at|after|before|with|within|by|than|as|every|each|among|over|during|between|if|when|who"
-    r"|which|because|since)(?: (?:the|a|an|all|his|her|their|its|these|those|of|who|has|have|had|only|just|last|first|next))*"
-    r"\s?[$€£]?$",
+    r"|which|because|since)"
+    r"(?: (?:the|a|an|all|his|her|their|its|these|those|of|who|has|have|had|only|just|last|first|next))*\s?[$€£]?$",
     re.IGNORECASE,
 )
 _OPENS = re.compile(
@@ -80,8 +93,12 @@ _COMPOUND = re.compile(  # 5 feet 6 inches, 2 hours and 30 minutes
     r"met(?:er|re)s?|m|kg|kilograms?|gallons?|quarts?|pints?)\.?,?\s*(?:and|&)?\s*[$€£]?",
     re.IGNORECASE,
 )
-_UNIT = re.compile(r"(?!.*\b(?:or|and|to|so|but|not|if|more|less)\b)\W{0,3}(?:[A-Za-z][\w/.^-]*(?:\s[A-Za-z][\w/-]*){0,3})?\W{0,3}")
-_ANOTHER = re.compile(r"^[^\d=]{0,4}[\d.,]+[^\d=]{0,12}(?:,|;|\band\b|\bor\b)[^\d=]*$")  # "x = 4 and y" of "x = 4 and y = 9"
+_UNIT = re.compile(
+    r"(?!.*\b(?:or|and|to|so|but|not|if|more|less)\b)\W{0,3}(?:[A-Za-z][\w/.^-]*(?:\s[A-Za-z][\w/-]*){0,3})?\W{0,3}"
+)
+_ANOTHER = re.compile(
+    r"^[^\d=]{0,4}[\d.,]+[^\d=]{0,12}(?:,|;|\band\b|\bor\b)[^\d=]*$"
+)  # "x = 4 and y" of "x = 4 and y = 9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +129,16 @@ class Reading:
 
     numbers: tuple[Number, ...]
     doubt: bool = False
+    beside: tuple[Number, ...] = ()  # computed before: should the gold number be there, the text is no mistake
 
     def says(self, gold: Gold) -> bool | None:
         """Right, wrong, or None: several numbers with the gold one among them, or a doubtful one."""
         if self.doubt or not self.numbers:
             return None
         right = [gold.meant_by(number) for number in self.numbers]
-        return right[0] if len(set(right)) == 1 else None
+        if len(set(right)) != 1 or (not right[0] and any(map(gold.meant_by, self.beside))):
+            return None
+        return right[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +155,10 @@ class Gold:
         written = Number("", number.values[:1])
         return written.equals(self.value) or ("%" not in number.written and written.equals(self.value / 100))
 
+    def rounds_to(self, value: Fraction) -> bool:
+        """Whether a decimal or fraction may be this one rounded: 0.33 for 1/3, which nobody would call a mistake."""
+        return 1 not in (value.denominator, self.value.denominator) and abs(value - self.value) <= abs(self.value) / 200
+
 
 def format_number(value: Fraction) -> str:
     """The shortest exact form: an integer, a terminating decimal, or a fraction."""
@@ -144,7 +168,7 @@ def format_number(value: Fraction) -> str:
     for prime in (2, 5):
         while digits % prime == 0:
             digits //= prime
-    if digits != 1 or value.denominator > 10**12:
+    if digits != 1 or value.denominator > 10**40:
         return f"{value.numerator}/{value.denominator}"
     with localcontext(prec=100):
         return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
@@ -215,6 +239,9 @@ def _of_sentence(sentence: str) -> Reading:
     if len(bold) == 1 and sentence.strip("* ") != bold[0].strip():
         start = sentence.index(f"**{bold[0]}**")
         return _of_part(bold[0], sentence[:start])
+    said = before_reason(sentence)
+    if said is not sentence and _OPENS.match(said[: numbers(said)[0].start] if numbers(said) else "?"):
+        sentence = said
     shown = _ASIDE.sub("", sentence)
     parts = re.split(r"(?<![<>≥≤≠!])[=≈]", shown if any(map(str.isdigit, shown)) else sentence)
     for position in range(len(parts) - 1, -1, -1):
@@ -232,7 +259,7 @@ def _of_part(part: str, before: str = "") -> Reading:
         return Reading(tuple(found), doubt=bool(found))
     opens = said[0] is found[0] and _OPENS.match(part[: said[0].start]) is not None
     if len(found) > 1 and opens:
-        gaps = [part[one.end : other.start] for one, other in zip(found, found[1:], strict=False)]
+        gaps = [part[one.end : other.start] for one, other in pairwise(found)]
         if all(_OF_WHAT.search(gap) or number not in said for gap, number in zip(gaps, found[1:], strict=True)):
             said = said[:1]
         elif _COMPOUND.fullmatch(gaps[0]) and found[1] in said:
@@ -241,17 +268,29 @@ def _of_part(part: str, before: str = "") -> Reading:
 
 
 def _unannounced(text: str, question: str) -> Reading:
-    """The last sentence with a number that is no closing remark; a remark's own is in doubt."""
-    remarked = Reading(())
+    """The last sentence with a number that is no closing remark, and what was computed before it.
+
+    In doubt: a remark's own number, and what a closing paragraph says of the solution rather than of the question.
+    """
+    last, remarked = Reading(()), False
     parts = sentences(text)
+    closes = "\n\n" in text
     for sentence in reversed(parts):
         shown = _prepared(sentence[-MAX_SPAN:]) if len(parts) == 1 else plain(sentence[-MAX_SPAN:])
         found = Reading(()) if sentence.endswith("?") else _in_sentence(shown, question)
-        if found.numbers and not remark(sentence):
+        if not found.numbers:
+            continue
+        concludes = "=" in sentence or CONCLUDES.match(sentence) is not None
+        if not last.numbers:
+            remarked = remark(sentence)
+            if not remarked and (concludes or not closes):
+                return found
+            last = Reading(found.numbers, found.doubt or remarked or (closes and _SPEAKS.search(sentence) is not None))
+        elif remarked and not remark(sentence):
             return found
-        if found.numbers and not remarked.numbers:
-            remarked = Reading(found.numbers, doubt=True)
-    return remarked
+        elif concludes:
+            return Reading(last.numbers, last.doubt, found.numbers)
+    return last
 
 
 def _in_sentence(sentence: str, question: str) -> Reading:

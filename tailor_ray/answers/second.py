@@ -1,10 +1,11 @@
-"""The second verifier of kind `number`: does what was announced, or the sentence that closes the text, hold the gold value?
+"""The second verifier of kind `number`: does the announced sentence, or the closing one, hold the gold value?
 
-It reads otherwise than the first (`numbers.py`), which looks for one number by the paper's rule: here the ending is cut
-into arithmetic expressions, each is computed exactly ("9 * 2", "1.5 × 10^3", "3/4", "18"), and their values make a set. The two
-share the spelling of characters and words, and that labels are no numbers. It is lenient where the first is strict: a
-text is a mistake only when the gold value is nowhere in its ending, and correct only when the first verifier's one
-number is right as well. What cannot be computed (2π, 1.2.3) is no proof of a mistake: the answer is None.
+It reads otherwise than the first (`numbers.py`), which looks for one number by the paper's rule: here the ending is
+cut into arithmetic expressions, each is computed exactly ("9 * 2", "1.5 × 10^3", "3/4", "18"), and their values make
+a set. The two share the spelling of characters and words, and that labels are no numbers. It is lenient where the
+first is strict: a text is a mistake only when the gold value is nowhere in its ending, and correct only when the
+first verifier's one number is right as well. What cannot be computed (2π, 1.2.3) is no proof of a mistake: the answer
+is None.
 
 Always holds: an expression has at most MAX_EXPRESSION characters, digits and exponents are bounded, so no text takes
 longer than its capped length deserves; nothing symbolic is computed.
@@ -18,7 +19,7 @@ from collections import deque
 from fractions import Fraction
 from math import factorial
 
-from tailor_ray.answers.conclusion import heads, remark, unlabelled
+from tailor_ray.answers.conclusion import before_reason, heads, remark, unlabelled
 from tailor_ray.answers.numbers import Gold, Number
 from tailor_ray.answers.spelling import plain
 from tailor_ray.answers.words import SCALES, UNREAD, digits
@@ -39,11 +40,13 @@ _RETRACTS = re.compile(  # "We can't determine the answer.", "If she buys more, 
     re.IGNORECASE,
 )
 _EXPRESSION = re.compile(
-    r"(?<![A-Za-z_])[-–(]*(?:[$€£¥₹]\s?)?[(]*[-–]?\.?\d"
+    r"(?<![A-Za-z_])[-–(]{0,8}(?:[$€£¥₹]\s?)?[(]{0,4}[-–]?\.?\d"
     r"(?:[\d.,()%^]|(?<=\d)'(?=\d)|(?<=[\d)%^*])\s?\*\*?\s?(?=[\d(.$-])|[eE](?=[+-]?\d)"
     r"|\s?[-–+×·÷/]\s?(?=[\d(.$€£-])|\s[xX]\s(?=[\d$])|(?<=\d)[xX](?=\d)|(?<=\d) (?=\d+/\d)|[$€£]\s?(?=\d))*"
 )
-_UNKNOWN = re.compile(rf"(?<=\d)\s?[π√∞{UNREAD}\\]|(?<=\d)[xyznie!:_](?![A-Za-z.!?]|\s|$)|(?<=\d)[xyzni](?![A-Za-z\d])|[√∞\\][({{\s]?\d")
+_UNKNOWN = re.compile(
+    rf"(?<=\d)\s?[π√∞{UNREAD}\\]|(?<=\d)[xyznie!:_](?![A-Za-z.!?]|\s|$)|(?<=\d)[xyzni](?![A-Za-z\d])|[√∞\\][({{\s]?\d"
+)
 _SCALE = re.compile(r"\s?(?:(hundred|thousand|million|billion|trillion|dozen)\b|([kK]|mn|M|bn|B)\b)", re.IGNORECASE)
 _SHORT = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])\^\(?\d\)?")  # cm^2
@@ -80,7 +83,11 @@ def _ending(text: str) -> tuple[str, str]:
         said = written.lstrip(" \n*:=_")
         said = unlabelled(said, inline="\n" not in written[: len(written) - len(said)])
         parts = [part for part in _SENTENCE.split(said) if part.strip()]
-        if len(parts) > 1 and not said[:3].strip("$-. ")[:1].isdigit() and not text[: announcement.start()].strip(" *#\n"):
+        if (
+            len(parts) > 1
+            and not said[:3].strip("$-. ")[:1].isdigit()
+            and not text[: announcement.start()].strip(" *#\n")
+        ):
             continue  # "A: First she sells 3. Then …" announces a solution, not its conclusion
         for position, sentence in enumerate(parts):
             if _numbered(sentence) or (position == 0 and digits(sentence) != sentence):
@@ -107,7 +114,7 @@ def _numbered(sentence: str) -> bool:
 
 
 def _holds(sentence: str, gold: Gold) -> bool | None:
-    """Whether one of a sentence's expressions has the gold value; None where one of them has no value, or there is none.
+    """Whether one of a sentence's expressions has the gold value; None where one has no value, or there is none.
 
     What stands before "=" is how the value was come by: of it a number alone counts ("2 weeks = 14 days").
     """
@@ -115,7 +122,9 @@ def _holds(sentence: str, gold: Gold) -> bool | None:
     text = _UNIT_POWER.sub("", text)
     text = _CLOCK.sub(lambda match: f"({match[1]}+{match[2]}/60)", text)
     found, known = False, True
-    for clause in (_ASIDE.sub(" ", text), *_ASIDE.findall(text)):  # "50 bags (50 x 8 = 400)"
+    for clause in dict.fromkeys(
+        (before_reason(text), _ASIDE.sub(" ", text), *_ASIDE.findall(text))
+    ):  # "50 (5 x 10 = 50)"
         *before, last = re.split(r"(?<![<>≥≤≠!])[=≈]", clause)
         known = known and _UNKNOWN.search(last) is None
         for part in (*(part for part in before if not _OPERATOR.search(part)), last):
@@ -125,6 +134,7 @@ def _holds(sentence: str, gold: Gold) -> bool | None:
                 known = known and value is not None
                 if value is not None and gold.meant_by(_meant(value, match[0], part[match.end() :])):
                     return True
+                known = known and not (value is not None and gold.rounds_to(value))
     return False if found and known else None
 
 

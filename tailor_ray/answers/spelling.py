@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from string import ascii_letters, digits
 
 _SPELLED = str.maketrans(
     {
@@ -16,7 +17,7 @@ _SPELLED = str.maketrans(
         **dict.fromkeys("\u201c\u201d\u201e\u2033", '"'),
         **dict.fromkeys("\u00a0\u2002\u2003\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", None),
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        **{chr(ord(one) + 0xFEE0): one for one in digits + ascii_letters},  # of full width
         "\u2044": "/",
         "\u2215": "/",
         "\uff0c": ",",
@@ -38,8 +39,22 @@ _COMMANDS = {
     **dict.fromkeys(("le", "leq", "leqslant"), "≤"),
     **dict.fromkeys(("ne", "neq"), "≠"),
     **dict.fromkeys(("approx", "simeq", "sim"), "≈"),
-    **{"times": "×", "cdot": "·", "div": "÷", "pm": "±", "pi": "π", "circ": "°", "sqrt": "√", "gt": ">", "lt": "<"},
-    **{"degree": "°", "infty": "∞", "dollar": "$", "pounds": "£", "euro": "€", "cents": " cents", "percent": "%"},
+    "times": "×",
+    "cdot": "·",
+    "div": "÷",
+    "pm": "±",
+    "pi": "π",
+    "circ": "°",
+    "sqrt": "√",
+    "gt": ">",
+    "lt": "<",
+    "degree": "°",
+    "infty": "∞",
+    "dollar": "$",
+    "pounds": "£",
+    "euro": "€",
+    "cents": " cents",
+    "percent": "%",
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _ESCAPED = re.compile(r"\\([$%&#_{}])")
@@ -56,12 +71,13 @@ def spelled(text: str) -> str:
     return re.sub("[\u2007\u2009\u202f]", " ", _GROUPED.sub(",", text))
 
 
-
 def plain(text: str) -> str:
     """LaTeX as plain text: "\\frac{3}{4}" as 3/4, "\\text{ml}" as ml, "\\times" as ×; unknown commands stay."""
     if "\\" not in text and "{" not in text and "~" not in text:
         return text
-    text = _SPACING.sub(lambda match: "" if match[0] == "\\!" else " ", text.replace("{,}", ",").replace("^\\circ", "°"))
+    text = _SPACING.sub(
+        lambda match: "" if match[0] == "\\!" else " ", text.replace("{,}", ",").replace("^\\circ", "°")
+    )
     text = _ESCAPED.sub(r"\1", text)
     for _ in range(3):  # as deep as answers nest
         before = text

@@ -1,8 +1,8 @@
 """Kind `math`: symbolic answers ("\\frac{1}{2}", "(1, 2]", "x^2 + 1") by math-verify, each within a hard bound.
 
 First verifier: the announced conclusion and the gold answer are one expression once spelling is normalized, or
-math-verify says so in both orders. Second verifier: math-verify on the ending as it reads it itself. What the conclusion
-denies, and what takes longer than SECONDS of CPU time, is disputed.
+math-verify says so in both orders. Second verifier: math-verify on the ending as it reads it itself. What the
+conclusion denies, and what takes longer than SECONDS of CPU time, is disputed.
 
 Always holds: math-verify runs in a process of its own, one for each process that grades, whose work the kernel stops; a
 hung expression costs SECONDS and no signal of this process. The first question waits a second or two for it to start.
@@ -23,8 +23,9 @@ from typing import IO, Any, cast
 
 from tailor_ray.answers.conclusion import conclusions
 
-SECONDS = 0.3  # CPU seconds for one comparison; the median takes 0.005
+SECONDS = 0.45  # CPU seconds for one comparison, of which a row takes two at most; the median takes 0.005
 MAX_EXPRESSION = 400
+MAX_DEPTH = 10  # brackets in brackets
 MAX_ENDING = 600
 _WORKER = Path(__file__).with_name("math_worker.py")
 _DENIES = re.compile(r"\b(?:not|neither|cannot|can't|isn't)\b", re.IGNORECASE)
@@ -38,7 +39,7 @@ _SAME = (
 )
 
 
-def first(text: str, gold: str) -> tuple[str | None, bool | None]:
+def first_expression(text: str, gold: str) -> tuple[str | None, bool | None]:
     """The announced expression of a `visible` text, and whether it is the gold one."""
     for conclusion in conclusions(text):
         said = conclusion.text.strip(" \t*`.").removesuffix(".")
@@ -49,13 +50,15 @@ def first(text: str, gold: str) -> tuple[str | None, bool | None]:
     return None, None
 
 
-def second(text: str, gold: str) -> bool | None:
+def second_expression(text: str, gold: str) -> bool | None:
     """What math-verify says of the text's ending, which it reads by its own rules; None where it finds nothing."""
     found = conclusions(text)
     if found and _alike(found[0].text.strip(" \t*`."), gold):
         return True
     said = found[0].text if found else text[-MAX_ENDING:]
-    return _equal(gold, said if not found or _DELIMITED.search(said) else f"The final answer is $\\boxed{{{_expression(said)}}}$")
+    return _equal(
+        gold, said if not found or _DELIMITED.search(said) else f"The final answer is $\\boxed{{{_expression(said)}}}$"
+    )
 
 
 def balanced(gold: str) -> bool:
@@ -75,7 +78,11 @@ def _plainly(text: str) -> str:
 
 def _equal(gold: str, said: str) -> bool | None:
     said = said if _DELIMITED.search(said) else f"${_expression(said)}$"
-    if len(said) > MAX_EXPRESSION + MAX_ENDING or _WORD.search(re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", "", said)) and not _DELIMITED.search(said[1:]):
+    if len(said) > MAX_EXPRESSION + MAX_ENDING or (
+        _WORD.search(re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", "", said)) and not _DELIMITED.search(said[1:])
+    ):
+        return None
+    if _depth(said) > MAX_DEPTH:
         return None
     return _ask(gold if _DELIMITED.search(gold) else f"${gold}$", said)
 
@@ -88,6 +95,15 @@ def _expression(said: str) -> str:
 @lru_cache(maxsize=4096)
 def _ask(gold: str, said: str) -> bool | None:
     return _PROCESS.ask({"gold": gold, "said": said}).get("right")
+
+
+def _depth(text: str) -> int:
+    """How deep brackets of any kind are nested, closed or not."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _Process:

@@ -1,9 +1,9 @@
 """Kinds `text`, `regex` and `python`.
 
-Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes, accents' spelling
-and closing punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The second verifier is
-the lenient one: it says wrong only where neither the conclusion nor the last line contains the gold answer, so what is
-called a mistake is one. Python: the user's function judges alone.
+Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes, the spelling
+of accents and closing punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The
+second verifier is the lenient one: it says wrong only where neither the conclusion nor the last line contains the
+gold answer, so what is called a mistake is one. Python: the user's function judges alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tailor_ray.errors import ConfigError
 from tailor_ray.once import once
 
 Judge = Callable[[str, str], bool | None]
-_EDGE = " \t\n\r*`\"'.,;:!$"
-_BOLD = re.compile(r"__(\S.*?)__")
+_EDGE = " \t\n\r*`\"'.,;:!"
+_MARKED = re.compile(r"__(\S.*?)__|_([^_]+)_|\$([^$]+)\$")  # bold, emphasis, mathematics
 _DUNDER = re.compile(r"__[a-z0-9_]+__")  # a name in Python's manner, where the underscores are no bold
 
 
@@ -36,8 +36,8 @@ def concluded(text: str) -> tuple[str | None, bool]:
 def bare(text: str) -> str:
     """What a line says, without bold, LaTeX, quotes and closing punctuation."""
     text = (plain(text) if "\\" in text else text).strip(_EDGE)
-    bold = _BOLD.fullmatch(text)
-    return bold[1].strip(_EDGE) if bold and not _DUNDER.fullmatch(text) else text
+    marked = None if _DUNDER.fullmatch(text) else _MARKED.fullmatch(text)
+    return next(filter(None, marked.groups())).strip(_EDGE) if marked else text
 
 
 def normalize(text: str) -> str:

@@ -1,8 +1,9 @@
 """Spelled-out numbers: cardinals, fractions, decimals and dozens as the digits that they stand for.
 
 In: a text. Out: the same text with "two hundred and five" as "205", "three quarters" as "3/4", "two and a half" as
-"5/2", "seven point five" as "7.5", "half a million" as "0.5 million". Always holds: a run of number words is read to its
-end or not at all; one that makes no number ("nineteen eighty-four") becomes UNREAD, which no reader takes for a value.
+"2.5", "seven point five" as "7.5", "half a million" as "0.5 million". Always holds: a run of number words is read to
+its end or not at all; one that makes no number ("nineteen eighty-four") becomes UNREAD, which no reader takes for a
+value.
 """
 
 from __future__ import annotations

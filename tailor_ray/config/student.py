@@ -46,6 +46,10 @@ class StudentConfig(Section):
     midnight would be other prompts than those that the student was trained on."""
     few_shot: bool = False
     """Prepend the task's demos."""
+    thinking: bool = False
+    """Let a model think before it answers, where its chat template can be told so; raise `exam.max_new_tokens` with it.
+    A model that only thinks, whose template opens the thought by itself, is known by that. Thoughts are not graded, one
+    that the token cap cuts off is truncated, and training closes the thought before the answer."""
     tiny: TinyConfig = TinyConfig()
     """Settings of the `tiny` student."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

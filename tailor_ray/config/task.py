@@ -19,7 +19,8 @@ class ColumnsConfig(Section):
     question: str = "question"
     """Text of the question."""
     answer: str = "answer"
-    """Gold answer; for kind `regex` the pattern that the conclusion must match in full."""
+    """Gold answer, or for kind `number` a solution that ends in `#### N`; for kind `regex` the pattern that the
+    conclusion must match in full."""
     choices: str | dict[str, str] = "choices"
     """Only for kind `choice`: one column with a mapping of letters to texts or a list, or {letter: column, …}."""
     rationale: str = "rationale"
@@ -43,7 +44,7 @@ class TaskConfig(Section):
     """What is asked."""
 
     name: Literal["arithmetic", "jsonl", "gsm8k", "svamp", "multiarith", "csqa", "strategyqa"] = "arithmetic"
-    """A built-in task, or `jsonl` for a user's own questions (JSONL, parquet or CSV)."""
+    """A built-in task, or `jsonl` for a user's own questions (JSONL or CSV, compressed or not, or parquet)."""
     path: Annotated[str | None, OPERATIONAL] = None
     """Folder with train and test files; None takes $TAILOR_RAY_DATA/<name> or else the hub. Not for `arithmetic`."""
     train_file: Annotated[str | None, OPERATIONAL] = None
@@ -53,7 +54,7 @@ class TaskConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     """Which columns hold what, for `jsonl`."""
     answer_kind: AnswerKind | None = None
-    """How answers are graded; None takes the task's own (`jsonl` defaults to number)."""
+    """How answers are graded; None takes the task's own (`jsonl` defaults to number); `math` is symbolic."""
     answer_function: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """For kind `python`: `package.module:function`; function(text, gold) says True, False or None (no answer)."""
     demos: tuple[DemoConfig, ...] = ()

@@ -18,15 +18,15 @@ class ChatTemplate:
 
     model: ModelRef
     day: date = date(2025, 1, 1)  # what a template that writes the date is told, all through a run
+    thinking: bool = False  # what a template is told that can think before it answers
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
         """The messages as the model was trained to read them. Raises ModelError when there is no template."""
-        # Templates that can think before they answer are told not to: the rationale is the thinking.
         return _tokenizer(self.model).apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=open_turn,
-            enable_thinking=False,
+            enable_thinking=self.thinking,
             strftime_now=on_day(self.day),
         )
 

@@ -79,7 +79,7 @@ def identify(model: str, revision: str | None = None, setting: str = "student.mo
     if "://" in model and not Store.open(model).is_local:
         uri = model.rstrip("/")
         files = _identify_remote(Store.open(model), model, setting)
-        folder = _copy_of(files)
+        folder = resolve(ModelRef(uri, files))  # what is known of it outlives its copy
     else:
         folder = Path(Store.open(model).path()) if "://" in model else Path(model).expanduser().resolve()
         uri = str(folder)

@@ -25,6 +25,9 @@ _FORM = {
     AnswerKind.CHOICE: "Answer: (<letter>)",
     AnswerKind.YES_NO: "Answer: <yes or no>",
 }
+CLOSES = "\n</think>\n\n"  # a thought, before the answer
+_OPENED = re.compile(r"<(?:think|thinking|reasoning|thought)>\s*$", re.IGNORECASE)
+MAX_CONCLUSION = 300  # characters of one; no more of a text's end is searched at a time, so that it takes linear time
 _CONCLUDING = re.compile(
     r"(?:^|(?<=[.!?])[ \t]+|\n)[*_ \t]*"
     r"(?:####|A\s?:|(?:(?:therefore|thus|so|hence|finally|in conclusion)\b,?\s+)?(?:the\s+|my\s+)?(?:final\s+)?answer\b"
@@ -42,6 +45,7 @@ class StudentPrompt:
     kind: AnswerKind
     demos: Sequence[Question] = field(default=())  # worked questions, shown first in every prompt
     chat: Chat | None = None
+    thinking: bool = False  # whether the student is to think before it answers
 
     def __post_init__(self) -> None:
         if self.style == "chat" and self.chat is None:
@@ -53,7 +57,9 @@ class StudentPrompt:
         if not self.demos:
             return ""
         if self.chat is None or self.style == "plain":
-            return "".join(self._block(demo) + self._worked(demo) + "\n\n" for demo in self.demos)
+            return "".join(
+                self._block(demo) + self.completion(demo.rationale or "", demo.answer) + "\n\n" for demo in self.demos
+            )
         shared = self.chat(self._demo_turns(), False)
         # Some templates write a turn differently when another follows; then nothing is shared, and that is said by "".
         probe = self.chat([*self._demo_turns(), {"role": "user", "content": "?"}], True)
@@ -64,6 +70,14 @@ class StudentPrompt:
         """Strings that end a completion: a student that was never trained goes on with a question of its own."""
         return ("\nQuestion:",) if self.style == "plain" else ()
 
+    @cached_property
+    def begun(self) -> str:
+        """What the prompt has already written of every completion: the opening of a thought, or ""."""
+        if self.chat is None or self.style == "plain":
+            return ""
+        opened = _OPENED.search(self.chat([{"role": "user", "content": "?"}], True))
+        return opened[0] if opened else ""
+
     def render(self, question: Question) -> str:
         """The prompt; the student's completion is to follow it directly."""
         if self.chat is None or self.style == "plain":
@@ -72,19 +86,25 @@ class StudentPrompt:
 
     def completion(self, rationale: str, answer: str) -> str:
         """What the student is to write after `render`: the rationale, and the conclusion once, as the last line."""
+        if self.style == "plain":
+            return f" {self._worked(rationale, answer)}"
+        if self.begun:
+            return self._worked(rationale, answer, f"\n{self.begun.strip().replace('<', '</')}\n\n")
+        if self.thinking:
+            return f"<think>\n{self._worked(rationale, answer, CLOSES)}"
+        return self._worked(rationale, answer)
+
+    def _worked(self, rationale: str, answer: str, between: str = "\n") -> str:
+        """Rationale and conclusion; `between` may close a thought that holds the rationale, also an empty one."""
         body = without_conclusion(rationale)
         shown = f"({answer})" if self.kind is AnswerKind.CHOICE else answer
-        text = f"{body}\nAnswer: {shown}" if body else f"Answer: {shown}"
-        return f" {text}" if self.style == "plain" else text
+        return f"{body}{between}Answer: {shown}" if body or between != "\n" else f"Answer: {shown}"
 
     def _block(self, question: Question) -> str:
         return f"Question: {_with_choices(question)}\nReasoning:"
 
-    def _worked(self, demo: Question) -> str:
-        return self.completion(demo.rationale or "", demo.answer)
-
     def _asked(self, question: Question) -> str:
-        # No number stands in for the answer here: a small model copies it (SmolLM2-135M answered 12 to 9 of 10).
+        # No number stands in for the answer here: a small model copies it.
         form = _FORM.get(self.kind, "Answer: <answer>")
         return (
             f"{_with_choices(question)}\n\nSolve this in a few short steps. Then write the answer on the last line, "
@@ -95,7 +115,7 @@ class StudentPrompt:
         turns: Messages = []
         for demo in self.demos:
             turns.append({"role": "user", "content": self._asked(demo)})
-            turns.append({"role": "assistant", "content": self._worked(demo)})
+            turns.append({"role": "assistant", "content": self._worked(demo.rationale or "", demo.answer)})
         return turns
 
 
@@ -105,9 +125,12 @@ def without_conclusion(text: str) -> str:
     A conclusion that still computes ("The answer is 9 * 2 = 18.") belongs to the reasoning and stays.
     """
     text = text.strip()
-    while match := _CONCLUDING.search(text):
-        text = text[: match.start()].rstrip()
-    return text
+    end = len(text)
+    while match := _CONCLUDING.search(text, max(0, end - MAX_CONCLUSION), end):
+        end = match.start()
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
 
 
 def _with_choices(question: Question) -> str:

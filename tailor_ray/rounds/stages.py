@@ -316,10 +316,10 @@ def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> d
 
 def student_prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
     """How the student is asked; a chat template is read from its model, on the node that renders."""
-    style = config.student.prompt_style
-    demos = demos_for(config.task) if config.student.few_shot else ()
-    chat = ChatTemplate(model, config.student.date) if style == "chat" and model is not None else None
-    return StudentPrompt(style, answer_kind(config.task), demos, chat)
+    student, style = config.student, config.student.prompt_style
+    demos = demos_for(config.task) if student.few_shot else ()
+    chat = ChatTemplate(model, student.date, student.thinking) if style == "chat" and model is not None else None
+    return StudentPrompt(style, answer_kind(config.task), demos, chat, student.thinking)
 
 
 def _rows(folder: Store, prefix: str, record: Any) -> list[Any]:

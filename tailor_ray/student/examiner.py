@@ -217,7 +217,7 @@ class Examiner:
         details: list[str | None] = []
         for question, text, reason, error in zip(each, said.texts, said.finish_reasons, said.errors, strict=True):
             if error is None:
-                grade = self._job.grader.grade(question, text, reason)
+                grade = self._job.grader.grade(question, self._job.prompt.begun + text, reason)
             else:
                 grade = Grade(Verdict.ERROR, None, unaskable(question.text) or error)
             answers.append(grade.answer)

@@ -7,8 +7,10 @@ so nothing may count on its length or hold it whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from tailor_ray.answers import Grader
@@ -35,6 +37,7 @@ class Findings:
 
 
 LISTED = 1000
+SOLVED = "####"  # stands before the answer in GSM8K's solutions
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,24 @@ class TaskData:
 def demo(text: str, rationale: str, answer: str, choices: str | None = None) -> Question:
     """A worked question that shows the student the form; its id never meets that of a real question."""
     return Question(id=f"demo: {text[:40]}", text=text, answer=answer, choices=choices, rationale=rationale)
+
+
+def split_solution(solution: str) -> tuple[str | None, str]:
+    """The rationale and the answer of a solution in GSM8K's layout: <<calculator>> notes, and a last line "#### N"."""
+    rationale, _, answer = solution.rpartition(SOLVED)
+    return re.sub(r"<<[^>]*>>", "", rationale).strip() or None, plain_number(answer)
+
+
+def plain_number(value: Any) -> str:
+    """A gold number as the local files have it: without commas, 18.0 as 18."""
+    text = written_number(value) if isinstance(value, float | Decimal) else str(value)
+    return text.replace(",", "").strip().removesuffix(".0")
+
+
+def written_number(value: float | Decimal) -> str:
+    """A number of a data file with every digit that it has there: 9007199254740991.0 as 9007199254740991."""
+    exact = value if isinstance(value, int) else Decimal(str(value))
+    if isinstance(exact, int) or not exact.is_finite() or abs(exact.adjusted()) > 40:
+        return str(value)  # the grader says what is wrong with the longest
+    text = f"{exact:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

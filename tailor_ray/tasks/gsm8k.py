@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.records import AnswerKind
-from tailor_ray.tasks.base import TaskData, demo
-from tailor_ray.tasks.hub import HubSet, load_public, plain_number
+from tailor_ray.tasks.base import TaskData, demo, split_solution
+from tailor_ray.tasks.hub import HubSet, load_public
 from tailor_ray.tasks.sources import Row
 
 ANSWER_KIND = AnswerKind.NUMBER
@@ -43,14 +41,8 @@ DEMOS = (
 
 
 def from_hub(row: Row, default_id: str) -> Row:
-    """The hub's answer is a solution with <<calculator>> notes and a last line "#### N"."""
-    rationale, _, answer = row["answer"].rpartition("####")
-    return {
-        "id": f"gsm8k-{default_id}",
-        "question": row["question"],
-        "answer": plain_number(answer),
-        "rationale": re.sub(r"<<[^>]*>>", "", rationale).strip() or None,
-    }
+    rationale, answer = split_solution(row["answer"])
+    return {"id": f"gsm8k-{default_id}", "question": row["question"], "answer": answer, "rationale": rationale}
 
 
 HUB = HubSet("openai/gsm8k", from_hub, subset="main")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.records import AnswerKind, Question
@@ -35,9 +34,3 @@ def load_public(
     """Splits of one of the five public sets."""
     sources: tuple[Source, Source] = local_files(config) or hub_set.sources()
     return assemble(config, seed, config.answer_kind or kind, config.own_demos() or demos, *sources)
-
-
-def plain_number(value: Any) -> str:
-    """A gold number as the local files have it: without commas, 18.0 as 18."""
-    text = f"{value:.15g}" if isinstance(value, float) else str(value)
-    return text.replace(",", "").strip().removesuffix(".0")

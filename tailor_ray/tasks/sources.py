@@ -1,4 +1,4 @@
-"""Rows of a data file or a hub data set, streamed.
+"""Rows of a data file or a hub data set, streamed; compressed files and UTF-16 are read as what they are.
 
 Out: (row number from 1, row) pairs, where a row that cannot be read is the rule that it breaks, as a string. Always
 holds: a source can be iterated any number of times, is picklable, and holds no more than one batch in memory.
@@ -6,31 +6,42 @@ holds: a source can be iterated any number of times, is picklable, and holds no 
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
+import io
 import json
+import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.errors import DataError
 
 Row = dict[str, Any]
 Numbered = tuple[int, Row | str]
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 BATCH = 1024  # rows of a parquet file in memory at once
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows of one .jsonl, .parquet or .csv file; `number` is the line of the file, or the row for parquet."""
+    """Rows of one .jsonl, .csv (both compressed or not) or .parquet file; `number` is its line, or row for parquet."""
 
     path: str
 
     def __iter__(self) -> Iterator[Numbered]:
         path = Path(self.path)
-        return {".parquet": _parquet, ".csv": _csv}.get(path.suffix.lower(), _jsonl)(path)
+        name = path.name.lower().removesuffix(path.suffix.lower() if path.suffix.lower() in COMPRESSED else "")
+        return {".parquet": _parquet, ".csv": _csv}.get(Path(name).suffix, _jsonl)(path)
 
     def __str__(self) -> str:
         return self.path
@@ -94,22 +105,62 @@ def local_files(config: TaskConfig) -> tuple[FileRows, FileRows] | None:
 
 
 def _file(folder: Path, split: str, name: str | None) -> Path:
-    candidates = [name] if name else [f"{split}.{suffix}" for suffix in ("jsonl", "parquet", "csv")]
+    plain = [name] if name else [f"{split}.{suffix}" for suffix in ("jsonl", "parquet", "csv")]
+    candidates = (
+        plain if name else [*plain, *(f"{split}.{kind}{how}" for kind in ("jsonl", "csv") for how in COMPRESSED)]
+    )
     found = [folder / candidate for candidate in candidates if (folder / candidate).is_file()]
     if not found:
-        raise DataError(f"no {' or '.join(candidates)} in {folder}; set task.path or task.{split}_file")
+        packed = "" if name else f" (nor compressed: {', '.join(COMPRESSED)})"
+        raise DataError(f"no {' or '.join(plain)} in {folder}{packed}; set task.path or task.{split}_file")
     if len(found) > 1:
         raise DataError(f"{folder} holds {' and '.join(path.name for path in found)}; say which in task.{split}_file")
     return found[0]
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, unpacked by what its first bytes say and not by its name. Raises DataError for damage."""
+    with path.open("rb") as file:
+        begins = file.peek(6)[:6]
+        how = next((how for magic, how in _MAGIC.items() if begins.startswith(magic)), None)
+        try:
+            if how is None:
+                yield file
+            elif how == "zstd":
+                import pyarrow as pa
+
+                yield io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(file, mode="r"), how)))
+            else:
+                unpack: Any = {"gzip": gzip, "bz2": bz2, "xz": lzma}[how]
+                yield io.BufferedReader(unpack.open(file))
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            raise DataError(f"{path}: damaged {how or 'file'}: {error}; pack or copy it again") from error
+
+
+def _encoding(begins: bytes) -> str | None:
+    """UTF-16 by its byte order mark; None for what is read as UTF-8."""
+    return "utf-16" if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError where a key stands twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
+
+
 def _jsonl(path: Path) -> Iterator[Numbered]:
-    with path.open("rb") as lines:
+    with _opened(path) as file:
+        encoding = _encoding(file.peek(2))
+        lines: Iterable[bytes | str] = io.TextIOWrapper(file, encoding, newline="\n") if encoding else file
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_float=Decimal, object_pairs_hook=unique_keys)
             except UnicodeDecodeError as error:
                 yield number, f"the line is not UTF-8: {error.reason} at byte {error.start}"
                 continue
@@ -121,8 +172,9 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
 
 def _csv(path: Path) -> Iterator[Numbered]:
     csv.field_size_limit(2**31 - 1)  # a long question is the exam's to refuse, by id, not the reader's
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+    with _opened(path) as file:
+        encoding = _encoding(file.peek(2)) or "utf-8-sig"
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding, newline=""))
         try:
             for row in reader:
                 if None in row:

@@ -13,6 +13,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,9 @@ from tailor_ray.answers import Grader, normalize_gold
 from tailor_ray.config.task import ColumnsConfig, TaskConfig
 from tailor_ray.errors import DataError
 from tailor_ray.records import AnswerKind, Question, Verdict
-from tailor_ray.tasks.base import LISTED, Findings, TaskData
+from tailor_ray.tasks.base import LISTED, SOLVED, Findings, TaskData, split_solution, written_number
 from tailor_ray.tasks.contamination import Overlap, TestIndex, normalized
-from tailor_ray.tasks.sources import Row, Source
+from tailor_ray.tasks.sources import Row, Source, unique_keys
 
 SHOWN = 5  # bad rows that an error message names
 NEWEST_SHARE = 64  # of the ids seen, one in so many may wait in a set, at some 80 bytes, for its place in order
@@ -43,6 +45,9 @@ class RowReader:
         choices = _choices(row, self.columns.choices) if self.kind is AnswerKind.CHOICE else None
         answer = _answer(row, self.columns.answer, self.kind)
         rationale = _text(row, self.columns.rationale) if row.get(self.columns.rationale) else None
+        if self.kind is AnswerKind.NUMBER and SOLVED in answer:  # GSM8K's own layout
+            solution, answer = split_solution(answer)
+            rationale = rationale or solution
         return Question(
             id=_id(row, self.columns.id, default_id),
             text=text.strip(),
@@ -281,9 +286,7 @@ def _answer(row: Mapping[str, Any], column: str, kind: AnswerKind) -> str:
         if kind is not AnswerKind.YES_NO:
             raise ValueError(f"{column!r} is {value}, which only the answer kind yes_no takes")
         return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f"{value:.15g}" if isinstance(value, float) else str(value)
-    return _text(row, column)
+    return written_number(value) if isinstance(value, int | float | Decimal) else _text(row, column)
 
 
 def _choices(row: Mapping[str, Any], column: str | dict[str, str]) -> dict[str, str]:
@@ -291,20 +294,33 @@ def _choices(row: Mapping[str, Any], column: str | dict[str, str]) -> dict[str, 
     value: Any = row.get(column) if isinstance(column, str) else {key: row.get(name) for key, name in column.items()}
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = json.loads(value, object_pairs_hook=unique_keys)
+        except ValueError as error:
             raise ValueError(f"the choices are not valid JSON: {error}") from None
+    pairs: list[tuple[Any, Any]]
     if isinstance(value, Mapping) and isinstance(value.get("label"), list) and isinstance(value.get("text"), list):
-        value = dict(zip(value["label"], value["text"], strict=False))
-    if isinstance(value, list):
-        value = {chr(ord("a") + index): text for index, text in enumerate(value[:26])}
-    if not isinstance(value, Mapping) or len(value) < 2:
+        labels, texts = value["label"], value["text"]
+        if len(labels) != len(texts):
+            raise ValueError(f"the choices have {len(labels)} labels and {len(texts)} texts")
+        pairs = list(zip(labels, texts, strict=True))
+    elif isinstance(value, list):
+        if len(value) > len(ascii_lowercase):
+            raise ValueError(f"there are {len(value)} choices, and no more than {len(ascii_lowercase)} letters")
+        pairs = list(zip(ascii_lowercase, value, strict=False))
+    elif isinstance(value, Mapping):
+        pairs = [(letter, text) for letter, text in value.items() if text is not None]  # a column that others use
+    else:
+        pairs = []
+    if len(pairs) < 2:
         raise ValueError("the choices must be a mapping of letters to texts or a list of texts, two at least")
-    choices = {str(letter).strip("(). ").lower(): text for letter, text in value.items() if text is not None}
-    for letter in choices:
+    choices: dict[str, str] = {}
+    for written, text in pairs:
+        letter = str(written).strip("(). ").lower()
         if len(letter) != 1 or not letter.isalpha():
             raise ValueError(f"a choice is named {letter!r}, not by a letter")
-        _text(choices, letter)
+        if letter in choices:
+            raise ValueError(f"two choices are named {letter!r}")
+        choices[letter] = _text({letter: text}, letter)
     return choices
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.records import AnswerKind
-from tailor_ray.tasks.base import TaskData, demo
-from tailor_ray.tasks.hub import HubSet, load_public, plain_number
+from tailor_ray.tasks.base import TaskData, demo, plain_number
+from tailor_ray.tasks.hub import HubSet, load_public
 from tailor_ray.tasks.sources import Row
 
 ANSWER_KIND = AnswerKind.NUMBER

@@ -95,8 +95,8 @@ class Selection:
         assert self.held_out is not None
         asked = {question.id: question for question in self.held_out.questions}
         answers = self._ask(folder, len(asked), self.held_out.max_new_tokens)
-        grade = self.held_out.grader.grade
-        verdicts = [grade(asked[one.question_id], one.text, one.finish_reason).verdict for one in answers]
+        grade, begun = self.held_out.grader.grade, self.held_out.prompt.begun
+        verdicts = [grade(asked[one.question_id], begun + one.text, one.finish_reason).verdict for one in answers]
         return verdicts.count(Verdict.CORRECT) / max(1, len(asked))
 
     def _ask(self, folder: Path, count: int, tokens: int) -> list[GreedyAnswer]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -134,7 +135,8 @@ def test_no_worker_outlives_its_process():
             os.kill(worker, 0)
         except ProcessLookupError:
             return
-        if not os.path.exists(f"/proc/{worker}") or "Z (zombie)" in open(f"/proc/{worker}/status").read():
+        status = Path(f"/proc/{worker}/status")
+        if not status.exists() or "Z (zombie)" in status.read_text():
             return
         time.sleep(0.1)
     raise AssertionError(f"worker {worker} is still there")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,22 @@ def test_a_conclusion_is_written_once(rationale, kept):
     assert grade.verdict is Verdict.CORRECT
 
 
+@pytest.mark.parametrize(
+    "run", ["*", " ", "_ ", ". ", "\n", "#", "Answer: 1\n", "The answer is 1. ", "the answer ", "so ", "A", ".* \t"]
+)
+def test_the_end_of_a_rationale_is_found_in_linear_time(run):
+    """By lengths that double: each takes at most about twice as long as the one before, not four times."""
+    seconds = []
+    for size in (40_000, 80_000, 160_000):
+        text = f"9 * 2 = 18.{run * (size // len(run))}x"
+        texts = [text, text[:-1] + "\nAnswer: 18", text + "\nAnswer: 18\n" + run * 100]
+        begun = time.process_time()
+        for one in texts:
+            without_conclusion(one)
+        seconds.append(time.process_time() - begun)
+    assert seconds[2] < 0.05 or seconds[2] < 3 * max(seconds[1], 0.01)
+
+
 def model_in(folder):
     """A reference of what is there, a whole model or not."""
     store = Store.open(str(Path(folder).parent))
@@ -122,6 +139,42 @@ def test_chat_style_uses_the_template_and_shares_the_demos(tokenizer_folder):
     assert [part.count("Answer: <number>") for part in rendered.split("<|user|>")] == [0, 1, 1, 1]  # each turn asks so
     assert prompt.completion("5 + 5 = 10.", "10") == "5 + 5 = 10.\nAnswer: 10"
     assert prompt.stop == ()
+
+
+def asked_of(template, thinking=False):
+    def chat(messages, open_turn):
+        return "".join(f"<{one['role']}>{one['content']}" for one in messages) + (template if open_turn else "")
+
+    return StudentPrompt("chat", AnswerKind.NUMBER, DEMOS, chat, thinking)
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "begun", "completion"),
+    [
+        ("<assistant>", False, "", "5 + 5 = 10.\nAnswer: 10"),
+        ("<assistant>", True, "", "<think>\n5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n", False, "<think>\n", "5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n", True, "<think>\n", "5 + 5 = 10.\n</think>\n\nAnswer: 10"),
+        ("<assistant><think>\n\n</think>\n\n", False, "", "5 + 5 = 10.\nAnswer: 10"),  # told not to think
+    ],
+)
+def test_a_thought_is_closed_before_the_answer(template, thinking, begun, completion):
+    prompt = asked_of(template, thinking)
+    assert prompt.begun == begun
+    assert prompt.completion("5 + 5 = 10. The answer is 10.", "10") == completion
+    assert "think" not in prompt.prefix  # demos show the form of an answer
+    question, grader = Question("q", "5 and 5?", "10"), Grader(AnswerKind.NUMBER)
+    assert grader.grade(question, prompt.begun + completion).verdict is Verdict.CORRECT
+    cut = prompt.begun + "5 + 5 is 12. The answer is 12. Or is it"
+    expected = Verdict.TRUNCATED if begun else Verdict.WRONG
+    assert grader.grade(question, cut, "length").verdict is expected
+
+
+def test_a_template_that_can_think_is_told_whether_to(tokenizer_folder):
+    template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    for thinking in (False, True):
+        chat = pickle.loads(pickle.dumps(ChatTemplate(model_in(tokenizer_folder(template)), thinking)))
+        assert StudentPrompt("chat", AnswerKind.NUMBER, (), chat, thinking).begun == ("<think>" if thinking else "")
 
 
 def test_a_template_that_rewrites_earlier_turns_shares_nothing(tokenizer_folder):

@@ -130,6 +130,7 @@ def test_a_node_keeps_the_students_that_were_used_last(bucket, tmp_path, monkeyp
     assert len(copies) == KEPT_COPIES
     assert sorted(int((path / "model.safetensors").read_bytes()) for path in copies) == [0, *range(3, KEPT_COPIES + 2)]
     assert (resolve(students[1]) / "model.safetensors").read_bytes() == b"1"  # copied again
+    assert identify(students[2].uri) == students[2]  # known, but no longer here
 
 
 def test_the_ledger_on_s3_survives_its_node(bucket, tmp_path, monkeypatch):

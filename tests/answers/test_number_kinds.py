@@ -1,34 +1,10 @@
-"""Kinds of texts that both verifiers once read alike and wrongly, each with forms that models write.
-
-A row says what a careful person would: `correct`, `wrong`, `disputed` where the text is open to two readings, or
-`open` where nobody would insist on more than that the text is neither right nor a mistake.
-"""
-
-import json
+"""Kinds of texts that both verifiers of numbers once read alike and wrongly, each with forms that models write."""
 
 import pytest
 
-from tailor_ray.answers import Grader, normalize_gold
-from tailor_ray.records import AnswerKind, Question
-
-NUMBER, CHOICE, YES_NO, TEXT, REGEX = AnswerKind.NUMBER, "choice", "yes_no", "text", "regex"
-CHOICES = {"a": "race track", "b": "populated areas", "c": "the desert", "d": "apartment", "e": "roadblock"}
-
-
-def verdict(text, gold, kind=NUMBER, question="How many?", finish="stop"):
-    choices = CHOICES if kind == CHOICE else None
-    asked = Question("q", question, normalize_gold(AnswerKind(kind), gold, choices), json.dumps(choices))
-    return Grader(kind).grade(asked, text, finish).verdict.value
-
-
-def check(text, gold, expected, kind=NUMBER, **more):
-    found = verdict(text, gold, kind, **more)
-    if expected == "open":
-        assert found in ("disputed", "unparsed"), (found, text)
-    elif expected.startswith("not "):
-        assert found != expected[4:], (found, text)
-    else:
-        assert found == expected, (found, text)
+from tailor_ray.answers import normalize_gold
+from tailor_ray.records import AnswerKind
+from tests.answers.verdicts import check
 
 
 @pytest.mark.parametrize(
@@ -61,7 +37,7 @@ def check(text, gold, expected, kind=NUMBER, **more):
         ("Answer: x = 4 and y = 9", "4", "disputed"),
     ],
 )
-def test_a_announced_sentence_with_other_numbers(text, gold, expected):
+def test_an_announced_sentence_with_other_numbers(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -88,7 +64,7 @@ def test_a_announced_sentence_with_other_numbers(text, gold, expected):
         ("**Step 4:** The total is 63.", "4", "wrong"),
     ],
 )
-def test_b_step_labels_are_no_numbers_and_headings_no_answers(text, gold, expected):
+def test_step_labels_are_no_numbers_and_headings_no_answers(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -96,7 +72,11 @@ def test_b_step_labels_are_no_numbers_and_headings_no_answers(text, gold, expect
     ("text", "gold", "expected"),
     [
         ("Given: 12 boys and 9 girls.\nQuestion: How many campers are there?\nAnswer: 21 campers", "21", "correct"),
-        ("Known: a = 5 and b = 8.\nProblem: What is a + b?\n\nSolution: 5 + 8 = 13. The answer is 13.", "13", "correct"),
+        (
+            "Known: a = 5 and b = 8.\nProblem: What is a + b?\n\nSolution: 5 + 8 = 13. The answer is 13.",
+            "13",
+            "correct",
+        ),
         ("Let me restate.\n\nQuestion: How many?\n3 * 7 = 21\n#### 21", "21", "correct"),
         ("He has 3 * 7 = 21 pens.\n#### 21\n\nQuestion: Eva has 2 cats and 3 dogs.\n#### 5", "21", "correct"),
         ("He has 3 * 7 = 21 pens.\n#### 21\n\nEva has 2 cats and 3 dogs.\n2 + 3 = 5\n#### 5", "21", "correct"),
@@ -105,7 +85,7 @@ def test_b_step_labels_are_no_numbers_and_headings_no_answers(text, gold, expect
         ("So he has 21 pens.\n\nQ: And 3 and 5?\nA: 8", "21", "correct"),
     ],
 )
-def test_c_a_question_cuts_only_what_has_concluded(text, gold, expected):
+def test_a_question_cuts_only_what_has_concluded(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -147,7 +127,7 @@ def test_c_a_question_cuts_only_what_has_concluded(text, gold, expected):
         ("The answer is exactly 36.", "36", "correct"),
     ],
 )
-def test_d_negations_alternatives_and_ranges_are_disputed(text, gold, expected):
+def test_negations_alternatives_and_ranges_are_disputed(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -221,7 +201,7 @@ def test_d_negations_alternatives_and_ranges_are_disputed(text, gold, expected):
         ("Answer: 1.0E+03", "1000", "correct"),
     ],
 )
-def test_e_what_follows_a_number_belongs_to_it(text, gold, expected):
+def test_what_follows_a_number_belongs_to_it(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -260,8 +240,10 @@ def test_e_what_follows_a_number_belongs_to_it(text, gold, expected):
         ("none", "0"),
     ],
 )
-@pytest.mark.parametrize("form", ["The answer is {}.", "Answer: {} apples", "#### {}", "**Answer: {}**", "\\boxed{{\\text{{{}}}}}"])
-def test_f_words_count_as_their_value(words, gold, form):
+@pytest.mark.parametrize(
+    "form", ["The answer is {}.", "Answer: {} apples", "#### {}", "**Answer: {}**", "\\boxed{{\\text{{{}}}}}"]
+)
+def test_words_count_as_their_value(words, gold, form):
     check(form.format(words), gold, "correct")
     check(form.format(words), "77", "wrong")
 
@@ -284,7 +266,7 @@ def test_f_words_count_as_their_value(words, gold, form):
         ("Answer: seven out of ten", "7", "not wrong"),
     ],
 )
-def test_f_words_that_say_more_than_their_beginning(text, gold, expected):
+def test_words_that_say_more_than_their_beginning(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -318,7 +300,7 @@ def test_f_words_that_say_more_than_their_beginning(text, gold, expected):
         ("\\boxed{25 \\text{ cm}^2}", "25", "correct"),
     ],
 )
-def test_g_boxes_and_tags_are_unwrapped(text, gold, expected):
+def test_boxes_and_tags_are_unwrapped(text, gold, expected):
     check(text, gold, expected)
 
 
@@ -337,141 +319,8 @@ def test_g_boxes_and_tags_are_unwrapped(text, gold, expected):
         ("The answer is 46.\n\nConfidence: 95%", "46", "correct"),
     ],
 )
-def test_h_closing_remarks_conclude_nothing(text, gold, expected):
+def test_closing_remarks_conclude_nothing(text, gold, expected):
     check(text, gold, expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("\\[\n\\boxed{E}\n\\]", "correct"),
-        ("$$\\boxed{E}$$", "correct"),
-        ("\\[ \\boxed{\\text{E}} \\]", "correct"),
-        ("\\boxed{\\text{(E)}}", "correct"),
-        ("\\boxed{E. roadblock}", "correct"),
-        ("$\\boxed{\\textbf{E}}$", "correct"),
-        ("\\[\n\\boxed{A}\n\\]", "wrong"),
-        ("\\boxed{\\text{roadblock}}", "correct"),
-        ("The answer is $E$.", "correct"),
-        ("The answer is \\(E\\)", "correct"),
-        ("The answer is `E`.", "correct"),
-        ("The answer is **(E)**.", "correct"),
-        ("The answer is [E].", "correct"),
-        ("<answer>E</answer>", "correct"),
-        ("#### E", "correct"),
-        ("The answer is E because it blocks the road.", "correct"),
-        ("The answer is A because racing is fast.", "wrong"),
-        ("The answer is e) roadblock", "correct"),
-        ("The correct option is E.", "correct"),
-        ("The correct choice is (E).", "correct"),
-        ("Option E is correct.", "correct"),
-        ("**E) roadblock**", "correct"),
-        ("The answer is D or E.", "disputed"),
-        ("The answer is E or D.", "disputed"),
-        ("Answer: (D), (E)", "disputed"),
-        ("Answer: A and E", "disputed"),
-        ("\\boxed{D, E}", "disputed"),
-        ("Answer: either d or e", "disputed"),
-        ("The answer is not E.", "disputed"),
-        ("The answer is not B but E.", "correct"),
-        ("The answer is not E but B.", "not correct"),
-        ("The answer is E, not B.", "correct"),
-        ("The answer is E rather than B.", "not wrong"),
-        ("Answer: (G)", "unparsed"),
-        ("I first thought (E).\nAnswer: (G)", "unparsed"),
-        ("It could be (e) roadblock.\n#### F", "unparsed"),
-        ("(e) is a roadblock.\nThe answer is none of the above.", "not wrong"),
-        ("Answer: A person would stop at (E).", "not wrong"),
-        ("Answer: (E) roadblock. The others (A, B) do not fit.", "correct"),
-        ("Answer: the roadblock", "correct"),
-        ("Answer: apartment", "wrong"),
-        ("The answer is roadblock, option E.", "correct"),
-        ("The answer is C: the desert.", "wrong"),
-        ("I think the answer is E", "correct"),
-        ("E", "correct"),
-        ("The best answer would be E", "correct"),
-    ],
-)
-def test_i_choices(text, expected):
-    check(text, "e", expected, CHOICE)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("There is no record of a duel. It is unknown whether they met.", "unparsed"),
-        ("There is no information about this.", "unparsed"),
-        ("No one knows whether it would float.", "unparsed"),
-        ("No evidence was found.", "unparsed"),
-        ("Yes, it is possible.\nAnswer: It cannot be determined.", "unparsed"),
-        ("The claim is true in part.\nAnswer: unknown", "unparsed"),
-        ("No. It is true that whales swim, but they are no fish.", "no"),
-        ("No, while it is true that it rains, the river stays dry.", "no"),
-        ("Yes. It is false that he never wrote; he did.", "yes"),
-        ("The answer is no.", "no"),
-        ("The answer is No, because there is no yes here.", "no"),
-        ("Answer: \\boxed{\\text{Yes}}", "yes"),
-        ("$\\boxed{No}$", "no"),
-        ("<answer>yes</answer>", "yes"),
-        ("#### Yes", "yes"),
-        ("**Answer:** **No**", "no"),
-        ("**No.** The sea is salty.", "no"),
-        ("Therefore, the statement is true.", "yes"),
-        ("So the statement is false.", "no"),
-        ("Therefore it is not true.", "not yes"),
-        ("The answer is not yes.", "not yes"),
-        ("Answer: yes or no", "open"),
-        ("Answer: yes and no", "open"),
-        ("The answer is yes. Actually, no.", "open"),
-        ("So the answer is 'no'.", "no"),
-        ("Answer: Nope", "not yes"),
-        ("I would say yes.", "yes"),
-    ],
-)
-def test_j_yes_and_no(text, expected):
-    for gold, other in (("yes", "no"), ("no", "yes")):
-        if expected in ("yes", "no"):
-            check(text, gold, "correct" if expected == gold else "wrong", YES_NO)
-        elif expected == "not yes":
-            check(text, gold, "not correct" if gold == "yes" else "not wrong", YES_NO)
-        else:
-            check(text, gold, expected, YES_NO)
-
-
-@pytest.mark.parametrize(
-    ("kind", "gold", "text", "expected"),
-    [
-        (REGEX, "^Rome$", "Answer: Rome", "correct"),
-        (REGEX, "^Rome$", "The answer is **Rome**.", "correct"),
-        (REGEX, "^Rome$", "Answer: Oslo", "wrong"),
-        (REGEX, r"\d{4}", "It was long ago.\nAnswer: 1969", "correct"),
-        (REGEX, r"^\d{4}$", "#### 1969", "correct"),
-        (REGEX, r"^(red|blue)$", "\\boxed{blue}", "correct"),
-        (REGEX, "^it's$", "Answer: it’s", "correct"),
-        (TEXT, "__init__", "Answer: __init__", "correct"),
-        (TEXT, "__init__", "The answer is `__init__`.", "correct"),
-        (TEXT, "__init__", "Answer: init", "not correct"),
-        (TEXT, "init", "Answer: __init__", "not correct"),
-        (TEXT, "my_var_name", "Answer: my_var_name", "correct"),
-        (TEXT, "snake__case", "Answer: snake__case", "correct"),
-        (TEXT, "Rome", "Answer: __Rome__", "correct"),
-        (TEXT, "Rome", "Answer: **Rome**", "correct"),
-        (TEXT, "Rome", "\\boxed{\\text{Rome}}", "correct"),
-        (TEXT, "it's", "Answer: it’s", "correct"),
-        (TEXT, "it’s", "Answer: it's", "correct"),
-        (TEXT, "rock “n” roll", 'Answer: rock "n" roll', "correct"),
-        (TEXT, "café", "Answer: cafe\u0301", "correct"),
-        (TEXT, "cafe\u0301", "Answer: café", "correct"),
-        (TEXT, "São Paulo", "The answer is Sa\u0303o Paulo.", "correct"),
-        (TEXT, "New York", "Answer: New\u00a0York", "correct"),
-        (TEXT, "U.S.", "Answer: U.S.", "correct"),
-        (TEXT, "C++", "Answer: C++", "correct"),
-        (TEXT, "Rome", "Answer: not Rome", "not correct"),
-        (TEXT, "Straße", "Answer: STRASSE", "correct"),
-    ],
-)
-def test_k_text_and_patterns_see_the_bare_answer(kind, gold, text, expected):
-    check(text, gold, expected, kind)
 
 
 @pytest.mark.parametrize(
@@ -503,29 +352,13 @@ def test_k_text_and_patterns_see_the_bare_answer(kind, gold, text, expected):
         ("2 × 10^3", "Answer: 2000", "correct"),
     ],
 )
-def test_l_gold_answers_are_read_by_the_same_readers(gold, text, expected):
+def test_gold_answers_are_read_by_the_same_readers(gold, text, expected):
     check(text, gold, expected)
 
 
-@pytest.mark.parametrize("gold", ["3 or 4", "> 5", "not 5", "4π", "x", "3:1", "5 to 6", "5 feet 6 inches", "between 1 and 2"])
-def test_l_a_gold_number_that_cannot_be_read_is_named(gold):
+@pytest.mark.parametrize(
+    "gold", ["3 or 4", "> 5", "not 5", "4π", "x", "3:1", "5 to 6", "5 feet 6 inches", "between 1 and 2"]
+)
+def test_a_gold_number_that_cannot_be_read_is_named(gold):
     with pytest.raises(ValueError, match="is not a number"):
         normalize_gold(AnswerKind.NUMBER, gold)
-
-
-@pytest.mark.parametrize(
-    ("text", "finish", "expected"),
-    [
-        ("<think>\nSo 3 + 4 = 7. The answer is 7. But wait,", "length", "truncated"),
-        ("<think>\nThe answer is 9.\n", "length", "truncated"),
-        ("<think>\nThe answer is 9.\n", "stop", "truncated"),
-        ("<thinking>\\boxed{9}\nHmm", "length", "truncated"),
-        ("<think>a</think>\nAnswer: 7", "stop", "correct"),
-        ("I thought.</think>\nAnswer: 7", "stop", "correct"),
-        ("<think>x</think>\nAnswer: 8\n<think>Or is it", "length", "truncated"),
-        ("Answer: 3</think>", "length", "truncated"),
-        ("<think>" + "so 9 and on. " * 4000, "length", "truncated"),
-    ],
-)
-def test_m_an_open_thought_is_truncated(text, finish, expected):
-    check(text, "7", expected, finish=finish)
