@@ -101,10 +101,11 @@ def test_compiler_and_gpus_are_said(tmp_path, monkeypatch):
 
 
 SHAPES = {  # the two that jobs/modern.yaml is written for
-    "1.5b": ("qwen2", dict(vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
-                           num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True)),
-    "8b": ("qwen3", dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
-                         num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False)),
+    "1.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+                           "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "8b": ("qwen3", {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+                         "num_attention_heads": 32, "num_key_value_heads": 8,
+                    "head_dim": 128, "tie_word_embeddings": False}),
 }  # fmt: skip
 MODERN = Path(__file__).parents[2] / "jobs/modern.yaml"
 EIGHT = [f"training.{setting}" for setting in ("workers=8", "zero_stage=3")]
