@@ -120,8 +120,8 @@ def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
     }
     kind, config = (LlamaForCausalLM, LlamaConfig) if size == "3m" else (Qwen2ForCausalLM, Qwen2Config)
     with torch.device(device):
-        model: Any = kind(config(**shape)).to(dtype)
-    return model.train()
+        model: Any = kind(config(**shape))
+    return model.to(dtype=dtype).train()
 
 
 def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:

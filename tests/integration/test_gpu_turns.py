@@ -28,7 +28,7 @@ SETTINGS = {
     "training.steps": 4,
     "training.workers": 1,
     "training.greedy_check": 0,
-    "rounds.max_rounds": 2,
+    "rounds.max_rounds": 1,
 }
 
 
@@ -43,10 +43,10 @@ def test_a_whole_run_in_which_they_take_turns(tmp_path):
         env={**environment, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "runs/demo/report/report.json").read_text())
-    assert [one["round"] for one in report["rounds"]] == [0, 1, 2]
-    assert all(one["training"]["steps"] == 4 for one in report["rounds"][1:])
+    assert [one["round"] for one in report["rounds"]] == [0, 1]
+    assert report["rounds"][1]["training"]["steps"] == 4
