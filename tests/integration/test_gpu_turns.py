@@ -14,6 +14,14 @@ from tailor_ray.cli import main
 sys.argv = ["tailor-ray", "run", *sys.argv[1:]]
 main()
 """
+# What an engine is told on a CPU, for this one believes that it is on a GPU.
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 SETTINGS = {
     "task.limit_train": 24,
     "task.limit_test": 8,
@@ -36,7 +44,7 @@ def test_a_whole_run_in_which_they_take_turns(tmp_path):
     root = Path(__file__).parents[2]
     settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "storage": tmp_path / "runs"}.items()]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    environment |= ON_CPU
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(root / "jobs/demo.yaml"), *settings],
         cwd=root,
