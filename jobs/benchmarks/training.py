@@ -1,12 +1,15 @@
 """Training speed: ours, the naive reference procedure and the floor, side by side on the same examples.
 
-    python jobs/benchmarks/training.py [--data FOLDER] [--repeats 7] [--micro-batch 2] [--gpu] [--student 0.5b]
+    python jobs/benchmarks/training.py [--data FOLDER] [--repeats 7] [--micro-batch 2] [--gpu | --tiny] [--student 0.5b]
 
 Per micro-batch, forward and backward of both terms are timed, the optimizer left out, for it is the same for all:
   naive   the reference: a padded MLE pass over prompt and rationale; the prompt without gradient into a key/value
           cache; three passes on that cache; what it computes is 4P + 12R in forward-token units
   ours    the tree: prompt once for the three rationales; few-shot also with the demos once a batch
   floor   one forward and backward of P + 3R tokens in plain causal rows without padding: 3P + 9R
+On a GPU (--gpu), where there is the kernel for it, also
+  packed  every sequence by itself in rows without padding, as packed FlashAttention trainers compute it
+and the share of an H100's peak that ours makes; --tiny runs the same on a CPU with the smallest student, to be tried.
 The variants take turns within each repeat, so that a busy machine slows all alike; ratios are medians over repeats.
 `ours, demos once` is what training does: a pass holds as many of a batch's examples as training.micro_batch_tokens
 allows, here --wide (several are compared), and computes their common demos once.
@@ -35,7 +38,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from training_rivals import SETTINGS, TRIPLET_MARGIN, TRIPLET_WEIGHT, floor, naive  # beside this script
+from training_rivals import SETTINGS, TRIPLET_MARGIN, TRIPLET_WEIGHT, floor, naive, packed  # beside this script
 
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import pack_tree, target_count
@@ -43,9 +46,11 @@ from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree, TreeAttention
 
 SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
+    "tiny": (64, 128, 2, 4, 2, 2048),
     "3m": (256, 512, 4, 8, 8, 2048),
     "0.5b": (896, 4864, 24, 14, 2, 151936),
     "1.5b": (1536, 8960, 28, 12, 2, 151936),
+    "8b": (4096, 12288, 36, 32, 8, 151936),
 }
 H100_BF16_FLOPS = 989e12
 
@@ -114,8 +119,9 @@ def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
         "max_position_embeddings": 4096,
     }
     kind, config = (LlamaForCausalLM, LlamaConfig) if size == "3m" else (Qwen2ForCausalLM, Qwen2Config)
-    model: Any = kind(config(**shape))
-    return model.to(device=device, dtype=dtype).train()
+    with torch.device(device):
+        model: Any = kind(config(**shape))
+    return model.to(dtype=dtype).train()
 
 
 def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:
@@ -221,6 +227,10 @@ def compare(
         "ours, demos once": over(lambda part: ours(loss, part, share_root=True), batches, "ours, demos once"),
         "floor": over(lambda part: floor(plain, part), batches, "floor"),
     }
+    if args.gpu or args.tiny:
+        variants["packed"] = over(lambda part: packed(loss, part), batches, "packed")
+        wide = _parts(examples, args.wide[0])
+        variants["packed, wide"] = over(lambda part: packed(loss, part), wide, "packed, wide")
     wider = {number: f"ours, demos once, {number} a pass" for number in args.wide}
     for number, name in wider.items():
         variants[name] = over(lambda part: ours(loss, part, share_root=True), _parts(examples, number), name)
@@ -237,7 +247,12 @@ def compare(
             f"{name:34} {statistics.median(rates):11.2f} {rates[0]:7.2f}–{rates[-1]:<7.2f} "
             f"{ratio(seconds['naive'], times):9.2f} {ratio(seconds['floor'], times):9.2f} {peaks[name]:9.1f}"
         )
-    return {
+    against = {}
+    if "packed" in seconds:
+        best = min((times for name, times in seconds.items() if "ours" in name), key=statistics.median)
+        rival = min((seconds[name] for name in ("packed", "packed, wide")), key=statistics.median)
+        against = {"ratio_to_packed": ratio(rival, best)}
+    return against | {
         "examples_per_s": len(examples) / min(statistics.median(t) for name, t in seconds.items() if "ours" in name),
         "ratio_to_naive": ratio(seconds["naive"], seconds["ours"]),
         "ratio_to_floor": ratio(seconds["floor"], seconds["ours"]),
@@ -324,7 +339,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--student", choices=sorted(SIZES), default="3m")
     parser.add_argument("--gpu", action="store_true", help="in bfloat16 on the first GPU")
+    parser.add_argument("--tiny", action="store_true", help="what --gpu does, on a CPU with the tiny student")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for the large students")
     args = parser.parse_args()
+    if args.tiny:
+        args.student, args.rounds, args.repeats = "tiny", 0, 1
     if args.threads:
         torch.set_num_threads(args.threads)
     device, dtype = torch.device("cuda" if args.gpu else "cpu"), torch.bfloat16 if args.gpu else torch.float32
@@ -332,8 +351,10 @@ def main() -> None:
     results = {}
     for label, examples in (("few-shot", few), ("zero-shot", zero)):
         model, plain = (make_model(args.student, device, dtype) for _ in range(2))
+        if args.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # the naive procedure needs its cache
         results[label] = compare(model, plain, examples, args, label)
-        if args.gpu:
+        if args.gpu or args.tiny:
             results[label]["share_of_peak"] = share_of_peak(plain, examples, results[label]["examples_per_s"])
             print(f"share of an H100's bfloat16 peak: {results[label]['share_of_peak']:.1%}")
         del model, plain
@@ -343,6 +364,8 @@ def main() -> None:
     demos = ("ratio_to_naive_shared_demos", "ratio_to_naive_shared_demos_batch")
     summary |= {key: results["few-shot"][key] for key in demos}
     summary |= {key: max(r[key] for r in results.values()) for key in ("padding_share", "max_loss_difference")}
+    more = ("ratio_to_packed", "share_of_peak")
+    summary |= {key: min(r[key] for r in results.values()) for key in more if key in results["few-shot"]}
     if args.rounds:
         summary |= in_rounds(args.rounds)
     print(json.dumps({key: float(f"{value:.4g}") for key, value in summary.items()}))

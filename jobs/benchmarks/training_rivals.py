@@ -6,13 +6,15 @@ See training.py beside this file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.losses import mle_sum, triplet_sums
-from tailor_ray.training.packing import PackSettings, target_count
+from tailor_ray.training.packing import PackSettings, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
 
 SETTINGS = PackSettings(prompt_weight=0.1, representation="last", rationale_cap=192)
@@ -68,6 +70,28 @@ def floor(model: Any, batch: Sequence[TokenExample]) -> float:
     logits = model.get_output_embeddings()(hidden[:targets])
     weights = torch.ones(targets, device=model.device)
     total = mle_sum(logits, ids.flatten()[:targets], weights) / targets + hidden[-6:].float().square().mean()
+    total.backward()
+    return float(total.detach())
+
+
+def packed(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
+    """Every sequence by itself, one behind the other without padding: what packed FlashAttention trainers compute."""
+    student, targets, pairs = loss.student, sum(target_count(e) for e in batch), len(batch)
+    kinds = ("rationale", "positive", "negative")
+    alone = [TokenExample(e.question_id, e.prompt, getattr(e, kind)) for kind in kinds for e in batch]
+    pack = pack_tree(alone, SETTINGS, share_root=False)
+    ends = torch.tensor([len(e.prompt) + len(e.rationale) for e in alone]).cumsum(0)
+    learnt = pack.source < ends[pairs - 1]  # the MLE term reads the rationales' sequences alone
+    pack = replace(
+        pack,
+        **{name: getattr(pack, name)[learnt] for name in ("source", "target", "weight")},
+        rep_token=ends - 1,
+        rep_row=torch.arange(3 * pairs),
+        rep_weight=torch.ones(3 * pairs),
+        pairs=pairs,
+    ).to(student.device, student.dtype)
+    sums = loss(pack)
+    total = sums.mle / targets + TRIPLET_WEIGHT * sums.triplet.loss / pairs
     total.backward()
     return float(total.detach())
 

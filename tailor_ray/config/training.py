@@ -76,9 +76,9 @@ class TrainingConfig(Section):
     """The student's own correct attempts may serve as positives."""
     gold_rationales: bool = False
     """The task's gold rationales may serve as positives."""
-    select: Literal["last", "validation_loss", "validation_exam"] = "last"
+    select: Literal["last", "validation_loss"] = "last"
     """Which student of a round is kept: the last, or the best of `candidates` by the loss of the validation questions'
-    own rationales or by the questions answered correctly."""
+    own rationales."""
     candidates: int = Field(default=4, ge=2)
     """Students, evenly spread over a round's steps, that `select` chooses among."""
 
@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     threads: Annotated[int | Literal["auto"], OPERATIONAL] = "auto"
     """Torch threads of a worker on CPU; auto takes the node's cores, divided by its workers."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage; in half precision 0 runs as 1."""
     offload_optimizer: Annotated[bool, OPERATIONAL] = False
     """Optimizer states in host memory; needs ZeRO 1 or higher."""
     offload_parameters: Annotated[bool, OPERATIONAL] = False
@@ -116,7 +116,7 @@ class TrainingConfig(Section):
     checkpoint_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
     """Steps between two checkpoints; None leaves it to `checkpoint_every_s`."""
     checkpoint_every_s: Annotated[float, OPERATIONAL] = Field(default=60.0, gt=0)
-    """Seconds between two checkpoints."""
+    """Seconds between two checkpoints at least; more where they would cost more than a twentieth of the time."""
     keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
     """Checkpoints kept; two, so that a torn one leaves the one before."""
     max_skipped_steps: int = Field(default=5, ge=1)

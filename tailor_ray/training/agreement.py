@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from tailor_ray.answers import Grader
 from tailor_ray.errors import StageError
 from tailor_ray.layout import GREEDY
 from tailor_ray.models.texts import text_ids
@@ -45,7 +44,6 @@ class HeldOut:
 
     questions: tuple[Question, ...]
     prompt: StudentPrompt
-    grader: Grader
     max_new_tokens: int
     dtype: str  # of the engines: "auto" is float32 on CPU, bfloat16 on GPUs
 

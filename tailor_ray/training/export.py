@@ -97,8 +97,12 @@ def neutral_generation(student: Student) -> Any:
     ends = end_tokens(
         student.tokenizer, model.generation_config.eos_token_id, getattr(model.config, "eos_token_id", None)
     )
-    bos = student.tokenizer.bos_token_id
-    return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=ends, pad_token_id=student.pad_id)
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=student.tokenizer.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=student.pad_id,
+    )
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def load_student(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     given = copy.deepcopy(model.config)
     adapted = _add_adapters(model, config) if config.lora is not None else None
-    model.to(device)
+    model.to("cpu" if config.offload_parameters else device)
     max_length = token_limit(model.config, config.max_length)
     attention, note = _choose_attention(model, config, max_length)
     fallback = attention is None and config.attention != "separate"

@@ -20,7 +20,7 @@ from tailor_ray.errors import ConfigError
 from tailor_ray.layout import LOG, STUDENT
 from tailor_ray.models import ModelRef
 from tailor_ray.models.folder import is_model_file
-from tailor_ray.records import TrainExample, Verdict
+from tailor_ray.records import TrainExample
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
 from tailor_ray.training.export import export_student
@@ -49,15 +49,13 @@ class Selection:
         steps, count = self.stepper.plan.steps, self.config.candidates
         return done in {max(1, round(steps * number / count)) for number in range(1, count + 1)}
 
-    def consider(self, done: int) -> float | None:
-        """Write the candidate and return its score, higher is better; the exam's is known to worker 0 alone."""
+    def consider(self, done: int) -> float:
+        """Write the candidate and return its score, higher is better."""
         weights = self.stepper.engine.state_dict()
         name = _name(done)
         if self.stepper.rank == 0:
             self._export(weights, name)
-        if self.config.select == "validation_loss":
-            return -self.stepper.held_out_loss(self.examples)
-        return self._exam(self.scratch / name) if self.stepper.rank == 0 else None
+        return -self.stepper.held_out_loss(self.examples)
 
     def keep(self, weights: Mapping[str, torch.Tensor], history: History) -> tuple[int, ModelRef]:
         """Make the chosen student `student/`, with what it says greedily in `log/`; its step, and the model."""
@@ -90,15 +88,6 @@ class Selection:
             tokens = min(GREEDY_TOKENS, self.held_out.max_new_tokens)
             write_answers(self.out.child(LOG), self._ask(folder, self.config.greedy_check, tokens), tokens)
 
-    def _exam(self, folder: Path) -> float:
-        """Share of the held-out questions that are answered correctly."""
-        assert self.held_out is not None
-        asked = {question.id: question for question in self.held_out.questions}
-        answers = self._ask(folder, len(asked), self.held_out.max_new_tokens)
-        grade, begun = self.held_out.grader.grade, self.held_out.prompt.begun
-        verdicts = [grade(asked[one.question_id], begun + one.text, one.finish_reason).verdict for one in answers]
-        return verdicts.count(Verdict.CORRECT) / max(1, len(asked))
-
     def _ask(self, folder: Path, count: int, tokens: int) -> list[GreedyAnswer]:
         assert self.held_out is not None
         # a recurrent student would read the padding that a batch's shorter prompts begin with
@@ -112,7 +101,7 @@ class Selection:
         if held_out is None or not rows:
             raise ConfigError(
                 "training.select=validation_loss needs rationales of the validation questions, and the task has none; "
-                "set it to validation_exam or last"
+                "set it to last"
             )
         prompt = held_out.prompt
         examples = [

@@ -1,10 +1,10 @@
 """From texts to token ids, as the engine sees them.
 
 In: training examples and the student's tokenizer. Out: an Arrow table of token ids, and the ids of questions whose
-rationale was truncated or whose prompt leaves no room. What always holds: prompt and completion are tokenized together,
-as the text that they are, and parted where the prompt ends; where a token reaches over that place they are parted
-before it, which is counted. So prompt ids are those that the engine is given. A whole completion ends with the token that
-ends the turn (of a plain text, the sequence), a truncated one does not; no prompt ends with one.
+rationale was truncated or whose prompt leaves no room. What always holds: prompt and completion are tokenized
+together, as the text that they are, and parted where the prompt ends; where a token reaches over that place they are
+parted before it, which is counted. So prompt ids are those that the engine is given. A whole completion ends with the
+token that ends the turn (of a plain text, the sequence), a truncated one does not; no prompt ends with one.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class WhereItRuns(TorchConfig):
 
 
 class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configuration's `backend`
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         backend_config.backend = "nccl" if worker_group.execute_single(0, _sees_gpu) else "gloo"
         super().on_start(worker_group, backend_config)
 

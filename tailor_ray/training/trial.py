@@ -34,7 +34,7 @@ def switch_noise_off(model: nn.Module) -> None:
     """Exactness needs it: continuations that share a prompt would share its noise. The reference student has none."""
     for module in model.modules():
         if "dropout" in type(module).__name__.lower() and isinstance(getattr(module, "p", None), float):
-            module.p = 0.0
+            setattr(module, "p", 0.0)  # noqa: B010 — of no one class
         _silence(module)
         if getattr(module, "config", None) is not None:
             _silence_config(module.config)
@@ -74,6 +74,8 @@ def try_layouts(model: Any, max_length: int, tree: bool) -> str:
         examples = trial_examples(model.config.get_text_config(decoder=True).vocab_size)
         try:
             expected = _measure(model, lambda: _alone(model, examples))
+        except torch.OutOfMemoryError:
+            raise
         except ERRORS as error:
             raise _refused(model, f"fails on a single row: {type(error).__name__}: {error}") from error
         if said := _acausal(model, examples):
@@ -119,6 +121,8 @@ def _twice(model: Any, hidden_states: Callable[[], Tensor], expected: _Found) ->
     for _ in range(2):
         try:
             found = _measure(model, hidden_states)
+        except torch.OutOfMemoryError:
+            raise
         except ERRORS as error:
             return f"fails: {type(error).__name__}: {error}"
         if said := _difference(model, found, expected):
@@ -152,7 +156,8 @@ def _measure(model: Any, hidden_states: Callable[[], Tensor]) -> _Found:
         generator = torch.Generator().manual_seed(0)
         directions = torch.randn(hidden.shape, generator=generator).to(hidden.device)
         gradients = torch.autograd.grad((hidden * directions).sum(), trained, allow_unused=True)
-    return _Found(hidden.detach(), list(gradients))
+    # in host memory, where those of a large student have room beside it
+    return _Found(hidden.detach(), [None if one is None else one.cpu() for one in gradients])
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """The tree's attention on GPUs: no copied keys, no padding, no masks.
 
-In: queries, keys and values of a tree's row, and the row's `Lengths`. Out: what `Tree.attend` gives, and its gradient.
-It is the algorithm of blocks.py with torch's own FlashAttention kernels for rows of varying length: one causal call over
-all spans, one of sides on their trunks, one of everything on the root; outputs are merged by log-sum-exp, and the
-backward pass is handed the merged output and sums. Grouped keys are taken as they are.
+In: queries, keys and values of a tree's row, and the row's `Lengths`. Out: what `Tree.attend` gives, and its
+gradient. It is the algorithm of blocks.py with torch's own FlashAttention kernels for rows of varying length: one
+causal call over all spans, one of sides on their trunks, one of everything on the root; outputs are merged by log-
+sum-exp, and the backward pass is handed the merged output and sums. Grouped keys are taken as they are.
 
 Axes: T tokens of the row, H heads of queries, K of keys, E entries of a head; (T, H, E) and sums (H, T).
 """

@@ -75,7 +75,7 @@ def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     seen: set[tuple[int, int]] = set()
     size = 0
     for name, tensor in weights.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        place = (tensor.data_ptr(), tensor.numel())
         if not tensor.is_floating_point() or place in seen:
             continue
         seen.add(place)

@@ -154,8 +154,9 @@ class _Worker:
             if self.rank == 0:
                 self.history.append(row)
                 _observe(row)
+            busy = checkpoints.busy  # which raises what went wrong, on whichever worker
             # by worker 0's clock, for all must save and stop at the same step
-            due, stop = self._agreed((pace.due(self.done) and not checkpoints.busy, self._signal(plan, row)))
+            due, stop = self._agreed((pace.due(self.done) and not busy, self._signal(plan, row)))
             if (due and self.done < plan.steps) or stop:
                 self._save(checkpoints, engine, pace)
             if stop:

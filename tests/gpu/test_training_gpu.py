@@ -1,6 +1,7 @@
-"""Training on one GPU: the tree in bfloat16 and float32, ZeRO-3 with offload, all through the masks that GPUs run."""
+"""Training on one GPU: the tree in bfloat16 by rows of varying length and in float32 by masks, ZeRO-3 with offload."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tree import TreeAttention
+from tests.training.families import scaled_up
+from tests.training.naive import naive_loss
 from tests.training.parts import of_examples
 from tests.training.students import KINDS, make_examples, make_model, make_student
 from tests.training.test_exactness import random_examples
@@ -49,6 +52,47 @@ def test_the_tree_gives_the_loss_and_gradients_of_separate_passes(kind, dtype, o
 
 
 @pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gptj"])
+@pytest.mark.parametrize("detached", [False, True])
+def test_rows_of_varying_length_are_no_further_from_the_truth_than_separate_passes(kind, detached):
+    """In bfloat16, with weights so large that attention matters; the truth is computed in float64."""
+    examples = random_examples(seed=3, count=6, demos=40)
+    settings = PackSettings(0.1, "last", 192, detached)
+    base = scaled_up(make_model(kind)).eval()
+    reference = copy.deepcopy(base).double()
+    expected = naive_loss(reference, examples, detached=detached)
+    expected.backward()
+    apart = []
+    for tree in (True, False):
+        model = copy.deepcopy(base).to("cuda", torch.bfloat16)
+        attention = TreeAttention() if tree else None
+        if attention is not None:
+            attention.install(model)
+        pack = pack_tree(examples, settings) if tree else pack_separate(examples, replace(settings, detached=False), 0)
+        pack = pack.to("cuda", torch.bfloat16)
+        assert not tree or pack.tree.lengths is not None
+        sums = StudentLoss(model, attention, 1.0)(pack)
+        loss = sums.mle / sum(map(target_count, examples)) + 0.5 * sums.triplet.loss / sum(e.has_pair for e in examples)
+        loss.backward()
+        errors = [
+            ((mine.grad.double().cpu() - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-9)).item()
+            for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True)
+            if theirs.grad.norm() > 1e-6
+        ]
+        apart.append(max(errors))
+    assert apart[0] < (0.15 if detached else 1.5 * apart[1] + 1e-3)
+
+
+def test_the_trial_finds_the_tree_on_the_device(tmp_path):
+    from tailor_ray.training.model import load_student
+
+    student = load_student(
+        make_student(tmp_path / "student"), TrainingConfig(), torch.bfloat16, 0, torch.device("cuda")
+    )
+    assert student.attention is not None, student.layout_note
+    assert next(student.model.parameters()).is_cuda
+
+
 def test_zero_3_on_one_gpu_learns(tmp_path, offload):
     import os
 

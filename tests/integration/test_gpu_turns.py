@@ -14,6 +14,14 @@ from tailor_ray.cli import main
 sys.argv = ["tailor-ray", "run", *sys.argv[1:]]
 main()
 """
+# What an engine is told on a CPU, for this one believes that it is on a GPU.
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 SETTINGS = {
     "task.limit_train": 24,
     "task.limit_test": 8,
@@ -28,7 +36,7 @@ SETTINGS = {
     "training.steps": 4,
     "training.workers": 1,
     "training.greedy_check": 0,
-    "rounds.max_rounds": 2,
+    "rounds.max_rounds": 1,
 }
 
 
@@ -36,17 +44,17 @@ def test_a_whole_run_in_which_they_take_turns(tmp_path):
     root = Path(__file__).parents[2]
     settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "storage": tmp_path / "runs"}.items()]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    environment |= ON_CPU
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(root / "jobs/demo.yaml"), *settings],
         cwd=root,
         env={**environment, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "runs/demo/report/report.json").read_text())
-    assert [one["round"] for one in report["rounds"]] == [0, 1, 2]
-    assert all(one["training"]["steps"] == 4 for one in report["rounds"][1:])
+    assert [one["round"] for one in report["rounds"]] == [0, 1]
+    assert report["rounds"][1]["training"]["steps"] == 4

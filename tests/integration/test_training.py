@@ -116,7 +116,7 @@ def kill_after(task: TrainJob, record: str, tear: bool) -> threading.Event:
         os.kill(checkpoints.read_json("progress.json")["pid"], signal.SIGKILL)
         if tear:
             last = sorted(name for name in checkpoints.files() if name.startswith("step-"))[-1].removesuffix(".json")
-            torn = next(Path(checkpoints.path(last)).rglob("*.pt"))
+            torn = next(Path(checkpoints.path(last)).rglob("*.safetensors"))
             torn.write_bytes(torn.read_bytes()[:-100])
         killed.set()
 

@@ -1,14 +1,20 @@
 """What the doctor says of one thing after the other, and that each failing line says what to do."""
 
 import json
+import os
 import socket
 import sys
+from pathlib import Path
 
-from tailor_ray.config import RunConfig
+import pytest
+
+from tailor_ray.config import RunConfig, load_config
 from tailor_ray.config.teacher import SandboxConfig
+from tailor_ray.models.memory import Shape
 from tailor_ray.ops import doctor
 from tailor_ray.teacher.sandbox import SandboxOptions
 from tailor_ray.teacher.sandbox_process import SandboxProcess
+from tests.training.students import make_model
 
 
 def config(tmp_path, **settings):
@@ -92,3 +98,58 @@ def test_compiler_and_gpus_are_said(tmp_path, monkeypatch):
     assert "g++" in compiler.todo
     (gpus,) = doctor.gpus(config(tmp_path))
     assert gpus.todo is None
+
+
+SHAPES = {  # the two that jobs/modern.yaml is written for
+    "1.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+                           "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "8b": ("qwen3", {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+                         "num_attention_heads": 32, "num_key_value_heads": 8,
+                    "head_dim": 128, "tie_word_embeddings": False}),
+}  # fmt: skip
+MODERN = Path(__file__).parents[2] / "jobs/modern.yaml"
+EIGHT = [f"training.{setting}" for setting in ("workers=8", "zero_stage=3")]
+
+
+@pytest.fixture
+def gpu_of_80_gb(tmp_path, monkeypatch):
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 81559\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("size", "changed", "training", "engines"),
+    [
+        ("1.5b", [], True, True),
+        ("1.5b", ["training.gradient_checkpointing=false", "training.micro_batch_tokens=65536"], False, True),
+        ("8b", [], False, True),
+        ("8b", EIGHT, True, True),
+        ("8b", ["training.lora.rank=16"], True, True),
+        ("8b", [*EIGHT, "student.gpu_memory_utilization=0.2"], True, False),
+    ],
+)
+def test_whether_a_student_fits_is_said_before_anything_is_spent(
+    tmp_path, gpu_of_80_gb, size, changed, training, engines
+):
+    from transformers import AutoConfig
+
+    kind, shape = SHAPES[size]
+    AutoConfig.for_model(kind, **shape).save_pretrained(tmp_path / size)
+    given = load_config(MODERN, [f"student.model={tmp_path / size}", *changed])
+    lines = {line.topic: line for line in doctor.memory(given)}
+    assert (lines["memory, training"].todo is None) == training, str(lines["memory, training"])
+    assert (lines["memory, engines"].todo is None) == engines, str(lines["memory, engines"])
+    assert "GiB" in lines["memory, training"].found
+
+
+def test_parameters_are_those_of_the_model(tmp_path):
+    """By its files where there are some, else by its configuration: biases and norms are what is left out there."""
+    model = make_model("qwen2", hidden_size=64, tie_word_embeddings=True)
+    shape = Shape.of(tmp_path, model.config)
+    whole = sum(p.numel() for p in model.parameters())
+    assert 0.97 * whole < shape.parameters < whole
+    model.save_pretrained(tmp_path)
+    assert Shape.of(tmp_path, model.config).parameters == whole

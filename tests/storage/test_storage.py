@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -283,3 +284,21 @@ def _damage(store, name, how):
 def test_run_files_are_plain_json(store):
     commit_part(store, "rows", 0, TABLE, {"note": "ä"})
     assert json.loads(store.read_bytes("rows-00000.json"))["info"] == {"note": "ä"}
+
+
+def test_a_remote_folder_is_copied_once_a_node_and_few_copies_are_kept(tmp_path, monkeypatch):
+    import pyarrow.fs as pafs
+
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "remote").mkdir()
+    store = Store(pafs.SubTreeFileSystem(str(tmp_path / "remote"), pafs.LocalFileSystem()), "", "bucket://remote")
+    for number in range(6):
+        (tmp_path / f"remote/{number}").mkdir()
+        (tmp_path / f"remote/{number}/file").write_text(str(number))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: store.local_folder("0"), range(8)))
+    assert len(set(found)) == 1
+    assert (found[0] / "file").read_text() == "0"
+    for number in range(1, 6):
+        assert (store.local_folder(str(number)) / "file").read_text() == str(number)
+    assert len([path for path in (tmp_path / "cache/folders").iterdir() if path.is_dir()]) == 4

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tailor_ray.answers import Grader
 from tailor_ray.errors import StageError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question
@@ -27,7 +26,7 @@ def held_out(count: int = 5) -> HeldOut:
     words = ["two apples", "three", "one pens and four apples more", "nine", "five in all so seven"]
     questions = tuple(Question(f"q{n}", words[n % 5] + " more" * (n // 5), "1") for n in range(count))
     prompt = StudentPrompt("plain", AnswerKind.NUMBER)
-    return HeldOut(questions, prompt, Grader(AnswerKind.NUMBER), TOKENS, "auto")
+    return HeldOut(questions, prompt, TOKENS, "auto")
 
 
 @pytest.mark.parametrize("kind", KINDS)

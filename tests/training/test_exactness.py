@@ -251,7 +251,7 @@ def test_the_gpus_rows_of_varying_length_give_the_same(monkeypatch, kind, demos,
     """The kernels themselves are tried in tests/gpu; what is made of their results is tried here."""
     monkeypatch.setattr("tailor_ray.training.varlen.kernel_forward", plain_forward)
     monkeypatch.setattr("tailor_ray.training.varlen.kernel_backward", plain_backward)
-    monkeypatch.setattr("tailor_ray.training.tree.takes", lambda query: True)
+    monkeypatch.setattr("tailor_ray.training.tree.takes", lambda _: True)
     model, attention, reference = (scaled_up(one) if i != 1 else one for i, one in enumerate(twins(kind)))
     examples = random_examples(seed=37, demos=demos, pairs=pairs)
     pack = pack_tree(examples, PackSettings(0.1, "last", 192, detached))

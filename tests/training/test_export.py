@@ -92,7 +92,7 @@ def test_generation_config_and_chat_template_go_along(tmp_path):
     _, files = export(tmp_path / "given", tmp_path)
     assert {entry.path for entry in files} >= {"student/chat_template.jinja", "student/generation_config.json"}
     settings = json.loads((tmp_path / "stage/student/generation_config.json").read_text())
-    assert settings["eos_token_id"] == [tokenizer.eos_token_id]
+    assert settings["eos_token_id"] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("habit", [{"temperature": 0.7}, {"do_sample": True, "top_k": 20, "repetition_penalty": 1.1}])
