@@ -8,8 +8,8 @@
       report/                                           report.json, index.html
       run.log, trackers/                                where the storage is a local folder
 
-An exam's parts that are not whole yet have their answers so far in `<prefix>-answered/`. A stage's `log/` holds what tells how it went (requests of the teacher, training's steps): with times in it, so no
-later stage is made from it.
+An exam's parts that are not whole yet have their answers so far in `<prefix>-answered/`. A stage's `log/` holds what
+tells how it went (requests of the teacher, training's steps): with times in it, so no later stage is made from it.
 """
 
 from __future__ import annotations
