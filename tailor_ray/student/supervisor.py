@@ -29,7 +29,7 @@ from tailor_ray.student.sampling import EngineBroken
 log = logging.getLogger(__name__)
 CALLERS = 256  # threads of the supervisor, for leases wait here; a pool has two callers an engine
 ENGINE_CALLERS = 64
-LOOK_S = 2.0  # that an engine may take to say how far it is
+LOOK_S = 1.0  # that an engine may take to say how far it is
 STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
 
