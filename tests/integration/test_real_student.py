@@ -38,7 +38,7 @@ def config(folder, student, **more):
     return RunConfig(
         name="real",
         storage=str(folder),
-        task={"name": "arithmetic", "limit_train": 6, "limit_test": 4, "max_validation": 2},
+        task={"name": "arithmetic", "limit_train": 6, "limit_test": 4, "validation_share": 0.3, "max_validation": 2},
         student={
             "model": str(student),
             "prompt_style": "chat",
