@@ -9,8 +9,8 @@
       progress.json                                     the stages under way, for `tailor-ray status`
       run.log, trackers/                                where the storage is a local folder
 
-A stage's `log/` holds what tells how it went (requests of the teacher, training's steps): with times in it, so no
-later stage is made from it.
+An exam's parts that are not whole yet have their answers so far in `<prefix>-answered/`. A stage's `log/` holds what
+tells how it went (requests of the teacher, training's steps): with times in it, so no later stage is made from it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def student_after(round_: int) -> StageId:
 
 def stage_folder(run: Store, stage: StageId) -> Store:
     return run.child(*stage.path.split("/"))
+
+
+def answered_folder(prefix: str) -> str:
+    """In an exam's folder: what engines have answered of parts that are not whole yet."""
+    return f"{prefix}-answered"
 
 
 def ledger_folder(run: Store) -> Store:

@@ -67,10 +67,10 @@ def student(config: RunConfig) -> Iterator[Line | Tried]:
     except (TailorError, ConnectionError, RuntimeError) as error:
         yield Line("student", str(error), "mend the setting that it names; `tailor-ray config-reference` explains each")
         return
-    text, reason, error = said.texts[0], said.finish_reasons[0], said.errors[0]
+    text, reason, unanswered = said.texts[0], said.finish_reasons[0], said.errors[0]
     tokens = f"{said.prompt_tokens[0]} tokens read, {said.output_tokens[0]} of at most {limit} written"
-    yield Line("student writes", f"{tokens}, ended by {reason}{_block(text or error or '')}")
-    grade = grader_for(config.task).grade(question, text if error is None else error, reason)
+    yield Line("student writes", f"{tokens}, ended by {reason}{_block(text or unanswered or '')}")
+    grade = grader_for(config.task).grade(question, unanswered or text, reason)
     detail = f" ({grade.detail})" if grade.detail else ""
     found = f"{grade.verdict}, read as {grade.answer!r}, gold is {question.answer!r}{detail}"
     yield Line("grader says", found, TODO.get(grade.verdict))

@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from tailor_ray.answers.standing import CHANGES
 from tailor_ray.errors import StageError
+from tailor_ray.layout import answered_folder
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Part, PartsDigest, Store, committed_parts, stage_parts
 from tailor_ray.student.examiner import Answered, Engines, Examiner, ExamJob, Shape
@@ -80,7 +81,7 @@ def run_exam(
     missing = {part.index for part in asked} - totals.entries.keys()
     if missing:
         raise StageError(f"the exam ended without the attempts on question parts {sorted(missing)[:8]}; run it again")
-    out.delete(Answered.folder(job.prefix))
+    out.delete(answered_folder(job.prefix))
     metrics = totals.metrics()
     if count is not None:
         count.update(done=metrics["attempts"])

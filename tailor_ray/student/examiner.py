@@ -21,7 +21,7 @@ import pyarrow.compute
 
 from tailor_ray.answers import Grade, Grader
 from tailor_ray.answers.standing import compare
-from tailor_ray.layout import ATTEMPTS
+from tailor_ray.layout import ATTEMPTS, answered_folder
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import ATTEMPT_SCHEMA, Question, Verdict, from_table
 from tailor_ray.storage import Part, Store, commit_part, committed_parts, find_part, read_part
@@ -108,21 +108,16 @@ class Answered:
     ROWS = "from"
 
     def __init__(self, out: Store, prefix: str, index: int) -> None:
-        self._parent = out.child(self.folder(prefix))
+        self._parent = out.child(answered_folder(prefix))
         self._name = part_name(prefix, index)
         self._store = self._parent.child(self._name)
         self._there = False
 
-    @staticmethod
-    def folder(prefix: str) -> str:
-        """Below the stage's folder, for all of its parts with this prefix."""
-        return f"{prefix}-answered"
-
     @classmethod
     def rows(cls, out: Store, prefix: str) -> int:
         """Of all parts that are not whole, as their blocks' records say."""
-        parent = out.child(cls.folder(prefix))
-        names = out.folders(cls.folder(prefix))
+        parent = out.child(answered_folder(prefix))
+        names = parent.folders()
         return sum(block.rows for name in names for block in committed_parts(parent.child(name), cls.ROWS, False))
 
     def read(self) -> Iterator[pa.Table]:

@@ -31,7 +31,7 @@ from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
 
 log = logging.getLogger(__name__)
 PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
-ASK_S = 10.0  # that a look at the count may take
+ASK_S = 3.0  # that a look at the count may take
 QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
 
 

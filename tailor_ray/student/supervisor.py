@@ -33,7 +33,7 @@ IF_MEMORY = (
     "If memory ran out, lower student.max_num_seqs, student.engines, or student.kv_cache_gib "
     "(student.gpu_memory_utilization on GPUs)"
 )
-LOOK_S = 2.0  # that an engine may take to say how far it is
+LOOK_S = 1.0  # that an engine may take to say how far it is
 STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
 

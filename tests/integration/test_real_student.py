@@ -21,7 +21,7 @@ from tailor_ray.student.sampling import Sampling
 from tailor_ray.tasks.svamp import DEMOS
 from tests.integration.clusters import free_port
 from tests.integration.test_serve import Serve
-from tests.smollm2 import Unavailable, smollm2
+from tests.smollm2 import EXPECTED, Unavailable, smollm2
 
 TOKENS = 24
 
@@ -38,7 +38,7 @@ def config(folder, student, **more):
     return RunConfig(
         name="real",
         storage=str(folder),
-        task={"name": "arithmetic", "limit_train": 6, "limit_test": 4, "max_validation": 2},
+        task={"name": "arithmetic", "limit_train": 6, "limit_test": 4, "validation_share": 0.3, "max_validation": 2},
         student={
             "model": str(student),
             "prompt_style": "chat",
@@ -71,6 +71,18 @@ def finished(ray_cluster, student, tmp_path_factory):
     said = run(settings, staff)
     yield Store.open(settings.storage).child("real"), staff, said
     staff.dismiss()
+
+
+def test_the_student_is_what_the_hub_has(student):
+    """Its shape, its end of a turn, and digits that are tokens of their own."""
+    from transformers import AutoTokenizer
+
+    known = json.loads((student / "config.json").read_text())
+    assert {name: known[name] for name in EXPECTED} == EXPECTED
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    assert tokenizer.tokenize("In 1,234\n\n5 days") == ["In", "Ġ", "1", ",", "2", "3", "4", "ĊĊ", "5", "Ġdays"]
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    assert turn.endswith("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def evaluated(store, round_):

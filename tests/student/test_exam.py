@@ -9,6 +9,7 @@ import pytest
 
 from tailor_ray.answers import Grader
 from tailor_ray.errors import CorruptionError, StageError
+from tailor_ray.layout import answered_folder
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import (
     ATTEMPT_SCHEMA,
@@ -278,7 +279,7 @@ def test_what_is_answered_of_a_part_survives_and_is_not_asked_again(tmp_path, mo
     assert sorted(first.asked + second.asked) == sorted(f"q{i}" for i in range(12))
     assert made == expected
     assert out.read_bytes(made.entry.path) == whole.read_bytes(made.entry.path)
-    assert out.folders(Answered.folder("attempts")) == []
+    assert out.folders(answered_folder("attempts")) == []
 
 
 def test_answers_that_are_damaged_or_of_another_exam_are_asked_again(tmp_path, monkeypatch):
@@ -287,7 +288,7 @@ def test_answers_that_are_damaged_or_of_another_exam_are_asked_again(tmp_path, m
     out = Store.open(str(tmp_path / "out"))
     with pytest.raises(StageError):
         Examiner(Falling(after=6), exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
-    beside = out.child(Answered.folder("attempts"), "attempts-00000")
+    beside = out.child(answered_folder("attempts"), "attempts-00000")
     torn = next(name for name in beside.files() if name.endswith(".parquet"))
     beside.write_bytes(torn, beside.read_bytes(torn)[:-9])
     pool = Falling(after=100)
