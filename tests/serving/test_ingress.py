@@ -60,7 +60,8 @@ def ask():
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"[" * 100_000, b"\xff", b"1", b"null", b'{"model": 1}', b'{"model": "demo"}']
+    "body",
+    [b"", b"{", b"[]", b"[" * 100_000, b"\xff", b"1", b"null", b'{"model": 1}', b'{"model": "demo"}'],  # no prompt
 )
 async def test_what_is_no_request_is_refused_in_openais_form(ask, path, body):
     status, said = await ask("POST", path, body)
