@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import psutil
+
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.errors import ConfigError, StageError
 from tailor_ray.observe.faults import gist
@@ -23,6 +25,7 @@ from tailor_ray.observe.logs import adopt_loggers
 from tailor_ray.rounds import guard, watch
 
 log = logging.getLogger(__name__)
+LOCAL_STARTS = 3
 ANSWER_S = 10.0  # for a head to say its version
 LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most 107
 
@@ -59,11 +62,8 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
 @contextmanager
 def _guarded_agents() -> Iterator[None]:
     """While this lasts, Ray's agents on this node end with this process even when it is killed; see `guard`."""
-    import psutil
-
-    children = psutil.Process().children(recursive=True)
     agents = []
-    for child in children:
+    for child in _children():
         with suppress(psutil.Error):  # one that ended meanwhile
             if "agent" in " ".join(child.cmdline()).lower():
                 agents.append(str(child.pid))
@@ -95,29 +95,46 @@ def _init(config: ClusterConfig, opened: ExitStack) -> bool:
         return False
     if not address:
         log.info("no running Ray cluster found: starting a local one")
-    folder = short_folder(opened)
-    try:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            include_dashboard=config.dashboard,
-            dashboard_host="127.0.0.1",
-            _temp_dir=folder,
-            **common,
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"a local Ray cluster could not be started ({gist(error)}): it writes a token into HOME (not with "
-            "RAY_AUTH_MODE=disabled) and its logs and sockets into RAY_TMPDIR; make both writable, or set them"
-        ) from error
-    except Exception as error:  # Ray raises plain ones for what it waited for in vain
-        opened.callback(ray.shutdown)
-        raise StageError(
-            f"a local Ray cluster could not be started ({gist(error)}); see the newest session in "
-            f"{folder or 'RAY_TMPDIR'} and the free memory, then run the same command: it goes on there"
-        ) from error
+    settings = {
+        "num_cpus": config.num_cpus,
+        "object_store_memory": int(config.object_store_gib * 2**30),
+        "include_dashboard": config.dashboard,
+        "dashboard_host": "127.0.0.1",
+        "_temp_dir": short_folder(opened),
+    }
+    _start(settings | common)
     return True
+
+
+def _start(settings: dict[str, Any]) -> None:
+    """Start a local cluster; where a busy machine takes longer than Ray's 30 s for it, once more, and once more."""
+    import ray
+
+    for left in reversed(range(LOCAL_STARTS)):
+        before = _children()
+        try:
+            ray.init(address="local", **settings)
+            return
+        except OSError as error:
+            raise ConfigError(
+                f"a local Ray cluster could not be started ({gist(error)}): it writes a token into HOME (not with "
+                "RAY_AUTH_MODE=disabled) and its logs and sockets into RAY_TMPDIR; make both writable, or set them"
+            ) from error
+        except Exception as error:  # Ray raises plain ones for what it waited for in vain
+            ray.shutdown()
+            for process in _children() - before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if not left or "timed out" not in str(error):
+                raise StageError(
+                    f"a local Ray cluster could not be started ({gist(error)}); see the newest session in RAY_TMPDIR "
+                    "and the free memory, then run the same command: it goes on there"
+                ) from error
+            log.warning("a local Ray cluster was not up in Ray's 30 s and is started again: %s", gist(error))
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def short_folder(opened: ExitStack) -> str | None:

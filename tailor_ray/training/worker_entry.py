@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 
@@ -10,6 +11,9 @@ def enter(settings: dict[str, Any]) -> None:
     """Do the desk's tasks, one after the other, until there are no more."""
     import ray
     import ray.train
+
+    # with its level, or a warning would count as chatter where the driver reads it
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
 
     from tailor_ray.training.worker import WorkerTask, run_worker  # torch may be imported here
 

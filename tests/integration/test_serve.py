@@ -218,7 +218,7 @@ def what_vllms_own_server_offers(root):
 
 
 def nothing_of_it_listens_beyond_loopback():
-    """Of Serve's replicas: one port each, which takes pickles."""
+    """Of Serve's replicas, each of which has a port that takes pickles; the other one is that of Ray's own workers."""
     import psutil
 
     replicas = [
@@ -226,8 +226,10 @@ def nothing_of_it_listens_beyond_loopback():
     ]
     assert len(replicas) == 2
     for replica in replicas:
-        opened = {c.laddr.ip for c in replica.net_connections() if c.status == psutil.CONN_LISTEN}
-        assert "127.0.0.1" in opened
+        opened = [c.laddr.ip for c in replica.net_connections() if c.status == psutil.CONN_LISTEN]
+        inside = [ip for ip in opened if ip.removeprefix("::ffff:") == "127.0.0.1"]
+        assert inside
+        assert len(opened) - len(inside) <= 1, opened
 
 
 def test_a_damaged_student_is_not_served(tmp_path, students):

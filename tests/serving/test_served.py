@@ -16,8 +16,8 @@ from tailor_ray.storage import Manifest, Store, commit_manifest
 def leave_student(run, number, stage):
     """What a round's training leaves before it is committed."""
     folder = stage_folder(run, StageId(number, stage))
-    folder.write_bytes("student/config.json", b"{}")
-    write_model(folder, ModelRef(folder.child("student").uri, ()))
+    entry = folder.write_bytes("student/config.json", b"{}")
+    write_model(folder, ModelRef.uploaded(folder, "student", [entry]))
     return folder
 
 
