@@ -208,8 +208,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command("sandbox-teacher", epilog="Example: tailor-ray sandbox-teacher --port 8765 --answers gsm8k/train.jsonl")
-def sandbox_teacher(
+@app.command("mock-teacher", epilog="Example: tailor-ray mock-teacher --port 8765 --answers gsm8k/train.jsonl")
+def mock_teacher(
     fault: Annotated[
         list[str],
         typer.Option(
@@ -231,7 +231,7 @@ def sandbox_teacher(
     access_log: Annotated[str | None, typer.Option(help="JSONL file with a line a call.")] = None,
 ) -> None:
     """A local OpenAI-compatible teacher for demos and tests; prints its address, serves until it is stopped."""
-    from tailor_ray.ops.sandbox import serve
+    from tailor_ray.ops.mock import serve
 
     serve(
         host=host,

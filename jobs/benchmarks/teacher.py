@@ -5,7 +5,7 @@
 Prints a table, and as its last line one JSON object: ideal_share_at_1s, wall_ratio_to_bare_client,
 cpu_ratio_to_bare_client, limit_used, http_429, limit_exceeded, paid_twice, and what they were computed from.
 Start-up is left out for both: the clock starts when the first SKIPPED replies of a run are in, and stops at its last
-one. Client CPU is that of the driver and its actors, and of the bare client's process. The server is the sandbox
+one. Client CPU is that of the driver and its actors, and of the bare client's process. The server is the mock
 teacher in answers mode, in a process of its own. Curator and distilabel stand beside it where they install.
 """
 
@@ -33,13 +33,13 @@ from typing import Any
 import psutil
 from teacher_rivals import ask, rivals
 
-from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
+from tailor_ray.config.teacher import MockConfig, TeacherConfig
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.pool import TeacherPool
 from tailor_ray.teacher.request import TeacherRequest, make_request
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
+from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_process import MockProcess
 
 IN_FLIGHT = 256
 SKIPPED = 2 * IN_FLIGHT  # replies before the clock starts
@@ -109,9 +109,9 @@ def cpu_seconds(own: Sequence[psutil.Process]) -> float:
 def server(folder: Path, window_s: float = 60.0, **settings: Any) -> Iterator[tuple[str, Path]]:
     answers, log = folder / "answers.jsonl", folder / f"access-{time.monotonic_ns()}.jsonl"
     answers.write_text(json.dumps({"question": "none", "answer": "1", "rationale": None}) + "\n")
-    config = SandboxConfig(answers=str(answers), access_log=str(log), **settings)
-    with SandboxProcess(SandboxOptions(config, limit_window_s=window_s)) as sandbox:
-        yield sandbox.base_url, log
+    config = MockConfig(answers=str(answers), access_log=str(log), **settings)
+    with MockProcess(MockOptions(config, limit_window_s=window_s)) as mock:
+        yield mock.base_url, log
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ async def bare_main(url: str, count: int) -> dict[str, float]:
         nonlocal done, start, before
         async with slots:
             reply = await client.chat.completions.create(
-                model="sandbox-teacher",
+                model="mock-teacher",
                 messages=messages(number),  # type: ignore[arg-type]
                 temperature=0.7,
                 max_tokens=512,

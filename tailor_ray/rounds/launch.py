@@ -52,5 +52,13 @@ def log_file(store: Store) -> Path:
 
 def _secrets(config: RunConfig) -> tuple[str, ...]:
     """Values that must never reach a log; the logging redacts them."""
-    key = os.environ.get(config.teacher.api_key_env, "")
-    return (key,) if len(key) >= 8 else ()
+    found = []
+    for endpoint in config.teacher.teachers:
+        variables = [endpoint.api_key_env, *endpoint.extra_headers_env.values()]
+        found += [os.environ.get(variable, "").strip() for variable in variables if variable]
+        if endpoint.api_key_file is not None:
+            try:
+                found.append(Path(endpoint.api_key_file).expanduser().read_text(encoding="utf-8").strip())
+            except (OSError, UnicodeDecodeError):
+                pass  # it need be on the nodes of the actors alone
+    return tuple(secret for secret in found if len(secret) >= 8)

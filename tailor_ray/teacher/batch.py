@@ -26,7 +26,7 @@ from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Checked, Fate, Usage
-from tailor_ray.teacher.pricing import cost_usd, price_of
+from tailor_ray.teacher.budget import cost_usd, price_of
 from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ class BatchPool:
     ) -> None:
         """Batches are recorded in `batches/`, below the ledger's folder."""
         self._config = config
-        self._endpoints = {endpoint.model: endpoint for endpoint in config.endpoints}
+        self._endpoints = {endpoint.model: endpoint for endpoint in config.teachers}
         self._ledger = ledger
         self._store = ledger.store.child("batches")
         self._on_settled = on_settled
         self._on_error = on_error
         self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
-        self._apis = {endpoint.model: BatchApi(endpoint) for endpoint in config.endpoints}
+        self._apis = {endpoint.model: BatchApi(endpoint) for endpoint in config.teachers}
         self._waiting: dict[str, TeacherRequest] = {}  # in no batch yet
         self._batched: dict[str, TeacherRequest] = {}  # in a batch that is not read yet
         self._reserved: set[str] = set()  # those of them for which this driver's budget set the worst case aside

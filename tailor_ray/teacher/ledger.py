@@ -30,7 +30,8 @@ from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.journal import Heard, read_journals
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow, Values, is_whole, standing_in_sql
+from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.ledger_row import COLUMNS, CUT, FINAL, LedgerRow, Values, is_whole, standing_in_sql
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,15 @@ class Ledger:
             found.update({key: LedgerRow(*self._staged[key]) for key in keys if key in self._staged})
         return found
 
+    def find(self, requests: Sequence[TeacherRequest]) -> dict[str, LedgerRow]:
+        """Rows by the requests' keys; the answers of a ledger made before 0.2 are found too."""
+        found = self.get([request.key for request in requests])
+        older = {request.sent_as: request for request in requests if request.key not in found}
+        for key, row in self.get(list(older)).items():
+            if row.answers(older[key].max_tokens):
+                found[older[key].key] = row
+        return found
+
     def stage(self, rows: Iterable[LedgerRow]) -> None:
         """Put rows into the next commit."""
         with self._lock:
@@ -145,9 +155,15 @@ class Ledger:
         It is the first ones by key: a key is a sha256, so they are a uniform sample, and reading them takes the same
         time however long the ledger is.
         """
-        final = ",".join(f"'{outcome}'" for outcome in sorted(FINAL))
+        final = ",".join(f"'{outcome}'" for outcome in sorted({*FINAL, CUT}))
         some = f"(SELECT {_NAMES} FROM ledger ORDER BY key LIMIT {SAMPLE})"
         return self._select(f"{some} WHERE outcome IN ({final}) AND round < {round_:d}")
+
+    def largest_outputs(self) -> dict[str, int]:
+        """Tokens of the largest reply that came at the first attempt, by model; a model without any is absent."""
+        query = "SELECT model, max(output_tokens) FROM ledger WHERE output_tokens > 0 AND attempts = 1 GROUP BY model"
+        with self._lock:
+            return dict(self._db.execute(query).fetchall())
 
     def recent(self, seconds: float) -> dict[str, list[tuple[float, int]]]:
         """Online attempts of the last `seconds` by model, oldest first: how long ago, and tokens at most.

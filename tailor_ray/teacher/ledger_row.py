@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.outcomes import TABLE, Bill, Checked, Fate, Outcome, Usage
+from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Checked, Fate, Outcome, Usage
+from tailor_ray.teacher.request import cap_of
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
-FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in (Fate.ANSWERED, Fate.REQUEST))
+FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)
 ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.ANSWERED)
+PASSING = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.RETRY)
+CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
 
@@ -52,6 +55,15 @@ class LedgerRow:
     @property
     def is_final(self) -> bool:
         return self.outcome in FINAL
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it ended by something that another attempt may not meet."""
+        return self.outcome in PASSING
+
+    def answers(self, max_tokens: int) -> bool:
+        """Whether it is the last word on its request with this cap: what was cut by a smaller one is asked again."""
+        return self.is_final or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
 
     @property
     def standing(self) -> tuple[int, int, int, float]:

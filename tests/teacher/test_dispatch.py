@@ -13,10 +13,10 @@ from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage
-from tailor_ray.teacher.pricing import cost_usd
+from tailor_ray.teacher.budget import cost_usd
 from tests.teacher.helpers import config, request
 
-MODEL = "sandbox-teacher"
+MODEL = "mock-teacher"
 FREE = {"requests_per_minute": 1e9}
 
 
