@@ -23,7 +23,7 @@ def write(tmp_path, text):
         ("exam: {samples: 0}", r"exam\.samples: .*greater than or equal to 1 \(given: 0\)"),
         ("exam: {samples: many}", r"exam\.samples: .*integer.*many"),
         ("teacher: {serve: some/model}", r"student\.engines=auto takes every GPU"),
-        ("teacher: {base_url: 'ftp://x'}", r"teacher\.base_url must be an http"),
+        ("teacher: {base_url: 'ftp://x'}", r"teacher\.teachers\.0\.base_url: base_url must be an http"),
         ("- a\n- b", "must hold a mapping of settings, not a list"),
         ("a: [", "not valid YAML"),
         ("storage: 's3://key:secret@bucket/x'", "must not carry user info"),

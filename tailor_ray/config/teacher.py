@@ -214,7 +214,7 @@ class PromptsConfig(Section):
 class TeacherConfig(Section):
     """Who teaches. Keys are read from the environment or a file of the node, never from here."""
 
-    teachers: tuple[EndpointConfig, ...] = Field(default=(EndpointConfig(),), min_length=1)
+    teachers: tuple[EndpointConfig, ...] = (EndpointConfig(),)
     """The teachers, in order. Each is one endpoint with one model."""
     arrangement: Literal["cascade", "committee"] = "cascade"
     """With several: what one fails at goes to the next, or each writes and all accepted lessons are kept."""
@@ -277,6 +277,8 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherConfig:
+        if not self.teachers:
+            raise ValueError("teacher.teachers must name at least one teacher")
         names = [endpoint.model for endpoint in self.teachers]
         if len(set(names)) < len(names):
             raise ValueError(f"teacher.teachers: each teacher needs a model of its own, not {', '.join(names)}")

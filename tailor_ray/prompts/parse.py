@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FIELDS = ("feedback", "rationale", "answer")
@@ -58,8 +58,8 @@ class Reply:
     rationale: str
     answer: str | None
     feedback: str | None
-    form: str = "prose"
-    markup: str | None = None
+    form: str = field(default="prose", compare=False)
+    markup: str | None = field(default=None, compare=False)
 
 
 def parse_reply(text: str) -> Reply:

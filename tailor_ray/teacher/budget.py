@@ -61,12 +61,12 @@ def check_prices(config: TeacherConfig, now: float | None = None) -> None:
         if price is None and (config.budget_usd is not None or config.round_budget_usd is not None):
             raise ConfigError(
                 f"a dollar budget is set, but the price of {endpoint.model!r} is not known (table of {TABLE_DATE}: "
-                f"{', '.join(PRICES)}); set its price.input and price.output in teacher.teachers"
+                f"{', '.join(PRICES)}); set teacher.price.input and teacher.price.output"
             )
         if price is None and not endpoint.is_loopback:
             log.warning(
                 "the price of %r is not known: what it is asked counts as $0 unless its replies say what they cost; "
-                "set its price.input and price.output in teacher.teachers",
+                "set teacher.price.input and teacher.price.output",
                 endpoint.model,
             )
         elif price is not None and endpoint.price is None and (price.input or price.output) and age >= OLD_MONTHS:

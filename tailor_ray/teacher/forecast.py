@@ -15,7 +15,7 @@ from typing import Any
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.teacher import Messages, TeacherPrompt
 from tailor_ray.records import AnswerKind, LessonKind, Question
-from tailor_ray.teacher.ledger_row import CUT, LedgerRow
+from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
 from tailor_ray.teacher.budget import cost_usd, price_of
 from tailor_ray.teacher.request import make_request
@@ -118,7 +118,7 @@ def learn(rows: Iterable[LedgerRow]) -> Learned:
     """What replies of a ledger took."""
     learned: Learned = {}
     for row in rows:
-        if (row.is_final or row.outcome == CUT) and row.input_tokens:
+        if row.is_final and row.input_tokens:
             learned.setdefault((row.model, _kind(row)), Seen()).add(row)
     return learned
 

@@ -54,7 +54,8 @@ class LedgerRow:
 
     @property
     def is_final(self) -> bool:
-        return self.outcome in FINAL
+        """Whether the same request with the same cap is not sent again."""
+        return self.outcome in FINAL or self.outcome == CUT
 
     @property
     def may_pass(self) -> bool:
@@ -63,7 +64,7 @@ class LedgerRow:
 
     def answers(self, max_tokens: int) -> bool:
         """Whether it is the last word on its request with this cap: what was cut by a smaller one is asked again."""
-        return self.is_final or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
+        return self.outcome in FINAL or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
 
     @property
     def standing(self) -> tuple[int, int, int, float]:

@@ -37,8 +37,9 @@ def test_forms(text, reply):
     assert parse_reply(text) == reply
 
 
-def test_a_cut_off_tag_is_no_rationale_by_itself():
-    assert "<rationale>" in parse_reply("<rationale>cut off in the mid").rationale
+def test_a_tag_without_its_end_ends_where_the_next_begins():
+    assert parse_reply("<rationale>a b\n<answer>7") == Reply("a b", "7", None)
+    assert parse_reply("<feedback>f\n<rationale>a") == Reply("a", None, "f")
 
 
 def test_only_a_last_line_that_states_the_answer_goes():

@@ -54,7 +54,7 @@ def test_a_ledger_takes_the_place_of_guesses():
 
 def test_feedback_is_estimated_from_the_rationales_of_the_same_teacher():
     asked = make_request(
-        config(), TeacherPrompt(AnswerKind.NUMBER).rationale(QUESTION), None,
+        config().teachers[0], TeacherPrompt(AnswerKind.NUMBER).rationale(QUESTION), None,
         sample=0, question_id="q1", round_=1, priority=(0.0, 0, ""),
     ).body  # fmt: skip
     dense = row(1, model="mock-teacher", request=asked, input_tokens=len(asked) // 2, output_tokens=60, seconds=1.0)

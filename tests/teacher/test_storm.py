@@ -23,7 +23,7 @@ PACE = 60  # requests a second that the limit allows
 async def ask_all(url, ledger, count):
     """The pool's loop around one actor, without Ray between them; returns the settled requests."""
     chosen = config(base_url=url, requests_per_minute=60 * PACE, budget_tokens=10**6)
-    actor = TeacherActor(chosen.endpoints, {MODEL: 32})
+    actor = TeacherActor(chosen.teachers, {MODEL: 32})
     await actor.ready()
     subject = Dispatcher(chosen, ledger, Budget(chosen, ledger.spent(), ledger.spent(1)), time.monotonic())
     subject.submit([request(number=number) for number in range(count)])
