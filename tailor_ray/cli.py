@@ -208,6 +208,7 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("sandbox-teacher", hidden=True)  # its name until 0.2; read until 0.3
 @app.command("mock-teacher", epilog="Example: tailor-ray mock-teacher --port 8765 --answers gsm8k/train.jsonl")
 def mock_teacher(
     fault: Annotated[

@@ -52,7 +52,7 @@ def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
         settings = {"base_url": mock.base_url, "model": "mock-teacher"}
         (line,) = doctor.teacher(config(tmp_path, teacher=settings))
         assert line.todo is None
-        assert "one-token request" in line.found
+        assert "the request for a lesson" in line.found
         calls = [json.loads(text) for text in (tmp_path / "access.jsonl").read_text().splitlines()]
         assert [call["status"] for call in calls] == [200]  # one paid call, and what looks a model up is none
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")

@@ -20,7 +20,6 @@ from tailor_ray.errors import DataError, Stopped, TeacherAccessError, UserError
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.access import check_access
 from tailor_ray.teacher.client import Sender
 from tailor_ray.teacher.lessons import judge
 from tailor_ray.demo.mock_server import Limiter, MockOptions, start_mock
@@ -204,28 +203,10 @@ def test_options_survive_the_way_to_the_process(monkeypatch):
 
 
 def test_open_teacher_puts_an_address_in_place_of_mock():
-    config = TeacherConfig(base_url="mock", also=({"base_url": "mock", "model": "b"}, {"model": "c"}))
-    with open_teacher(config) as opened:
-        assert opened.base_url.startswith("http://127.0.0.1:")
-        assert [endpoint.base_url for endpoint in opened.also] == [opened.base_url, "http://127.0.0.1:8765/v1"]
-        check_access(opened.model_copy(update={"also": ()}))
+    teachers = ({"base_url": "mock"}, {"base_url": "mock", "model": "b"}, {"model": "c"})
+    with open_teacher(TeacherConfig(teachers=teachers)) as opened:
+        first, second, third = (endpoint.base_url for endpoint in opened.teachers)
+        assert first.startswith("http://127.0.0.1:")
+        assert (second, third) == (first, "http://127.0.0.1:8765/v1")
     with open_teacher(TeacherConfig()) as same:
         assert same == TeacherConfig()
-
-
-def test_access_is_checked_before_anything_is_spent(tmp_path, monkeypatch):
-    log = tmp_path / "log.jsonl"
-    options = MockOptions(MockConfig(access_log=str(log)), key="right", models=("known",))
-    with MockProcess(options) as mock:
-        monkeypatch.setenv("OPENAI_API_KEY", "right")
-        check_access(TeacherConfig(base_url=mock.base_url, model="known"))
-        with pytest.raises(TeacherAccessError, match=r"teacher\.model='other'"):
-            check_access(TeacherConfig(base_url=mock.base_url, model="other"))
-        monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-        with pytest.raises(TeacherAccessError, match=r"401.*teacher\.api_key_env"):
-            check_access(TeacherConfig(base_url=mock.base_url, model="known"))
-    assert log.read_text() == ""  # no request was paid for
-    with pytest.raises(TeacherAccessError, match=r"no answer after 3 tries.*teacher\.base_url"):
-        check_access(TeacherConfig(base_url="http://127.0.0.1:9/v1"))
-    assert issubclass(Stopped, Exception)
-    assert os.environ["OPENAI_API_KEY"] == "wrong"
