@@ -161,6 +161,16 @@ def ledger_import(run: RunArgument, path: LedgerFile) -> None:
     typer.echo(ledger.take_in(run, path))
 
 
+@ledger_app.command("forget", epilog="Example: tailor-ray ledger forget runs/new content_filter length")
+def ledger_forget(
+    run: RunArgument, outcomes: Annotated[list[str], typer.Argument(help="As `ledger total` names them.")]
+) -> None:
+    """Drop replies by their outcome, so that the same requests are asked again."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.forget(run, outcomes))
+
+
 @app.command(epilog="Example: tailor-ray submit jobs/gsm8k.yaml --address http://head:8265 --storage s3://bucket/runs")
 def submit(
     config: ConfigArgument,

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +201,21 @@ class Ledger:
         self.commit()
         return len(new)
 
+    def forget(self, outcomes: Collection[str]) -> int:
+        """Drop the replies of rows that ended so: their requests are asked again. What they cost stays counted.
+
+        Returns how many. The caller holds the run's lease, and nobody asks meanwhile.
+        """
+        marks = ",".join("?" * len(outcomes))
+        with self._lock:
+            found = self._db.execute(f"SELECT {_NAMES} FROM ledger WHERE outcome IN ({marks})", tuple(outcomes))
+            rows = [LedgerRow(*values) for values in found.fetchall()]
+        self.stage(replace(row, outcome="forgotten", reply=None, finish_reason=None) for row in rows)
+        self.commit()
+        self._files.drop(frozenset(row.key for row in rows))
+        self.flush()
+        return len(rows)
+
     def flush(self) -> None:
         """Write what is settled and not yet in storage as one segment."""
         with self._lock:
@@ -249,10 +264,12 @@ class Ledger:
         self._drop_damaged()
         self._take_stored()
         kept = "batch" if keep_batches else None
-        heard, lost = self.heard(), 0
+        heard, lost, unsent = self.heard(), 0, self._unsubmitted()
         for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
             outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
-            if outcome is None:
+            if row.key in unsent:
+                self.stage([row.unsent()])
+            elif outcome is None:
                 self.stage([row.lost(time.time())])
                 lost += 1
             else:
@@ -260,6 +277,12 @@ class Ledger:
         self.commit()
         if lost:
             log.warning("%d requests were in flight when the last driver ended: counted as lost", lost)
+
+    def _unsubmitted(self) -> set[str]:
+        """Keys of batch files that were written and never submitted."""
+        batches = self.store.child("batches")
+        records = [batches.read_json(name) for name in batches.files() if name.endswith(".json")]
+        return {key for one in records if not (one["batch"] or one.get("submitted", True)) for key in one["keys"]}
 
     def _take_stored(self) -> None:
         """Take in what storage has, and write to it what only this node has, since its last driver was killed."""

@@ -126,6 +126,10 @@ class LedgerRow:
         row = self.ended(outcome, cost, outcome.sent + outcome.seconds)
         return replace(row, sent=self.sent or outcome.sent, seconds=outcome.seconds)
 
+    def unsent(self) -> LedgerRow:
+        """This row where its attempt was prepared and never made."""
+        return replace(self, outcome="unsent", attempts=self.attempts - 1, pending_tokens=0, pending_usd=0.0)
+
     def lost(self, now: float) -> LedgerRow:
         """This row after its attempt in flight was lost: its worst case is counted."""
         return replace(

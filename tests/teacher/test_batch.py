@@ -90,7 +90,7 @@ def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp
     with MockProcess(MockOptions(MockConfig(access_log=str(log), latency_s=2.0))) as mock:
         driver = Driver(store, mock.base_url, budget_tokens=10**6)
         driver.ask(10)
-        api = BatchApi(driver.config)
+        api = BatchApi(driver.config.teachers[0])
         while not any(record["batch"] for record in driver.pool._open_records()):
             time.sleep(0.05)
         driver.die()
