@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.client import Sender, connections_that_fit
 from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal
 from tailor_ray.teacher.outcomes import Outcome
@@ -68,7 +68,8 @@ class TeacherActor:
         self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
         self._shares = dict(shares)
         self._senders: dict[str, Sender] = {}
-        self._slots = {model: asyncio.Semaphore(share) for model, share in shares.items()}
+        fit = connections_that_fit(sum(shares.values())) / sum(shares.values())
+        self._slots = {model: asyncio.Semaphore(max(int(share * fit), 1)) for model, share in shares.items()}
         self._unsafe: list[asyncio.Semaphore] = []  # slots whose outcomes the driver has not been told of …
         self._told: list[asyncio.Semaphore] = []  # … and those that it is about to commit
         self._running: set[asyncio.Task[None]] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import resource
 import time
@@ -24,6 +25,8 @@ from tailor_ray.teacher.outcomes import Checked, Outcome, check_reply, check_sta
 
 if TYPE_CHECKING:
     import httpx2
+
+log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 30 * 86400.0  # a Retry-After beyond it is no number to reckon with
 FILES_BESIDE = 128  # descriptors that a process needs for what is no connection
@@ -102,7 +105,6 @@ class Sender:
         import httpx2
         from openai import DefaultAioHttpClient
 
-        raise_file_limit(connections)
         self._endpoint = endpoint
         self._hide = Hidden(endpoint)
         self._url = endpoint.base_url.rstrip("/")
@@ -189,13 +191,18 @@ def retry_after(headers: object, now: float | None = None) -> float | None:
     return None
 
 
-def raise_file_limit(connections: int) -> None:
-    """Let this process open as many files as its connections take, where the system allows it."""
+def connections_that_fit(wanted: int) -> int:
+    """How many of the wanted connections this process can hold, once its limit of files is as high as may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + FILES_BESIDE
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted + FILES_BESIDE:
+        return wanted
+    most = wanted + FILES_BESIDE if hard == resource.RLIM_INFINITY else min(wanted + FILES_BESIDE, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    fit = min(wanted, max(most - FILES_BESIDE, most // 2))
+    if fit < wanted:
+        said = "this process may open %d files: %d calls at once, and not %d; raise `ulimit -n`"
+        log.warning(said, most, fit, wanted)
+    return fit
 
 
 def _connection_failure(error: BaseException) -> Checked:
