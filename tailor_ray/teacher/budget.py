@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 TABLE_DATE = "2025-08"
 CAP_GROWTH = 4  # a reply that was cut is asked for again with up to so many times the cap
+ENOUGH_SEEN = 20  # replies within their caps after which an endpoint is taken to keep them
+UNSURE = 8.0  # times what is reserved that a reply may turn out to cost until then
 OLD_MONTHS = 6  # from which the table's age is told
 
 PRICES: dict[str, PriceConfig] = {
@@ -132,7 +134,8 @@ class Worst:
     """What one attempt at an endpoint may cost, by its cap and price, and by what its replies have shown so far.
 
     A server that ignores the cap or counts more than we do is believed: the largest reply seen is what the next one
-    may be. Until one was seen, and where one exceeded its cap, more is left free than the sum of the reservations.
+    may be. Until some were seen, and where one exceeded its cap, calls go together only where the budget has room for
+    several times what is reserved, and one by one at its end: so at most one reply exceeds it.
     """
 
     def __init__(self, endpoint: EndpointConfig, batch: bool = False, seen_output: int | None = None) -> None:
@@ -140,7 +143,7 @@ class Worst:
         self._model, self._price, self._batch = endpoint.model, price_of(endpoint), batch
         most = CAP_GROWTH * endpoint.max_tokens
         self._output = seen_output if seen_output is not None and seen_output > most else 0
-        self._seen = seen_output is not None
+        self._seen = ENOUGH_SEEN if seen_output is not None else 0
         self._input = 0  # beyond what we count
         self._dearest = 0.0
         self._told: set[str] = set()
@@ -148,7 +151,7 @@ class Worst:
     @property
     def slack(self) -> float:
         """How much more than the reservations in flight a budget must hold."""
-        return 8.0 if not self._seen else 2.0 if self._output or self._input else 1.0
+        return 1.0 if self._seen >= ENOUGH_SEEN and not (self._output or self._input > 0) else UNSURE
 
     def of(self, prompt_tokens: int, max_tokens: int) -> Spend:
         usage = Usage(input=prompt_tokens + self._input, output=max(max_tokens, self._output))
@@ -157,7 +160,7 @@ class Worst:
 
     def learn(self, prompt_tokens: int, max_tokens: int, usage: Usage | None, text: str | None) -> Spend | None:
         """Take note of a reply. Where its usage is not known, returns what it is to be counted as."""
-        self._seen = True
+        self._seen += 1
         if usage is None:
             self._tell("usage", "replies of %r do not say what they used: each is counted at its worst", self._model)
             # A token is seldom more than three bytes of a long text, whatever the tokenizer.

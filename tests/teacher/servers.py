@@ -46,10 +46,13 @@ def serving(answer, path="/v1/chat/completions"):
             return web.Response(body=value, status=status, headers=headers[0] if headers else None)
         return web.json_response(value, status=status, headers=headers[0] if headers else None)
 
+    async def models(_):
+        return web.json_response({"data": [{"id": "alpha"}, {"id": "beta"}]})
+
     async def serve():
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post(path, chat)
-        app.router.add_get("/v1/models", lambda _: web.json_response({"data": [{"id": "alpha"}, {"id": "beta"}]}))
+        app.router.add_get("/v1/models", models)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -12,7 +12,7 @@ from tailor_ray.storage import Store
 from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.outcomes import Outcome, Usage, read_usage
 from tailor_ray.teacher.budget import cost_usd
 from tests.teacher.helpers import config, request
 
@@ -260,6 +260,46 @@ def test_the_bill_never_exceeds_the_budget_by_a_cent_and_a_raise_goes_on(tmp_pat
         assert (bank.usd if "usd" in setting else bank.tokens) <= raised
         ledger.close()
     assert 10 <= stopped < 50  # both ends of the property are seen
+
+
+class Liar(Bank):
+    """A server that ignores caps, counts less than it bills, or says nothing; what it bills shows in some replies."""
+
+    def serve(self, lease, wanted):
+        """Bills up to six times the cap; `largest` is the dearest reply in dollars and in tokens."""
+        output = self.draw.randint(1, 6 * wanted.max_tokens)
+        bill = Usage(self.draw.randint(1, wanted.prompt_tokens), 0, output)
+        text = "word" * output
+        form = self.draw.choice(["total", "cost", "honest", "none", "lost"])
+        if form in ("none", "lost"):
+            bill = Usage(bill.input, 0, min(output, wanted.max_tokens))
+        usd = cost_usd(self.price, bill)
+        self.usd, self.tokens = self.usd + usd, self.tokens + bill.input + bill.output
+        self.most = max(self.most, usd)
+        said = {
+            "total": {"prompt_tokens": bill.input, "completion_tokens": 1, "total_tokens": bill.input + bill.output},
+            "cost": {"prompt_tokens": bill.input, "completion_tokens": bill.output, "cost": usd},
+            "honest": {"prompt_tokens": float(bill.input), "completion_tokens": float(bill.output)},
+        }.get(form)
+        if form == "lost":
+            return answer(lease.key, "timeout")
+        return replace(answer(lease.key), text=text[: 4 * bill.output], usage=read_usage(said))
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_a_dishonest_server_exceeds_the_budget_by_no_more_than_the_reply_that_showed_it(tmp_path, monkeypatch, block):
+    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
+    for seed in range(block * 40, block * 40 + 40):
+        draw = random.Random(seed)
+        price = PriceConfig(input=draw.uniform(0.1, 20), output=draw.uniform(0.1, 80))
+        wanted = [request(config(max_tokens=60), number=n) for n in range(30)]
+        worst = cost_usd(price, Usage(wanted[0].prompt_tokens, 0, 60))
+        liar, ledger = Liar(seed, price), Ledger(Store.open(str(tmp_path / f"ledger-{seed}")))
+        cap = worst * draw.uniform(1, 60)
+        spend_all(ledger, wanted, liar, seed, price=price, max_tokens=60, budget_usd=cap)
+        assert liar.usd <= cap + liar.most + 1e-9, seed
+        assert ledger.spent().usd >= liar.usd - 1e-9
+        ledger.close(compact=False)
 
 
 @pytest.mark.parametrize("setting", ["budget_tokens", "round_budget_tokens", "round_budget_usd", "budget_usd"])
