@@ -22,7 +22,6 @@ from tailor_ray.config.teacher import TeacherConfig, one_form
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError
 
-
 log = logging.getLogger(__name__)
 
 

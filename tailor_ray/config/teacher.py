@@ -65,7 +65,7 @@ class EndpointConfig(Section):
     api_key_file: Annotated[str | None, OPERATIONAL] = None
     """File on those nodes that holds the key; taken instead of the variable."""
     api_key_header: Annotated[str, OPERATIONAL] = Field(default="Authorization", pattern=HEADER)
-    """Header that carries the key: as `Bearer KEY` in Authorization, by itself in any other, such as Azure's api-key."""
+    """Header that carries the key: as `Bearer KEY` in Authorization, by itself in any other, as in Azure's api-key."""
     extra_headers: Annotated[dict[str, str], OPERATIONAL] = Field(default_factory=dict)
     """Further headers of every call; secrets belong into `extra_headers_env`."""
     extra_headers_env: Annotated[dict[str, str], OPERATIONAL] = Field(default_factory=dict)
@@ -131,7 +131,9 @@ class EndpointConfig(Section):
             if info.field_name == "extra_headers_env" and not re.match(VARIABLE, value):
                 raise ValueError(f"{name}: name an environment variable, not its value")
             if info.field_name == "extra_headers" and name.lower() in ("authorization", "api-key", "x-api-key"):
-                raise ValueError(f"{name}: a key must not stand here; name its variable by api_key_env and api_key_header")
+                raise ValueError(
+                    f"{name}: a key must not stand here; name its variable by api_key_env, its header by api_key_header"
+                )
         return headers
 
     @field_validator("base_url")
@@ -283,7 +285,7 @@ class TeacherConfig(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"teacher.teachers: each teacher needs a model of its own, not {', '.join(names)}")
         if self.peer_scores and (self.arrangement != "committee" or len(self.teachers) < 2):
-            raise ValueError("teacher.peer_scores needs arrangement: committee and a second teacher in teacher.teachers")
+            raise ValueError("teacher.peer_scores needs arrangement: committee and a second teacher")
         return self
 
 

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from tailor_ray.config.teacher import MockConfig
-from tailor_ray.errors import UserError
 from tailor_ray.demo.mock_server import MockOptions, serve_mock
+from tailor_ray.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from tailor_ray.config.teacher import MOCK, TeacherConfig
-from tailor_ray.errors import UserError
-from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.demo.mock_main import encode_options
+from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.errors import UserError
 
 STOP_S = 10.0  # until a mock that does not end by itself is killed
 

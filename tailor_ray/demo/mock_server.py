@@ -21,11 +21,11 @@ from typing import Any, TextIO
 from aiohttp import web
 
 from tailor_ray.config.teacher import MockConfig
-from tailor_ray.errors import UserError
-from tailor_ray.teacher.request import canonical
 from tailor_ray.demo.mock_batches import Batches
 from tailor_ray.demo.mock_faults import FAULTS, IN_BATCHES, Call, completion, error_response
 from tailor_ray.demo.mock_replies import Answers, compose
+from tailor_ray.errors import UserError
+from tailor_ray.teacher.request import canonical
 
 
 @dataclass(frozen=True, slots=True)

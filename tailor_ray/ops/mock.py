@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from tailor_ray.config.base import explain
 from tailor_ray.config.teacher import MockConfig
-from tailor_ray.errors import UserError
 from tailor_ray.demo.mock_server import MockOptions, serve_mock
+from tailor_ray.errors import UserError
 
 
 def serve(host: str, port: int, faults: Sequence[str], key_env: str | None, **settings: Any) -> None:

@@ -65,12 +65,10 @@ class Reply:
 def parse_reply(text: str) -> Reply:
     """Read a reply in whichever form it came."""
     text = strip_thinking(text)
-    for form, read in (("json", _json_fields), ("tagged", _tagged), ("headed", _headed)):
-        fields = read(text)
-        if fields is not None:
-            break
-    else:
-        form, fields = "prose", _prose(text)
+    found = ((form, read(text)) for form, read in _FORMS)
+    form, fields = next(((form, fields) for form, fields in found if fields is not None), ("prose", {}))
+    if form == "prose":
+        fields = _prose(text)
     rationale, stated = split_conclusion(fields.get("rationale") or "")
     answer, feedback = fields.get("answer") or stated, fields.get("feedback")
     left = next(filter(None, map(_LEFT.search, (rationale, answer or "", feedback or ""))), None)
@@ -193,12 +191,13 @@ def _prose(text: str) -> Mapping[str, str | None]:
     for place, mark in enumerate(marks):
         if mark.start() < begin:
             continue
-        name, ends = mark.group(2).lower(), place + 1 < len(marks) and marks[place + 1]
-        closed = bool(ends) and ends.group(1) and ends.group(2).lower() == name
-        if not mark.group(1) and closed:
-            fields[name] = text[mark.end() : ends.start()].strip()
+        name, opens = mark.group(2).lower(), not mark.group(1)
+        end = marks[place + 1] if place + 1 < len(marks) else None
         kept.append(text[begin : mark.start()])
-        begin = ends.end() if ends and closed else len(text) if not mark.group(1) else mark.end()
+        begin = len(text) if opens else mark.end()
+        if end is not None and end.group(1) and end.group(2).lower() == name:
+            fields[name] = text[mark.end() : end.start()].strip()
+            begin = end.end()
     kept.append(text[begin:])
     body = _unfenced("".join(kept).strip())
     label = re.match(r"(?:reasoning|rationale)\s{0,4}:", body, re.IGNORECASE)
@@ -212,3 +211,6 @@ def _unfenced(text: str) -> str:
     if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
         return "\n".join(lines[1:-1]).strip()
     return text
+
+
+_FORMS = (("json", _json_fields), ("tagged", _tagged), ("headed", _headed))

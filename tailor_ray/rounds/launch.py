@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tailor_ray.config import RunConfig
@@ -57,8 +57,6 @@ def _secrets(config: RunConfig) -> tuple[str, ...]:
         variables = [endpoint.api_key_env, *endpoint.extra_headers_env.values()]
         found += [os.environ.get(variable, "").strip() for variable in variables if variable]
         if endpoint.api_key_file is not None:
-            try:
+            with suppress(OSError, UnicodeDecodeError):  # it need be on the nodes of the actors alone
                 found.append(Path(endpoint.api_key_file).expanduser().read_text(encoding="utf-8").strip())
-            except (OSError, UnicodeDecodeError):
-                pass  # it need be on the nodes of the actors alone
     return tuple(secret for secret in found if len(secret) >= 8)

@@ -12,6 +12,7 @@ from itertools import islice
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.layout import ledger_folder
 from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output
@@ -23,7 +24,6 @@ from tailor_ray.student.pool import EnginePool
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.access import check_access
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
 

@@ -23,9 +23,7 @@ def hosted_teachers(config: TeacherConfig, run: str, models: Mapping[str, ModelR
         yield config.model_copy(update={"teachers": tuple(teachers)})
 
 
-def _hosted(
-    endpoint: EndpointConfig, name: str, models: Mapping[str, ModelRef], opened: ExitStack
-) -> EndpointConfig:
+def _hosted(endpoint: EndpointConfig, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> EndpointConfig:
     if endpoint.serve is None:
         return endpoint
     with own_handlers():

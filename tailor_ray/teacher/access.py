@@ -122,7 +122,7 @@ def _judge(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> 
 
 
 def _offered(endpoint: EndpointConfig, code: str) -> str:
-    """The models that the endpoint says it has, for a message; "" where it does not say, or it is not they that lack."""
+    """The models that the endpoint says it has, for a message; "" where it says none, or the model is among them."""
     if code != "http_404":
         return ""
 

@@ -20,11 +20,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.teacher.budget import outcome_usd
 from tailor_ray.teacher.client import Sender, connections_that_fit
 from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal
 from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.budget import outcome_usd
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _open_journal(stem: str) -> Journal | None:
         return None
 
 
-async def hire_here(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:
+async def hire_here(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:  # noqa: ARG001
     """Send from this process and event loop; for few requests, where there is no cluster."""
     senders = TeacherActor(config.teachers, share)
     await senders.ready()

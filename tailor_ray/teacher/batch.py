@@ -22,12 +22,11 @@ from typing import Any
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
 from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
-from tailor_ray.teacher.budget import Budget, Spend, Worst
+from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
 from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage
-from tailor_ray.teacher.budget import cost_usd, price_of
 from tailor_ray.teacher.request import TeacherRequest, cap_of
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class BatchPool:
         return self._follow(record)
 
     def _choose(self) -> list[TeacherRequest]:
-        """Requests of one endpoint for one file, the most valuable first, within the limits of file, queue and budget."""
+        """Requests of one endpoint for one file, the most valuable first, within all limits."""
         with self._lock:
             ready = sorted(self._waiting.values(), key=lambda request: request.priority)
             quiet = self._flushed and time.monotonic() - self._changed >= QUIET_S

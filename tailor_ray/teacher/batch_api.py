@@ -34,7 +34,9 @@ FORGOTTEN_S = 3 * 86400.0  # a batch lives a day
 OVERDUE_S = 36 * 3600.0  # one that is not over by then never will be
 TELL_S = 600.0  # between lines about a batch whose status is the same
 _QUEUE_FULL = re.compile(r"token_limit|enqueued token|queued token|queue (?:is )?full", re.IGNORECASE)
-_TOO_LARGE = re.compile(r"(?:file|body|payload|entity)[^.]{0,40}(?:too (?:large|big)|exceed|maximum size)", re.IGNORECASE)
+_TOO_LARGE = re.compile(
+    r"(?:file|body|payload|entity)[^.]{0,40}(?:too (?:large|big)|exceed|maximum size)", re.IGNORECASE
+)
 
 
 class TooLarge(Exception):
@@ -197,9 +199,7 @@ class BatchApi:
             kind = Outage if checked.rule.fate is Fate.RETRY else StageError
             raise kind(f"{where} says {detail}; the batches are kept: run the same command") from None
         except openai.APIConnectionError as error:
-            raise Outage(
-                f"{where} cannot be reached: {error}; the batches are kept: run the same command"
-            ) from None
+            raise Outage(f"{where} cannot be reached: {error}; the batches are kept: run the same command") from None
 
 
 def read_output(data: bytes) -> dict[str, Checked]:

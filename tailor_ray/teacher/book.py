@@ -87,7 +87,9 @@ def forget_rows(store: Store, outcomes: Sequence[str]) -> int:
         known = {row.outcome for row in ledger.rows()}
         unknown = [outcome for outcome in outcomes if outcome not in known]
         if unknown:
-            raise UserError(f"no row of the ledger ended as {unknown[0]!r}; there are: {', '.join(sorted(known)) or 'none'}")
+            raise UserError(
+                f"no row of the ledger ended as {unknown[0]!r}; there are: {', '.join(sorted(known)) or 'none'}"
+            )
         return ledger.forget(outcomes)
     finally:
         ledger.close()

@@ -2,8 +2,8 @@
 
 Prices are dollars a million tokens: the configuration's before those of the table, which is a convenience with a date
 on it, not a promise; what a reply itself says it cost goes before both. The budget's invariant, for the run and for the
-round, in dollars and in tokens: spent + reserved <= cap. A request is sent only after `reserve` said yes; `settle` gives
-the reservation back and adds what was really paid.
+round, in dollars and in tokens: spent + reserved <= cap. A request is sent only after `reserve` said yes; `settle`
+gives the reservation back and adds what was really paid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PRICES: dict[str, PriceConfig] = {
     "deepseek-chat": PriceConfig(input=0.27, cached_input=0.07, output=1.1, batch_discount=0.0),
     "deepseek-reasoner": PriceConfig(input=0.55, cached_input=0.14, output=2.19, batch_discount=0.0),
     "mock-teacher": PriceConfig(input=0.0, output=0.0),
-    "mock-teacher": PriceConfig(input=0.0, output=0.0),
+    "sandbox-teacher": PriceConfig(input=0.0, output=0.0),
 }
 
 

@@ -117,7 +117,7 @@ class Sender:
         )
 
     async def attempt(self, key: str, body: str, sent_as: str | None = None) -> Outcome:
-        """Send once; at most `timeout_s` of wall-clock time. `sent_as` goes along, so that a server may tell retries."""
+        """Send once; at most `timeout_s` of wall-clock time. `sent_as` lets servers tell retries."""
         sent, start = time.time(), time.monotonic()
         headers = {"Idempotency-Key": sent_as or key}
         call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)

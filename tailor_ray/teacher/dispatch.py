@@ -65,7 +65,7 @@ class _Open:
     request: TeacherRequest
     row: LedgerRow
     gave_up_before: bool  # an earlier driver left it after all its attempts
-    worst: Spend = Spend()
+    worst: Spend = field(default_factory=Spend)
     attempts: int = 0
     first: float | None = None  # when its first attempt was given out, by the endpoint's clock
     grant: Grant | None = None
@@ -361,8 +361,8 @@ def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: fl
         said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
     hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
     return Outage(
-        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, and "
-        "what has none is asked again: run the same command"
+        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
+        "and what has none is asked again: run the same command"
     )
 
 

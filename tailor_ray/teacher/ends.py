@@ -69,7 +69,7 @@ def undecided_error(undecided: Sequence[Settled], config: TeacherConfig) -> Stop
     """All else is done, and some requests have no verdict."""
     said = Counter(f"{one.row.outcome}: {one.row.detail}" for one in undecided).most_common(1)[0][0]
     return Stopped(
-        f"{len(undecided)} requests got no reply in teacher.max_attempts={config.max_attempts} attempts; the last of them "
-        f"say: {said}. All replies are kept: run the same command, which asks these again; what fails again then, while "
-        "others are answered, counts as failed"
+        f"{len(undecided)} requests got no reply in teacher.max_attempts={config.max_attempts} attempts; most say: {said}. "
+        "All replies are kept: run the same command, which asks these again; what fails again then, while others are "
+        "answered, counts as failed"
     )

@@ -264,11 +264,13 @@ def read_usage(value: Any) -> Usage | None:
     if prompt is None or output is None:
         return None
     total = _count(value.get("total_tokens")) or 0
-    cached = _detail(value, "prompt_tokens_details", "cached_tokens") or _count(value.get("prompt_cache_hit_tokens")) or 0
+    cached = (
+        _detail(value, "prompt_tokens_details", "cached_tokens") or _count(value.get("prompt_cache_hit_tokens")) or 0
+    )
     reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
     if reasoning > output:
         output += reasoning
-    return Usage(prompt, min(cached, prompt), max(output, total - prompt), reasoning, _cost(value))
+    return Usage(prompt, min(cached or 0, prompt), max(output, total - prompt), reasoning, _cost(value))
 
 
 def _count(value: Any) -> int | None:

@@ -125,7 +125,9 @@ class TeacherPool:
             if senders is not None:
                 await senders.dismiss()
 
-    async def _exchange(self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]) -> list[Outcome]:
+    async def _exchange(
+        self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
+    ) -> list[Outcome]:
         leases = [] if self._ends or self._held else self._lease(name, share)
         await self._hand_on(settled)
         if not leases and not self._dispatcher.holds(name):

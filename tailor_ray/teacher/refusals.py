@@ -89,7 +89,7 @@ def has_error(value: dict[str, Any], with_reply: bool) -> bool:
 
 
 def error_code(status: int | None, error: dict[str, Any]) -> tuple[str | None, int | None]:
-    """(the code that its words give, or None to go by the status; the status, found in the body where none is given)."""
+    """The code that its words give, or None to go by the status; and the status, from the body where none is given."""
     inner = _number(error)
     status = inner if status is None or inner in (402, 429) else status  # a gateway's own status tells less
     names = set(_names(error))
@@ -157,4 +157,6 @@ def _names(error: dict[str, Any]) -> Iterator[str]:
 def _is_flagged(error: dict[str, Any]) -> bool:
     metadata = error.get("metadata")
     marks = {**error, **(metadata if isinstance(metadata, dict) else {})}
-    return any(name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results"))
+    return any(
+        name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
+    )

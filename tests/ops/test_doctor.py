@@ -6,9 +6,9 @@ import sys
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import MockConfig
-from tailor_ray.ops import doctor
-from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.ops import doctor
 
 
 def config(tmp_path, **settings):

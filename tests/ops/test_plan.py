@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tailor_ray.config import RunConfig
+from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.layout import StageId, ledger_folder, stage_folder
 from tailor_ray.ops.plan import SAMPLED_PARTS, plan, run_forecast
 from tailor_ray.records import ATTEMPT_SCHEMA, Attempt, Verdict, to_table
@@ -12,7 +13,6 @@ from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, co
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 
 

@@ -113,8 +113,25 @@ def test_thinking_alone_leaves_nothing():
         assert strip_thinking(text) == parse_reply(text).rationale == ""
 
 
-SLOW = ["```" + "\n", "<think>", "</think>", "<rationale>", "</rationale>", '{"', '{"a":', "{ ", ",", "\\", "< ", "#", "*", "\n",
-        "the answer is ", "answer", " ", "1 ", "**Rationale", "<|channel|>final", '\\"', "Answer: \t", "[", "x"]  # fmt: skip
+SLOW = (
+    *(
+        "```\n",
+        "<think>",
+        "</think>",
+        "<rationale>",
+        "</rationale>",
+        '{"',
+        '{"a":',
+        "{ ",
+        ",",
+        "\\",
+        "< ",
+        "#",
+        "*",
+        "\n",
+    ),
+    *("the answer is ", "answer", " ", "1 ", "**Rationale", "<|channel|>final", '\\"', "Answer: \t", "[", "x"),
+)
 
 
 @pytest.mark.parametrize("piece", SLOW)

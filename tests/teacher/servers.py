@@ -22,7 +22,9 @@ def completion(text=GOOD, finish="stop", usage=(50, 20), **message):
     if isinstance(usage, tuple):
         usage = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
     return {
-        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}],
+        "choices": [
+            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+        ],
         "usage": usage,
     }
 
@@ -33,7 +35,7 @@ def error(message, code=None, **fields):
 
 @contextmanager
 def serving(answer, path="/v1/chat/completions"):
-    """`answer(number, body, call)` gives (status, value[, headers]) of call `number`; yields URL and the bodies seen."""
+    """`answer(number, body, call)` gives (status, value[, headers]) of a call; yields URL, bodies and calls seen."""
     bodies, calls, started, loops = [], [], threading.Event(), []
 
     async def chat(call):

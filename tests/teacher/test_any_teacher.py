@@ -80,7 +80,9 @@ def openrouter(number, body, call):
 
 def anthropic(_, body, call):
     if not bearer(call):
-        return 401, {"error": {"code": "invalid_x-api-key", "type": "authentication_error", "message": "invalid x-api-key"}}
+        return 401, {
+            "error": {"code": "invalid_x-api-key", "type": "authentication_error", "message": "invalid x-api-key"}
+        }
     if body.get("temperature") is not None and body.get("thinking"):
         return 400, error("`temperature` may only be set to 1 when thinking is enabled.", type="invalid_request_error")
     if body["thinking"]["budget_tokens"] >= body["max_tokens"]:
@@ -131,7 +133,9 @@ def path_of(url):
 
 def test_the_document_has_a_block_and_the_tests_a_mock_for_each_row():
     assert BLOCKS.keys() == MOCKS.keys()
-    assert len(re.findall(r"^\| (?!endpoint|---|what)", DOCUMENT.read_text().split("## ")[0], re.MULTILINE)) == len(MOCKS)
+    assert len(re.findall(r"^\| (?!endpoint|---|what)", DOCUMENT.read_text().split("## ")[0], re.MULTILINE)) == len(
+        MOCKS
+    )
 
 
 @pytest.mark.parametrize("name", MOCKS)

@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from tailor_ray.config.teacher import PriceConfig, MockConfig
+from tailor_ray.config.teacher import MockConfig, PriceConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.batch_api import BatchApi, read_output
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.demo.mock_server import MockOptions
-from tailor_ray.demo.mock_process import MockProcess
 from tests.teacher.helpers import config, request
 
 QUESTION = "<question>\nTom has {} apples. He buys 4 more. How many apples does Tom have?\n</question>"

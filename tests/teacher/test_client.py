@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tailor_ray.config.teacher import EndpointConfig, MockConfig
+from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.errors import StageError, TeacherAccessError
 from tailor_ray.teacher.batch_api import BatchApi
 from tailor_ray.teacher.client import LONGEST_WAIT_S, Sender, read_key, retry_after
 from tailor_ray.teacher.outcomes import Fate
-from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tests.teacher.helpers import request
 
 CANARY = "sk-canary-7f3a91c2"

@@ -9,11 +9,10 @@ import pytest
 from tailor_ray.config.teacher import PriceConfig
 from tailor_ray.errors import Stopped, TeacherAccessError
 from tailor_ray.storage import Store
-from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.teacher.budget import Budget, Spend, cost_usd
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage, read_usage
-from tailor_ray.teacher.budget import cost_usd
 from tests.teacher.helpers import config, request
 
 MODEL = "mock-teacher"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tailor_ray.config.teacher import EndpointConfig, PriceConfig, MockConfig
+from tailor_ray.config.teacher import EndpointConfig, MockConfig, PriceConfig
+from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.actor import TeacherActor, _open_journal
@@ -20,7 +21,6 @@ from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal, read_journals
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage
-from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row

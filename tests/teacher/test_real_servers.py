@@ -1,4 +1,4 @@
-"""Servers as users meet them, over real sockets: errors inside a 200, odd usage, ignored caps, refusals of one request."""
+"""Servers as users meet them, over real sockets: errors inside a 200, odd usage, ignored caps, single refusals."""
 
 import resource
 import subprocess
@@ -46,7 +46,11 @@ def once(first, then=None):
         {"detail": "Too many requests, try again in 0.1 s"},
         [{"error": {"code": 503, "message": "The model is overloaded", "status": "UNAVAILABLE"}}],
         completion(text="", finish="error", usage=None) | {"error": {"code": 502, "message": "gone"}},
-        {"choices": [{"error": {"code": 429, "message": "busy"}, "finish_reason": "error", "message": {"content": ""}}]},
+        {
+            "choices": [
+                {"error": {"code": 429, "message": "busy"}, "finish_reason": "error", "message": {"content": ""}}
+            ]
+        },
     ],
 )
 def test_an_error_inside_a_200_costs_nothing_and_is_asked_again(tmp_path, inside):
@@ -65,7 +69,9 @@ def test_a_429_inside_a_200_slows_the_sender_down(tmp_path):
     assert len(bodies) <= 52
 
 
-@pytest.mark.parametrize("finish", ["network_error", "insufficient_system_resource", "abort", "engine_error", "cancelled"])
+@pytest.mark.parametrize(
+    "finish", ["network_error", "insufficient_system_resource", "abort", "engine_error", "cancelled"]
+)
 def test_a_reply_that_the_server_broke_off_is_asked_again(tmp_path, finish):
     with serving(once((200, completion("Half of", finish, usage=(50, 2))))) as (url, _, __):
         asked = ask(tmp_path, url, 2)
@@ -274,7 +280,9 @@ def test_a_limit_of_files_is_no_refused_connection_and_loses_nothing(tmp_path):
         return 200, completion()
 
     with serving(lambda *_: slow()) as (url, _, __):
-        done = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script, url], capture_output=True, text=True, timeout=100, check=False
+        )
     assert done.stdout.strip() == "{'answered'} 120 None", done.stderr[-2000:]
     assert "ulimit -n" in done.stderr
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 60

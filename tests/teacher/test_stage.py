@@ -1,5 +1,6 @@
-"""The teaching stage against servers as users meet them: what is committed, what stops it, and what the next start asks."""
+"""The teaching stage against servers as users meet them: what it commits, what stops it, what the next start asks."""
 
+import itertools
 import json
 import re
 
@@ -55,7 +56,9 @@ def run(folder, url, exam=EXAM, round_=1, **settings):
         return TeacherPool(job.config, ledger, job.round, tell, tell, hire_here)
 
     try:
-        with intake.teaching(lambda: teach(job, intake, Store.open(str(folder / "out")), ledger, open_pool)) as teaching:
+        with intake.teaching(
+            lambda: teach(job, intake, Store.open(str(folder / "out")), ledger, open_pool)
+        ) as teaching:
             for part in parts(exam):
                 intake.put(part)
             intake.end()
@@ -164,7 +167,7 @@ def test_after_a_cut_the_cap_is_doubled_within_a_bound_and_nothing_empty_is_sent
         roles = [message["role"] for message in messages if message["role"] != "system"]
         if any(not message["content"].strip() for message in messages) or "</think>" in shown(body):
             return 400, error("messages must have content")
-        if any(one == other for one, other in zip(roles, roles[1:], strict=False)):
+        if any(one == other for one, other in itertools.pairwise(roles)):
             return 400, error("roles must alternate")
         if body["max_tokens"] < 200:
             return 200, completion(["", "<think>so much", "<rationale>half of"][len(caps) % 3], "length")
@@ -185,14 +188,16 @@ def test_thinking_alone_is_no_lesson_and_is_not_sent_back(tmp_path):
 
     with serving(thinks) as (url, bodies, _):
         assert run(tmp_path, url, exam=EXAM[:1])["taught"] == 20
-    later = [body for body in bodies[20:]]
+    later = list(bodies[20:])
     assert all(len(body["messages"]) == 2 and "cannot be used" in shown(body) for body in later)
     assert "think" not in json.dumps(later)
 
 
 def test_raising_the_cap_asks_for_what_was_cut_alone(tmp_path):
     def cuts(n, body, _):
-        return 200, completion("<rationale>half of it", "length") if body["max_tokens"] < 100 and n % 4 == 0 else lesson(body)
+        return 200, completion("<rationale>half of it", "length") if body[
+            "max_tokens"
+        ] < 100 and n % 4 == 0 else lesson(body)
 
     with serving(cuts) as (url, bodies, _):
         first = run(tmp_path, url, max_tokens=20, max_asks=1)
@@ -269,15 +274,19 @@ def test_models_are_a_hint_alone(tmp_path):
     """An endpoint that lists other models and answers is used; one that refuses the model is told with the list."""
     with serving(lambda *_: (200, completion())) as (url, _, __):
         check(tmp_path, url)
-    with serving(lambda *_: (404, error("no such model", "model_not_found"))) as (url, _, __):
-        with pytest.raises(TeacherAccessError, match=r"no such model.*it offers alpha, beta"):
-            check(tmp_path / "b", url, model="gamma")
+    with (
+        serving(lambda *_: (404, error("no such model", "model_not_found"))) as (url, _, __),
+        pytest.raises(TeacherAccessError, match=r"no such model.*it offers alpha, beta"),
+    ):
+        check(tmp_path / "b", url, model="gamma")
 
 
 def test_who_refuses_us_is_found_before_the_exam(tmp_path):
-    with serving(lambda *_: (401, error("Incorrect API key"))) as (url, bodies, _):
-        with pytest.raises(TeacherAccessError, match=r"Incorrect API key.*teacher\.api_key_env"):
-            check(tmp_path, url)
+    with (
+        serving(lambda *_: (401, error("Incorrect API key"))) as (url, bodies, _),
+        pytest.raises(TeacherAccessError, match=r"Incorrect API key.*teacher\.api_key_env"),
+    ):
+        check(tmp_path, url)
     assert len(bodies) == 1
     with serving(lambda *_: (402, error("pay"))) as (url, _, __), pytest.raises(Stopped, match="quota"):
         check(tmp_path, url)
