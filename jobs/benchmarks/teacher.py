@@ -59,9 +59,7 @@ def messages(number: int) -> list[dict[str, str]]:
 def requests(config: TeacherConfig, first: int, count: int) -> list[TeacherRequest]:
     one = config.teachers[0]
     return [
-        make_request(
-            config.teachers[0], messages(n), None, sample=0, question_id=str(n), round_=1, priority=(0.0, 0, f"{n:09d}")
-        )
+        make_request(one, messages(n), None, sample=0, question_id=str(n), round_=1, priority=(0.0, 0, f"{n:09d}"))
         for n in range(first, first + count)
     ]
 

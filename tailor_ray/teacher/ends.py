@@ -68,8 +68,9 @@ def yield_error(ends: Ends, of_how_many: str, config: TeacherConfig) -> TailorEr
 def undecided_error(undecided: Sequence[Settled], config: TeacherConfig) -> Stopped:
     """All else is done, and some requests have no verdict."""
     said = Counter(f"{one.row.outcome}: {one.row.detail}" for one in undecided).most_common(1)[0][0]
+    tries = f"teacher.max_attempts={config.max_attempts} attempts"
     return Stopped(
-        f"{len(undecided)} requests got no reply in teacher.max_attempts={config.max_attempts} attempts; most say: {said}. "
-        "All replies are kept: run the same command, which asks these again; what fails again then, while others are "
-        "answered, counts as failed"
+        f"{len(undecided)} requests got no reply in {tries}; most say: "
+        f"{said}. All replies are kept: run the same command, which asks these again; what fails again then, while "
+        "others are answered, counts as failed"
     )
