@@ -94,13 +94,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     data: dict[str, Any] = {}
     if path is not None:
         data = _read_yaml(Path(path))
+    if isinstance(data.get("teacher"), dict):
+        data["teacher"], hints = one_form(data["teacher"])
+        for hint in hints:
+            log.warning("%s: %s; the old spelling is read until 0.3", path, hint)
     for override in overrides:
         _apply(data, override)
-    section = data.get("teacher")
-    if isinstance(section, dict):
-        data["teacher"], hints = one_form(section)
-        for hint in hints:
-            log.warning("%s; the old spelling is read until 0.3", hint)
     return parse_config(data, source=str(path) if path is not None else "the configuration")
 
 

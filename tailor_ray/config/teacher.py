@@ -299,7 +299,7 @@ def one_form(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     also = data.pop("also", ())
     if first:
         moved = ", ".join(f"teacher.{name}" for name in first)
-        hints.append(f"{moved}: write it into the list teacher.teachers (--set teacher.teachers.0.NAME=VALUE)")
+        hints.append(f"{moved}: write it into the list teacher.teachers")
     if also:
         hints.append("teacher.also: its teachers follow the first one in the list teacher.teachers")
     if first or also:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tailor_ray.config.teacher import EndpointConfig, MockConfig
 from tailor_ray.demo.mock_server import MockOptions, start_mock
-from tailor_ray.errors import StageError, TeacherAccessError
+from tailor_ray.errors import Stopped, TeacherAccessError
 from tailor_ray.teacher.batch_api import BatchApi
 from tailor_ray.teacher.client import LONGEST_WAIT_S, Sender, read_key, retry_after
 from tailor_ray.teacher.outcomes import Fate
@@ -196,7 +196,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path, monkey
     outcome = await sender.attempt("k", request().body)
     monkeypatch.setattr("tailor_ray.teacher.batch_api._retried", lambda call: call)
     api = BatchApi(endpoint)
-    with pytest.raises(StageError, match="cannot be reached"):
+    with pytest.raises(Stopped, match="cannot be reached"):
         await asyncio.to_thread(api.find, "any")
     api.close()
     await sender.close()
