@@ -205,6 +205,16 @@ def ledger_import(run: RunArgument, path: LedgerFile) -> None:
     typer.echo(ledger.take_in(run, path))
 
 
+@ledger_app.command("forget", epilog="Example: tailor-ray ledger forget runs/new content_filter length")
+def ledger_forget(
+    run: RunArgument, outcomes: Annotated[list[str], typer.Argument(help="As `ledger total` names them.")]
+) -> None:
+    """Drop replies by their outcome, so that the same requests are asked again."""
+    from tailor_ray.ops import ledger
+
+    typer.echo(ledger.forget(run, outcomes))
+
+
 @app.command(epilog="Example: tailor-ray submit jobs/gsm8k.yaml --address http://head:8265 --storage s3://bucket/runs")
 def submit(
     config: ConfigArgument,
@@ -257,8 +267,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command("sandbox-teacher", epilog="Example: tailor-ray sandbox-teacher --port 8765 --answers gsm8k/train.jsonl")
-def sandbox_teacher(
+@app.command("sandbox-teacher", hidden=True)  # its name until 0.2; read until 0.3
+@app.command("mock-teacher", epilog="Example: tailor-ray mock-teacher --port 8765 --answers gsm8k/train.jsonl")
+def mock_teacher(
     fault: Annotated[
         list[str],
         typer.Option(
@@ -280,7 +291,7 @@ def sandbox_teacher(
     access_log: Annotated[str | None, typer.Option(help="JSONL file with a line a call.")] = None,
 ) -> None:
     """A local OpenAI-compatible teacher for demos and tests; prints its address, serves until it is stopped."""
-    from tailor_ray.ops.sandbox import serve
+    from tailor_ray.ops.mock import serve
 
     serve(
         host=host,

@@ -44,7 +44,7 @@ def run(tmp_path):
             "name": "try",
             "storage": str(tmp_path / "runs"),
             "task": {"name": "jsonl", "path": str(folder)},
-            "teacher": {"base_url": "sandbox"},
+            "teacher": {"base_url": "mock"},
             **settings,
         }
         path = tmp_path / "run.yaml"
@@ -69,7 +69,7 @@ def test_help_and_each_commands_help_answer():
         "doctor",
         "ledger",
         "grade",
-        "sandbox-teacher",
+        "mock-teacher",
     )
     for command in commands:
         assert f"  {command} " in done.stdout
@@ -138,10 +138,10 @@ def test_one_stage_alone_is_refused_for_its_data_and_not_for_want_of_a_teacher(r
 
 def test_teacher_that_refuses_the_key(run, tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-m", "tailor_ray", "sandbox-teacher", "--port", "0", "--key-env", "SANDBOX_KEY"],
+        [sys.executable, "-m", "tailor_ray", "mock-teacher", "--port", "0", "--key-env", "MOCK_KEY"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "SANDBOX_KEY": "the-right-key"},
+        env={**os.environ, "MOCK_KEY": "the-right-key"},
     ) as server:
         url = server.stdout.readline().split()[-1]
         try:

@@ -6,6 +6,7 @@ import yaml
 from tailor_ray.config import RunConfig, load_config
 from tailor_ray.config.base import Section
 from tailor_ray.config.reference import reference
+from tailor_ray.config.run import parse_config
 from tailor_ray.errors import ConfigError, UserError
 
 
@@ -23,7 +24,7 @@ def write(tmp_path, text):
         ("exam: {samples: 0}", r"exam\.samples: .*greater than or equal to 1 \(given: 0\)"),
         ("exam: {samples: many}", r"exam\.samples: .*integer.*many"),
         ("teacher: {serve: some/model}", r"student\.engines=auto takes every GPU"),
-        ("teacher: {base_url: 'ftp://x'}", r"teacher\.base_url must be an http"),
+        ("teacher: {base_url: 'ftp://x'}", r"teacher\.teachers\.0\.base_url: base_url must be an http"),
         ("- a\n- b", "must hold a mapping of settings, not a list"),
         ("a: [", "not valid YAML"),
         ("storage: 's3://key:secret@bucket/x'", "must not carry user info"),
@@ -105,3 +106,53 @@ def test_the_settings_that_change_results_are_plain_data():
     config = load_config(None, ["task.name=jsonl", "task.path=x", "task.answer_kind=number"])
     assert yaml.safe_load(yaml.safe_dump(config.results())) == config.results()
     assert config.results()["task"]["answer_kind"] == "number"
+
+
+OLD = """
+teacher:
+  base_url: sandbox
+  model: a
+  max_tokens: 99
+  also: [{model: b}]
+  sandbox: {wrong_share: 0.5}
+"""
+NEW = """
+teacher:
+  teachers:
+    - {base_url: mock, model: a, max_tokens: 99}
+    - {model: b}
+  mock: {wrong_share: 0.5}
+"""
+
+
+def test_the_first_form_of_the_teacher_is_read_with_a_hint(tmp_path, caplog):
+    old = load_config(write(tmp_path, OLD))
+    hinted = caplog.text
+    caplog.clear()
+    assert old == load_config(write(tmp_path, NEW))
+    assert not caplog.text
+    for said in (
+        "teacher.base_url, teacher.model, teacher.max_tokens",
+        "teacher.teachers",
+        "teacher.also",
+        "teacher.mock",
+    ):
+        assert said in hinted
+    assert parse_config(yaml.safe_load(old.to_yaml()), "again") == old
+
+
+def test_a_teacher_is_set_by_its_place_and_the_first_one_without(tmp_path):
+    path = write(tmp_path, NEW)
+    config = load_config(path, ["teacher.teachers.1.max_tokens=7", "teacher.temperature=0.1", "teacher.budget_usd=3"])
+    assert [one.max_tokens for one in config.teacher.teachers] == [99, 7]
+    assert [one.temperature for one in config.teacher.teachers] == [0.1, 0.7]
+    third = load_config(path, ["teacher.teachers.2.model=c"])
+    assert [one.model for one in third.teacher.teachers] == ["a", "b", "c"]
+    assert load_config(None, ["teacher.teachers.0.model=x"]).teacher.model == "x"
+    for wrong in ("teacher.teachers.5.model=c", "teacher.teachers.first.model=c"):
+        with pytest.raises(ConfigError, match="is no number from 0 to 2"):
+            load_config(path, [wrong])
+    with pytest.raises(ConfigError, match="at least one teacher"):
+        parse_config({"teacher": {"teachers": []}}, "test")
+    with pytest.raises(ConfigError, match=r"teacher\.teachers\.0\.temprature.*temperature"):
+        parse_config({"teacher": {"teachers": [{"temprature": 1}]}}, "test")

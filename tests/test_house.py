@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "training": LIGHT | {"observe"},
     "serving": LIGHT | {"observe"},
     "observe": {"errors", "once", "records", "statistics", "layout", "config", "storage", "answers"},
-    "rounds": LIGHT | {"tasks", "student", "teacher", "training", "serving", "observe"},
-    "ops": LIGHT | {"tasks", "student", "teacher", "serving", "observe", "rounds"},
-    "cli": LIGHT | {"tasks", "student", "teacher", "training", "serving", "observe", "rounds", "ops"},
+    "demo": LIGHT | {"tasks", "teacher"},
+    "rounds": LIGHT | {"tasks", "student", "teacher", "training", "serving", "observe", "demo"},
+    "ops": LIGHT | {"tasks", "student", "teacher", "serving", "observe", "rounds", "demo"},
+    "cli": LIGHT | {"tasks", "student", "teacher", "training", "serving", "observe", "rounds", "ops", "demo"},
 }
 # Third-party packages that only these places may import, at any depth.
 HEAVY = {

@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker i
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
-from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
+from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.models import identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, from_table, to_table
@@ -50,8 +52,6 @@ from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.engines import make_student
 
@@ -251,8 +251,7 @@ def taught(
     folder: Path, name: str, latency: float, questions: Store, attempts: Store, produce: Callable[[Any], Any]
 ) -> float:
     """Seconds from the start of the exam until the last lesson is committed."""
-    config = TeacherConfig(max_in_flight=IN_FLIGHT, requests_per_minute=1e7)
-    sandbox = SandboxConfig(answers=str(folder / "answers.jsonl"), latency_s=latency)
+    mock = MockConfig(answers=str(folder / "answers.jsonl"), latency_s=latency)
 
     def read(part: Part) -> Shard:
         asked = read_part(questions, find_part(questions, "train", part.index))
@@ -260,9 +259,10 @@ def taught(
             part.index, from_table(asked, Question), from_table(read_part(attempts, part), Attempt), frozenset()
         )
 
-    with SandboxProcess(SandboxOptions(sandbox)) as server:
-        url = config.model_copy(update={"base_url": server.base_url})
-        job, intake = TeachJob(url, 1, Grader(AnswerKind.NUMBER), read), Intake()
+    with MockProcess(MockOptions(mock)) as server:
+        endpoint = EndpointConfig(base_url=server.base_url, max_in_flight=IN_FLIGHT, requests_per_minute=1e7)
+        config = TeacherConfig(teachers=(endpoint,))
+        job, intake = TeachJob(config, 1, Grader(AnswerKind.NUMBER), read), Intake()
         out, ledger = Store.open(str(folder / f"lessons-{name}")), Ledger(Store.open(str(folder / f"ledger-{name}")))
         start = time.perf_counter()
         with intake.teaching(lambda: teach(job, intake, out, ledger)) as teaching:

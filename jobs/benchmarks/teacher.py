@@ -5,7 +5,7 @@
 Prints a table, and as its last line one JSON object: ideal_share_at_1s, wall_ratio_to_bare_client,
 cpu_ratio_to_bare_client, limit_used, http_429, limit_exceeded, paid_twice, and what they were computed from.
 Start-up is left out for both: the clock starts when the first SKIPPED replies of a run are in, and stops at its last
-one. Client CPU is that of the driver and its actors, and of the bare client's process. The server is the sandbox
+one. Client CPU is that of the driver and its actors, and of the bare client's process. The server is the mock
 teacher in answers mode, in a process of its own. Curator and distilabel stand beside it where they install.
 """
 
@@ -33,13 +33,13 @@ from typing import Any
 import psutil
 from teacher_rivals import ask, rivals
 
-from tailor_ray.config.teacher import SandboxConfig, TeacherConfig
+from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.pool import TeacherPool
 from tailor_ray.teacher.request import TeacherRequest, make_request
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
 
 IN_FLIGHT = 256
 SKIPPED = 2 * IN_FLIGHT  # replies before the clock starts
@@ -57,8 +57,9 @@ def messages(number: int) -> list[dict[str, str]]:
 
 
 def requests(config: TeacherConfig, first: int, count: int) -> list[TeacherRequest]:
+    one = config.teachers[0]
     return [
-        make_request(config, messages(n), None, sample=0, question_id=str(n), round_=1, priority=(0.0, 0, f"{n:09d}"))
+        make_request(one, messages(n), None, sample=0, question_id=str(n), round_=1, priority=(0.0, 0, f"{n:09d}"))
         for n in range(first, first + count)
     ]
 
@@ -109,9 +110,9 @@ def cpu_seconds(own: Sequence[psutil.Process]) -> float:
 def server(folder: Path, window_s: float = 60.0, **settings: Any) -> Iterator[tuple[str, Path]]:
     answers, log = folder / "answers.jsonl", folder / f"access-{time.monotonic_ns()}.jsonl"
     answers.write_text(json.dumps({"question": "none", "answer": "1", "rationale": None}) + "\n")
-    config = SandboxConfig(answers=str(answers), access_log=str(log), **settings)
-    with SandboxProcess(SandboxOptions(config, limit_window_s=window_s)) as sandbox:
-        yield sandbox.base_url, log
+    config = MockConfig(answers=str(answers), access_log=str(log), **settings)
+    with MockProcess(MockOptions(config, limit_window_s=window_s)) as mock:
+        yield mock.base_url, log
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
@@ -119,7 +120,9 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def ours(url: str, folder: Path, count: int, in_flight: int = IN_FLIGHT, **settings: Any) -> dict[str, float]:
-    config = TeacherConfig(base_url=url, max_in_flight=in_flight, requests_per_minute=UNLIMITED, **settings)
+    config = TeacherConfig(
+        teachers=(EndpointConfig(base_url=url, max_in_flight=in_flight, requests_per_minute=UNLIMITED),), **settings
+    )
     client = Client(config, folder / f"ledger-{time.monotonic_ns()}")
     own: list[psutil.Process] = []
     before = 0.0
@@ -158,7 +161,7 @@ async def bare_main(url: str, count: int) -> dict[str, float]:
         nonlocal done, start, before
         async with slots:
             reply = await client.chat.completions.create(
-                model="sandbox-teacher",
+                model="mock-teacher",
                 messages=messages(number),  # type: ignore[arg-type]
                 temperature=0.7,
                 max_tokens=512,
@@ -221,7 +224,10 @@ def limit(folder: Path, seconds: float) -> dict[str, Any]:
     worst: dict[str, Any] = {"limit_used": 1.0, "http_429": 0, "limit_exceeded": 0}
     for actors in (1, 4):
         with server(folder, latency_s=0.2, requests_per_minute=LIMIT) as (url, log):
-            config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=LIMIT, actors=actors)
+            config = TeacherConfig(
+                teachers=(EndpointConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=LIMIT),),
+                actors=actors,
+            )
             client = Client(config, folder / f"ledger-{actors}")
             client.run(requests(config, 0, int(LIMIT / 60 * seconds)))
             client.close()
@@ -238,7 +244,7 @@ def find(folder: Path, seconds: float) -> dict[str, Any]:
     out = {}
     for window in (1.0, 60.0):
         with server(folder, window, latency_s=0.2, requests_per_minute=LIMIT) as (url, log):
-            config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, max_attempts=100)
+            config = TeacherConfig(teachers=(EndpointConfig(base_url=url, max_in_flight=IN_FLIGHT),), max_attempts=100)
             client = Client(config, folder / f"ledger-found-{window}")
             client.run(requests(config, 0, int(LIMIT / 60 * seconds)))
             client.close()
@@ -266,7 +272,9 @@ def kill(folder: Path, count: int) -> dict[str, Any]:
     """
     killed, logs = {}, {}
     with server(folder, latency_s=0.2) as (url, log):
-        config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED, actors=2)
+        config = TeacherConfig(
+            teachers=(EndpointConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED),), actors=2
+        )
         client = Client(config, folder / "ledger-actor")
 
         def strike() -> None:
@@ -312,7 +320,9 @@ def answered_twice(lines: Sequence[dict[str, Any]]) -> list[float]:
 
 def drive(url: str, folder: Path, count: int) -> None:
     """What `kill` kills: a driver of its own, which goes on with its ledger when it is started again."""
-    config = TeacherConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED)
+    config = TeacherConfig(
+        teachers=(EndpointConfig(base_url=url, max_in_flight=IN_FLIGHT, requests_per_minute=UNLIMITED),)
+    )
     client = Client(config, folder / "ledger-driver")
     client.run(requests(config, 0, count))
     print(json.dumps({"rows": len(client.ledger.rows())}))

@@ -78,7 +78,7 @@ def curator(url: str, count: int) -> None:
         "max_concurrent_requests": IN_FLIGHT,
     }
     model = LLM(
-        model_name="sandbox-teacher",
+        model_name="mock-teacher",
         backend="openai",
         backend_params={"base_url": url, **limits},
         generation_params={"temperature": 0.7, "max_tokens": 512},
@@ -98,7 +98,7 @@ def distilabel(url: str, count: int) -> None:
         rows = [{"instruction": question(number)} for number in range(count)]
         load = LoadDataFromDicts(data=rows, batch_size=IN_FLIGHT)
         model = OpenAILLM(
-            model="sandbox-teacher", base_url=url, generation_kwargs={"temperature": 0.7, "max_new_tokens": 512}
+            model="mock-teacher", base_url=url, generation_kwargs={"temperature": 0.7, "max_new_tokens": 512}
         )
         load >> TextGeneration(llm=model, input_batch_size=IN_FLIGHT)
     made = pipeline.run(use_cache=False)

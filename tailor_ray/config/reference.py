@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ def reference() -> str:
     ]
     for path, section in _sections(RunConfig, ""):
         title = path.rstrip(".") or "top level"
+        title = title.replace("[].", "[]")
         lines += [f"## {title}", "", "| setting | default | | what it is |", "|---|---|---|---|"]
         for name, field in section.model_fields.items():
             if _section(field) is None:
@@ -41,11 +42,14 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[B
     for name, field in section.model_fields.items():
         inner = _section(field)
         if inner is not None:
-            yield from _sections(inner, f"{path}{name}.")
+            many = "" if inner is field.annotation else "[]"
+            yield from _sections(inner, f"{path}{name}{many}.")
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
     kind: Any = field.annotation
+    if get_origin(kind) is tuple:  # a list of sections
+        kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 

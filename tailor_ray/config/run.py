@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from tailor_ray.config.exam import EvaluationConfig, ExamConfig
 from tailor_ray.config.rounds import ClusterConfig, ObserveConfig, RoundsConfig
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.task import TaskConfig
-from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.config.teacher import TeacherConfig, one_form
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError, masked
+
+log = logging.getLogger(__name__)
 
 
 class RunConfig(Section):
@@ -66,7 +69,7 @@ class RunConfig(Section):
                 f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is under a quarter of "
                 f"exam.max_new_tokens={self.exam.max_new_tokens}: most answers would be cut off; raise the former"
             )
-        if self.student.engines == "auto" and any(teacher.serve for teacher in self.teacher.endpoints):
+        if self.student.engines == "auto" and any(teacher.serve for teacher in self.teacher.teachers):
             raise ValueError(
                 "teacher.serve shares the cluster with the student's engines, and student.engines=auto takes every "
                 "GPU: set it to a number"
@@ -93,6 +96,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     data: dict[str, Any] = {}
     if path is not None:
         data = _read_yaml(Path(path))
+    if isinstance(data.get("teacher"), dict):
+        data["teacher"], hints = one_form(data["teacher"])
+        for hint in hints:
+            log.warning("%s: %s; the old spelling is read until 0.3", path, hint)
     for override in overrides:
         _apply(data, override)
     return parse_config(data, source=str(path) if path is not None else "the configuration")
@@ -132,10 +139,25 @@ def _apply(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         value = text
     *parents, last = key.strip().split(".")
-    node = data
+    node: Any = data
     for part in parents:
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-        node = child
-    node[last] = value
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    """The section of this name, or of this number in a list; one just behind a list's end is new."""
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) > len(node):
+            raise ConfigError(f"--set {override!r}: {part!r} is no number from 0 to {len(node)}")
+        if int(part) == len(node):
+            node.append({})
+        return node[int(part)]
+    child = node.setdefault(part, [] if part == "teachers" else {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    return child

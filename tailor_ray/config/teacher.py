@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailor_ray.config.base import OPERATIONAL, Section
 
-SANDBOX = "sandbox"
+MOCK = "mock"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+HEADER = r"^[A-Za-z0-9_-]+$"
+_NOT_EXTRA = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"})
 
 
 class PriceConfig(Section):
@@ -54,12 +58,22 @@ class EndpointConfig(Section):
     serving: Annotated[ServingConfig, OPERATIONAL] = ServingConfig()
     """Engines of `serve`."""
     base_url: Annotated[str, OPERATIONAL] = "http://127.0.0.1:8765/v1"
-    """OpenAI-compatible endpoint; `sandbox` starts the built-in teacher for the length of the run."""
-    api_key_env: Annotated[str, OPERATIONAL] = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key on every node that runs a teacher actor; a loopback URL needs none."""
+    """OpenAI-compatible endpoint; `mock` starts the built-in mock teacher for the length of the run."""
+    api_key_env: Annotated[str | None, OPERATIONAL] = Field(default="OPENAI_API_KEY", pattern=VARIABLE)
+    """Environment variable that holds the key on every node that runs a teacher actor; null sends no key, and a
+    loopback URL needs none."""
     api_key_file: Annotated[str | None, OPERATIONAL] = None
     """File on those nodes that holds the key; taken instead of the variable."""
-    model: str = Field(default="sandbox-teacher", min_length=1)
+    api_key_header: Annotated[str, OPERATIONAL] = Field(default="Authorization", pattern=HEADER)
+    """Header that carries the key: as `Bearer KEY` in Authorization, by itself in any other, as in Azure's api-key."""
+    extra_headers: Annotated[dict[str, str], OPERATIONAL] = Field(default_factory=dict)
+    """Further headers of every call; secrets belong into `extra_headers_env`."""
+    extra_headers_env: Annotated[dict[str, str], OPERATIONAL] = Field(default_factory=dict)
+    """Further headers whose values are secret: the environment variable of each. OpenAI's organisation and project go
+    here, so that no other endpoint hears of them: {OpenAI-Organization: OPENAI_ORG_ID}."""
+    default_query: Annotated[dict[str, str], OPERATIONAL] = Field(default_factory=dict)
+    """Query of every call, such as Azure's {api-version: 2024-10-21}."""
+    model: str = Field(default="mock-teacher", min_length=1)
     """Model name sent with each request."""
     temperature: float | None = Field(default=0.7, ge=0, le=2)
     """Of the teacher's sampler; null sends none, as reasoning models ask."""
@@ -71,6 +85,12 @@ class EndpointConfig(Section):
     """Name under which the cap is sent; reasoning models take max_completion_tokens."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """Sent to reasoning models; null sends none."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request as the endpoint documents them, such as a thinking budget."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Of vLLM's and SGLang's chat templates, such as {enable_thinking: false}; nothing sends none."""
+    service_tier: Annotated[str | None, OPERATIONAL] = None
+    """Tier of the endpoint's service, such as flex; null sends none."""
     output: Literal["tagged", "json_schema"] = "tagged"
     """How a reply is laid out: tagged text works everywhere, json_schema needs structured outputs."""
     requests_per_minute: Annotated[float | None, OPERATIONAL] = Field(default=None, gt=0)
@@ -94,18 +114,40 @@ class EndpointConfig(Section):
             return {**data, **{name: data.get(name) or value for name, value in own.items()}}
         return data
 
+    @field_validator("extra_body")
+    @classmethod
+    def _own_fields_stay(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(_NOT_EXTRA & extra.keys())
+        if taken:
+            raise ValueError(f"must not hold {taken[0]!r}, which the engine sets; use the setting of that name")
+        return extra
+
+    @field_validator("extra_headers", "extra_headers_env")
+    @classmethod
+    def _headers(cls, headers: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for name, value in headers.items():
+            if not re.match(HEADER, name) or not value.isprintable() or not value.isascii():
+                raise ValueError(f"{name!r} and its value must be ASCII text as a header can carry it")
+            if info.field_name == "extra_headers_env" and not re.match(VARIABLE, value):
+                raise ValueError(f"{name}: name an environment variable, not its value")
+            if info.field_name == "extra_headers" and name.lower() in ("authorization", "api-key", "x-api-key"):
+                raise ValueError(
+                    f"{name}: a key must not stand here; name its variable by api_key_env, its header by api_key_header"
+                )
+        return headers
+
     @field_validator("base_url")
     @classmethod
     def _no_user_info(cls, url: str) -> str:
-        if url == SANDBOX:
-            return url
+        if url in (MOCK, "sandbox"):  # the name it had until 0.1
+            return MOCK
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("teacher.base_url must be an http(s) URL, or `sandbox`")
+            raise ValueError("base_url must be an http(s) URL, or `mock`")
         if parts.username or parts.password:
-            raise ValueError("teacher.base_url must not carry user info; put the key into the variable of api_key_env")
+            raise ValueError("base_url must not carry user info; put the key into the variable of api_key_env")
         if parts.query or parts.fragment:  # requests go to paths below it, and a query is where keys are put
-            raise ValueError("teacher.base_url must end with its path, as in https://api.example.com/v1")
+            raise ValueError("base_url must end with its path, as in https://api.example.com/v1; use default_query")
         return url
 
     @property
@@ -114,7 +156,7 @@ class EndpointConfig(Section):
         if self.serve is not None:
             return True
         host = urlsplit(self.base_url).hostname or ""
-        if self.base_url == SANDBOX or host == "localhost":
+        if self.base_url == MOCK or host == "localhost":
             return True
         try:
             return ipaddress.ip_address(host).is_loopback
@@ -122,8 +164,8 @@ class EndpointConfig(Section):
             return False
 
 
-class SandboxConfig(Section):
-    """The built-in teacher that `base_url: sandbox` starts, and `tailor-ray sandbox-teacher` serves."""
+class MockConfig(Section):
+    """The built-in teacher that `base_url: mock` starts, and `tailor-ray mock-teacher` serves."""
 
     answers: Annotated[str | None, OPERATIONAL] = None
     """JSONL with question, answer and rationale: reply from it instead of solving arithmetic."""
@@ -171,11 +213,11 @@ class PromptsConfig(Section):
         return self
 
 
-class TeacherConfig(EndpointConfig):
+class TeacherConfig(Section):
     """Who teaches. Keys are read from the environment or a file of the node, never from here."""
 
-    also: tuple[EndpointConfig, ...] = ()
-    """Further teachers, in order."""
+    teachers: tuple[EndpointConfig, ...] = (EndpointConfig(),)
+    """The teachers, in order. Each is one endpoint with one model."""
     arrangement: Literal["cascade", "committee"] = "cascade"
     """With several: what one fails at goes to the next, or each writes and all accepted lessons are kept."""
     peer_scores: bool = False
@@ -188,6 +230,8 @@ class TeacherConfig(EndpointConfig):
     """Requests in one batch file; the API allows 50,000."""
     batch_max_mib: Annotated[float, OPERATIONAL] = Field(default=190.0, gt=0, le=200)
     """Size of one batch file; the API allows 200 MB."""
+    batch_max_queued_tokens: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
+    """Prompt tokens, as estimated, in all batches that are under way; the API's limit depends on the account."""
     batch_poll_s: Annotated[float, OPERATIONAL] = Field(default=30.0, gt=0)
     """Seconds between looks at a pending batch."""
     rationales: int = Field(default=1, ge=1, le=32)
@@ -199,9 +243,13 @@ class TeacherConfig(EndpointConfig):
     min_accepted_share: Annotated[float, OPERATIONAL] = Field(default=0.2, ge=0, le=1)
     """Below this share of accepted lessons the round stops before it trains on too little."""
     max_attempts: Annotated[int, OPERATIONAL] = Field(default=8, ge=1)
-    """Calls for one request, the first included, before it counts as failed."""
+    """Calls for one request, the first included, before it is left for the next start of the run."""
     retry_for_s: Annotated[float, OPERATIONAL] = Field(default=900.0, gt=0)
-    """Seconds from a request's first call after which it is not retried."""
+    """Seconds from a request's first call after which it is not retried; time in which a teacher answers nobody does
+    not count, nor do the calls that it takes."""
+    outage_s: Annotated[float, OPERATIONAL] = Field(default=900.0, gt=0)
+    """Seconds in which a teacher answers nobody after which the run stops, to go on by the same command; also the
+    longest pause that a server may ask for."""
     actors: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
     """Ray actors in the pool, each with one async client an endpoint."""
     budget_usd: Annotated[float | None, OPERATIONAL] = Field(default=None, ge=0)
@@ -215,19 +263,49 @@ class TeacherConfig(EndpointConfig):
     """Tokens for one round."""
     prompts: PromptsConfig = PromptsConfig()
     """Replacements for the built-in templates."""
-    sandbox: SandboxConfig = SandboxConfig()
-    """The teacher that `base_url: sandbox` starts."""
+    mock: MockConfig = MockConfig()
+    """The teacher that `base_url: mock` starts."""
 
     @property
-    def endpoints(self) -> tuple[EndpointConfig, ...]:
-        """All teachers in order; this section is the first."""
-        return (self, *self.also)
+    def model(self) -> str:
+        """Of the teacher that is asked first."""
+        return self.teachers[0].model
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_form(cls, data: Any) -> Any:
+        """Until 0.2 the section was itself the first endpoint and `also` held the others; read for one release."""
+        return one_form(data)[0] if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherConfig:
-        names = [endpoint.model for endpoint in self.endpoints]
+        if not self.teachers:
+            raise ValueError("teacher.teachers must name at least one teacher")
+        names = [endpoint.model for endpoint in self.teachers]
         if len(set(names)) < len(names):
-            raise ValueError(f"teacher.also: each teacher needs a model of its own, not {', '.join(names)}")
-        if self.peer_scores and (self.arrangement != "committee" or not self.also):
-            raise ValueError("teacher.peer_scores needs arrangement: committee and a teacher in teacher.also")
+            raise ValueError(f"teacher.teachers: each teacher needs a model of its own, not {', '.join(names)}")
+        if self.peer_scores and (self.arrangement != "committee" or len(self.teachers) < 2):
+            raise ValueError("teacher.peer_scores needs arrangement: committee and a second teacher")
         return self
+
+
+def one_form(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The section with what stood in its first form moved to where it belongs, and hints on what to write instead."""
+    data, hints = dict(data), []
+    if "sandbox" in data:
+        data["mock"] = data.pop("sandbox")
+        hints.append("teacher.sandbox is called teacher.mock")
+    first = {name: data.pop(name) for name in EndpointConfig.model_fields if name in data}
+    also = data.pop("also", ())
+    if first:
+        moved = ", ".join(f"teacher.{name}" for name in first)
+        hints.append(f"{moved}: write it into the list teacher.teachers")
+    if also:
+        hints.append("teacher.also: its teachers follow the first one in the list teacher.teachers")
+    if first or also:
+        named = list(data.get("teachers") or [{}])
+        head = named[0].model_dump() if isinstance(named[0], EndpointConfig) else named[0]
+        data["teachers"] = [{**head, **first}, *named[1:], *also] if isinstance(head, dict) else named
+    if any(isinstance(one, dict) and one.get("base_url") == "sandbox" for one in data.get("teachers") or ()):
+        hints.append("base_url: sandbox is called base_url: mock")
+    return data, hints

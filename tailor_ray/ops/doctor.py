@@ -6,10 +6,8 @@ configuration it also asks the student one question, and the teacher for one les
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -26,9 +24,7 @@ from tailor_ray.ops.line import Line
 from tailor_ray.storage import Store
 
 if TYPE_CHECKING:
-    from tailor_ray.config.teacher import EndpointConfig
     from tailor_ray.models.memory import Shape
-    from tailor_ray.teacher.outcomes import Outcome
 
 # The versions that were measured to run together; another one may work, and is said.
 VERSIONS = {
@@ -245,47 +241,28 @@ def clock_line(worst: float) -> Line:
 
 
 def teacher(config: RunConfig) -> Iterator[Line]:
-    """Ask each teacher for one token, as a lesson is asked for."""
-    from tailor_ray.config.teacher import SANDBOX
+    """Ask each teacher for a lesson, by the request that a run would make."""
+    from tailor_ray.config.teacher import MOCK
     from tailor_ray.models import identify
-    from tailor_ray.teacher.access import check_access
+    from tailor_ray.teacher.access import try_lesson
+    from tailor_ray.teacher.budget import check_prices
 
-    for endpoint in config.teacher.endpoints:
+    for endpoint in config.teacher.teachers:
         where = endpoint.serve or f"{endpoint.model} at {endpoint.base_url}"
-        if endpoint.serve is None and endpoint.base_url == SANDBOX:
-            yield Line("teacher", "the built-in sandbox: needs no key")
+        if endpoint.serve is None and endpoint.base_url == MOCK:
+            yield Line("teacher", "the built-in mock: needs no key")
             continue
         try:
             if endpoint.serve is not None:
                 model = identify(endpoint.serve, endpoint.serving.revision, "teacher.serve")
                 found = f"{model} will be served on the cluster"
             else:
-                check_access(config.teacher)
-                found = f"{where} answers a one-token request in {_one_token(endpoint):.1f} s"
+                check_prices(config.teacher)
+                found = f"{where} answers the request for a lesson in {try_lesson(config.teacher, endpoint):.1f} s"
         except TailorError as error:
-            yield Line("teacher", f"{where} did not answer a one-token request", str(error))
+            yield Line("teacher", f"{where} did not answer the request for a lesson", str(error))
         else:
             yield Line("teacher", found)
-
-
-def _one_token(endpoint: EndpointConfig) -> float:
-    """Seconds to the reply; raises TeacherAccessError with what was said instead of one."""
-    from tailor_ray.teacher.client import Sender
-    from tailor_ray.teacher.dispatch import access_error
-
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], endpoint.cap_parameter: 1}
-
-    async def ask() -> Outcome:
-        sender = Sender(endpoint, connections=1)
-        try:
-            return await sender.attempt("doctor", json.dumps(body))
-        finally:
-            await sender.close()
-
-    outcome = asyncio.run(ask())
-    if outcome.code not in ("answered", "length", "no_content"):  # a reasoning model spends its one token in silence
-        raise access_error(endpoint, f"{outcome.code}: {outcome.detail}")
-    return outcome.seconds
 
 
 def _version(name: str, wanted: str) -> Line:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tailor_ray.layout import ledger_folder
 from tailor_ray.storage import Lease, Store
-from tailor_ray.teacher.book import export_rows, import_rows, newest_rows, stored_rows, totals
+from tailor_ray.teacher.book import export_rows, forget_rows, import_rows, newest_rows, stored_rows, totals
 
 
 def list_rows(run: str, limit: int) -> str:
@@ -31,3 +32,11 @@ def take_in(run: str, path: Path) -> str:
     store = Store.open(run)
     with Lease.acquire(store) as lease:
         return f"{import_rows(ledger_folder(store.guarded(lease.fence)), path)} new rows taken in from {path}"
+
+
+def forget(run: str, outcomes: Sequence[str]) -> str:
+    """Drop rows by outcome, under the run's lease."""
+    store = Store.open(run)
+    with Lease.acquire(store) as lease:
+        count = forget_rows(ledger_folder(store.guarded(lease.fence)), outcomes)
+    return f"{count} replies forgotten: they are asked again; what they cost stays counted"

@@ -70,7 +70,7 @@ def _check(config: RunConfig) -> None:
             "set storage to a URI or an absolute path that all nodes share"
         )
     models = [("student.model", config.student.model)]
-    models += [("teacher.serve", endpoint.serve) for endpoint in config.teacher.endpoints if endpoint.serve]
+    models += [("teacher.serve", endpoint.serve) for endpoint in config.teacher.teachers if endpoint.serve]
     for setting, path in models:
         if path.startswith((".", "~")) or ("://" not in path and not path.startswith("/") and Path(path).is_dir()):
             raise ConfigError(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tailor_ray.config import RunConfig
+from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.errors import TailorError
 from tailor_ray.models import ModelRef, identify
 from tailor_ray.ops.line import Line
@@ -29,7 +30,6 @@ from tailor_ray.teacher.dispatch import access_error
 from tailor_ray.teacher.lessons import judge
 from tailor_ray.teacher.outcomes import Outcome
 from tailor_ray.teacher.request import TeacherRequest
-from tailor_ray.teacher.sandbox_process import open_teacher
 
 TODO = {
     Verdict.TRUNCATED: "it was cut off: raise evaluation.max_new_tokens and exam.max_new_tokens, or show worked "
@@ -83,7 +83,7 @@ def student(config: RunConfig) -> Iterator[Line | Tried]:
 def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
     """One lesson of the first teacher: on the student's mistake where it made one, else a rationale."""
     try:
-        if config.teacher.endpoints[0].serve is not None:
+        if config.teacher.teachers[0].serve is not None:
             yield Line("lesson", "this teacher is served by the run itself, and is not up yet")
             return
         question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
@@ -93,16 +93,16 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
             yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")
-            endpoint = teacher.endpoints[0]
+            endpoint = teacher.teachers[0]
             outcome = asyncio.run(_ask(Sender(endpoint, connections=1), request))
             if outcome.code != "answered":
                 raise access_error(endpoint, f"{outcome.code}: {outcome.detail}")
     except TailorError as error:
         yield Line("lesson", "no reply", str(error))
         return
-    text = outcome.text or ""
+    text, kind = outcome.text or "", LessonKind.FEEDBACK if wrong else LessonKind.RATIONALE
     yield Line("teacher writes", f"after {outcome.seconds:.1f} s{_block(text)}")
-    judged = judge(question, LessonKind.FEEDBACK if wrong else LessonKind.RATIONALE, text, grader)
+    judged = judge(question, kind, text, grader, endpoint.output == "json_schema")
     if judged.reason is not None:
         yield Line("lesson", f"refused as {judged.reason}: {judged.problem}", "a run asks again; look at the prompt")
         return
@@ -123,7 +123,7 @@ def _engines(config: RunConfig, model: ModelRef) -> Iterator[EnginePool]:
 
 async def _ask(sender: Sender, request: TeacherRequest) -> Outcome:
     try:
-        return await sender.attempt(request.key, request.body)
+        return await sender.attempt(request.key, request.body, request.sent_as)
     finally:
         await sender.close()
 

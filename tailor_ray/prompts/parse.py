@@ -1,94 +1,216 @@
-"""Reading a teacher's reply: JSON by schema, tagged text, or plain prose with a conclusion at its end.
+"""Reading a teacher's reply: JSON by schema, tagged text, text under headings, or plain prose with a conclusion.
 
 In: the reply's text as received. Out: a Reply with the rationale (its conclusion line removed), the answer that it
-states, and for feedback what went wrong. Nothing is judged here, and any text at all is read without an error:
-what cannot be found is None or empty.
+states, and for feedback what went wrong. Thinking that a model left in its reply is cut away; an object or tags are
+found wherever they stand. Nothing is judged here, and any text at all is read without an error, in time that grows
+with its length and not faster: what cannot be found is None or empty. `Reply.markup` is what of our form is left in a
+text that should have none.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-_FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
-_REASONING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+FIELDS = ("feedback", "rationale", "answer")
+
+_THINKING = r"think(?:ing)?|thoughts?|reflection|scratchpad"
+_CLOSED = re.compile(rf"</(?:{_THINKING})>|\[/(?:{_THINKING})\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
+_OPENED = re.compile(rf"<(?:{_THINKING})>|\[(?:THINK|THINKING)\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
+_FINAL = re.compile(r"<\|channel\|>\s{0,4}final\s{0,4}(?:<\|constrain\|>\w{0,20})?\s{0,4}<\|message\|>")  # harmony
+_TOKEN = re.compile(r"<\|(?:start|end|message|channel|return|call|im_start|im_end|eot_id|endoftext)\|>")
+_TAG = re.compile(rf"<\s{{0,2}}(/?)\s{{0,2}}({'|'.join(FIELDS)})\s{{0,2}}>", re.IGNORECASE)
+_HEADING = re.compile(
+    r"^[ \t]{0,3}(?:#{1,6}[ \t]{0,3}|[*_]{1,3})?(feedback|rationale|answer|final answer)"
+    r"[ \t]{0,3}(?::[*_]{0,3}|[*_]{1,3}:?|$)[ \t]{0,3}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_OBJECT = re.compile(r"\{\s*[\"}]")
+OBJECTS = 16  # looked at in one reply
+_LEFT = re.compile(
+    rf"\{{\s{{0,4}}\"|```|</?\s{{0,2}}(?:{'|'.join(FIELDS)}|{_THINKING})\s{{0,2}}>"
+    rf"|\"(?:{'|'.join(FIELDS)})\"\s{{0,4}}:|\[/?THINK\]|<\|\w{{1,20}}\|>"
+    r"|^[ \t]{0,3}#{1,6}[ \t]{1,3}(?:feedback|rationale|answer)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+# LaTeX whose first letters JSON takes for an escape; \f and \b begin nothing else in a rationale.
+_LATEX = re.compile(
+    r"(?<!\\)\\(?=(?:[fb][a-z]|times|text|theta|tau|tan|tfrac|to|top|triangle|therefore|nu|nabla|neg|neq|not|ne|ni|rho"
+    r"|right|rightarrow|rm|rangle|rceil|rfloor|Rightarrow)(?![a-z]))|(?<!\\)\\(?=[fb][a-z])"
+)
+_BAD_ESCAPE = re.compile(r"\\(?:\\|([^\"\\/bfnrtu]|u(?![0-9a-fA-F]{4})))")
+_TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
 _CONCLUSION = re.compile(
     r"^[\s*#>_-]*(?:(?:final\s+)?answer(?:\s+is)?\s*[:=]|(?:therefore|thus|so|hence)?,?\s*the\s+(?:final\s+)?answer\s+is)"
-    r"\s*:?\s*(?P<answer>.+?)\s*$",
+    r"\s*:?\s*(?P<answer>\S.*)$",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply, read. `answer` is None when the reply states none apart from its reasoning."""
+    """One reply, read. `answer` is None when the reply states none apart from its reasoning; `form` is how it was
+    laid out: json, tagged, headed or prose; `markup` is set where tags, keys or fences are left in its texts."""
 
     rationale: str
     answer: str | None
     feedback: str | None
+    form: str = field(default="prose", compare=False)
+    markup: str | None = field(default=None, compare=False)
 
 
 def parse_reply(text: str) -> Reply:
-    """Read a reply in whichever of the three forms it came."""
-    text = _REASONING.sub("", text).strip()
-    fenced = _FENCE.match(text)
-    body = fenced.group(1).strip() if fenced else text
-    fields = _json_fields(body)
-    if fields is None:
-        fields = {name: _tagged(body, name) for name in ("feedback", "rationale", "answer")}
-        if fields["rationale"] is None:
-            return _prose(body, fields["feedback"], fields["answer"])
+    """Read a reply in whichever form it came."""
+    text = strip_thinking(text)
+    found = ((form, read(text)) for form, read in _FORMS)
+    form, fields = next(((form, fields) for form, fields in found if fields is not None), ("prose", {}))
+    if form == "prose":
+        fields = _prose(text)
     rationale, stated = split_conclusion(fields.get("rationale") or "")
-    return Reply(rationale, fields.get("answer") or stated, fields.get("feedback"))
+    answer, feedback = fields.get("answer") or stated, fields.get("feedback")
+    left = next(filter(None, map(_LEFT.search, (rationale, answer or "", feedback or ""))), None)
+    return Reply(rationale, answer, feedback, form, left and left.group(0))
 
 
 def parse_score(text: str) -> int | None:
     """A peer's score from 1 to 5; None when the reply gives none."""
-    text = _REASONING.sub("", text)
+    text = strip_thinking(text)
     found = re.search(r"<score>\s*([1-5])\s*</score>", text) or re.search(r"(?<![\d.])([1-5])(?![\d.]|\s*/\s*10)", text)
     return int(found.group(1)) if found else None
+
+
+def strip_thinking(text: str) -> str:
+    """The reply without its thinking: what stands behind the last mark that closes it, and before one that never is."""
+    final = _last(_FINAL, text)
+    if final is not None:
+        text = text[final.end() :]
+        end = _TOKEN.search(text)
+        text = text[: end.start()] if end else text
+    closed = _last(_CLOSED, text)
+    if closed is not None:
+        text = text[closed.end() :]
+    opened = _OPENED.search(text)
+    return (text[: opened.start()] if opened else text).strip()
 
 
 def split_conclusion(rationale: str) -> tuple[str, str | None]:
     """The rationale without a last line that only states the answer, and that answer."""
     head, _, last = rationale.rstrip().rpartition("\n")
-    found = _CONCLUSION.match(last)
+    found = _CONCLUSION.match(" ".join(last.split()))
     if found is None:
         return rationale.strip(), None
     return head.strip(), found.group("answer").strip("*_ ").rstrip(".").strip("*_ ") or None
 
 
-def _prose(body: str, feedback: str | None, answer: str | None) -> Reply:
-    for name in ("feedback", "answer"):
-        body = re.sub(rf"<{name}>.*?(</{name}>|\Z)", "", body, flags=re.DOTALL | re.IGNORECASE)
-    body = re.sub(r"^\s*(?:reasoning|rationale)\s*:\s*", "", body.strip(), flags=re.IGNORECASE)
-    rationale, stated = split_conclusion(body)
-    return Reply(rationale, answer or stated, feedback)
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = None
+    for found in pattern.finditer(text):  # noqa: B007  the last one is wanted
+        pass
+    return found
 
 
-def _tagged(body: str, name: str) -> str | None:
-    """The text of the last whole tag; an opening tag without its end counts as nothing."""
-    found = re.findall(rf"<{name}>(.*?)</{name}>", body, re.DOTALL | re.IGNORECASE)
-    return found[-1].strip() if found else None
-
-
-def _json_fields(body: str) -> dict[str, str | None] | None:
-    if not body.startswith("{"):
+def _json_fields(text: str) -> Mapping[str, str | None] | None:
+    """The last object that has a rationale, wherever it stands; as it is, and then with common slips mended."""
+    if "{" not in text:
         return None
-    try:
-        value: Any = json.loads(body)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    if not isinstance(value, dict) or "rationale" not in value:
-        return None
-    return {name: _as_text(value.get(name)) for name in ("feedback", "rationale", "answer")}
+    text = _LATEX.sub(r"\\\\", text)
+    found = _last_lesson(text)
+    if found is None:
+        mended = _BAD_ESCAPE.sub(lambda bad: rf"\\{bad.group(1)}" if bad.group(1) else bad.group(0), text)
+        found = _last_lesson(_TRAILING_COMMA.sub("", mended))
+    return None if found is None else {name: _as_text(found.get(name)) for name in FIELDS}
+
+
+def _last_lesson(text: str) -> dict[str, Any] | None:
+    decoder, lesson, past = json.JSONDecoder(strict=False), None, 0
+    for number, start in enumerate(_OBJECT.finditer(text)):
+        if number >= OBJECTS:
+            break
+        if start.start() < past:
+            continue
+        try:
+            value, past = decoder.raw_decode(text, start.start())
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        lesson = next(_lessons_in(value), lesson)
+    return lesson
+
+
+def _lessons_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Objects with a rationale in a decoded value, at whatever depth; keys in lower case."""
+    inside = [value]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, dict):
+            named = {str(key).strip().lower(): one for key, one in value.items()}
+            if "rationale" in named:
+                yield named
+            inside += value.values()
+        elif isinstance(value, list):
+            inside += value
 
 
 def _as_text(value: Any) -> str | None:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = "\n".join(value)
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) if isinstance(value, int | float) else None
+
+
+def _tagged(text: str) -> Mapping[str, str | None] | None:
+    """The last text of each tag: up to its end, or where it has none up to the next tag of ours. None without a
+    rationale."""
+    tags = [(mark.start(), mark.end(), bool(mark.group(1)), mark.group(2).lower()) for mark in _TAG.finditer(text)]
+    fields: dict[str, str] = {}
+    for place, (_, end, closes, name) in enumerate(tags):
+        following = tags[place + 1][0] if place + 1 < len(tags) else len(text)
+        if not closes:
+            fields[name] = text[end:following].strip()
+    return fields if "rationale" in fields else None
+
+
+def _headed(text: str) -> Mapping[str, str | None] | None:
+    """Text under lines such as `### Rationale` or `**Answer:** 7`; None where no line says that a rationale begins."""
+    heads = [(mark.start(), mark.end(), mark.group(1).lower().split()[-1]) for mark in _HEADING.finditer(text)]
+    ends = [*(start for start, _, _ in heads), len(text)][1:]
+    fields = {name: text[begin:end].strip() for (_, begin, name), end in zip(heads, ends, strict=True)}
+    return fields if fields.get("rationale") else None
+
+
+def _prose(text: str) -> Mapping[str, str | None]:
+    """Reasoning without a form of ours; feedback and answer may still be tagged."""
+    fields: dict[str, str | None] = {}
+    kept, begin = [], 0
+    marks = list(_TAG.finditer(text))
+    for place, mark in enumerate(marks):
+        if mark.start() < begin:
+            continue
+        name, opens = mark.group(2).lower(), not mark.group(1)
+        end = marks[place + 1] if place + 1 < len(marks) else None
+        kept.append(text[begin : mark.start()])
+        begin = len(text) if opens else mark.end()
+        if end is not None and end.group(1) and end.group(2).lower() == name:
+            fields[name] = text[mark.end() : end.start()].strip()
+            begin = end.end()
+    kept.append(text[begin:])
+    body = _unfenced("".join(kept).strip())
+    label = re.match(r"(?:reasoning|rationale)\s{0,4}:", body, re.IGNORECASE)
+    fields["rationale"] = body[label.end() :].strip() if label else body
+    return fields
+
+
+def _unfenced(text: str) -> str:
+    """A text that stands in one fence, without it."""
+    lines = text.split("\n")
+    if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
+        return "\n".join(lines[1:-1]).strip()
+    return text
+
+
+_FORMS = (("json", _json_fields), ("tagged", _tagged), ("headed", _headed))

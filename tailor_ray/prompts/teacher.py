@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tailor_ray.prompts.parse import strip_thinking
 from tailor_ray.records import AnswerKind, LessonKind, Question
 
 Messages = list[dict[str, str]]
@@ -107,9 +108,16 @@ class TeacherPrompt:
         return [{"role": "user", "content": _fill(SCORE, values)}]
 
     def again(self, messages: Messages, reply: str, problem: str) -> Messages:
-        """The conversation so far, and what was wrong with its last reply."""
-        content = _fill(self.templates.again, {"problem": problem})
-        return [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": content}]
+        """The conversation so far, and what was wrong with its last reply.
+
+        Of the reply goes back what is no thinking; where nothing is left, what was wrong stands below the last
+        message, for servers refuse empty ones and two of one role.
+        """
+        content, shown = _fill(self.templates.again, {"problem": problem}), strip_thinking(reply)
+        if not shown:
+            last = messages[-1]
+            return [*messages[:-1], {**last, "content": f"{last['content']}\n\n{content}"}]
+        return [*messages, {"role": "assistant", "content": shown}, {"role": "user", "content": content}]
 
     def response_format(self, lesson: LessonKind) -> dict[str, Any] | None:
         """The JSON schema to send along; None for tagged text."""
@@ -143,7 +151,10 @@ class TeacherPrompt:
     def _form(self, lesson: LessonKind) -> str:
         form = ANSWER_FORMS[self.kind]
         if self.structured:
-            return f"Reply with a JSON object as the schema says; `answer` is {form}."
+            names = ["`rationale` (the reasoning, step by step)", f"`answer` ({form})"]
+            if lesson is LessonKind.FEEDBACK:
+                names.insert(0, "`feedback` (where the student's reasoning first goes wrong)")
+            return f"Reply with one JSON object and nothing else. Its fields are texts: {', '.join(names)}."
         first = "<feedback>where it goes wrong</feedback>\n" if lesson is LessonKind.FEEDBACK else ""
         return (
             "Reply in exactly this form:\n"

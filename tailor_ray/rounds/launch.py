@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,5 +80,11 @@ def _write_down(run: Store, bars: list[dict[str, Any]]) -> None:
 
 def _secrets(config: RunConfig) -> tuple[str, ...]:
     """Values that must never reach a log; the logging redacts them."""
-    key = os.environ.get(config.teacher.api_key_env, "")
-    return (key,) if len(key) >= 8 else ()
+    found = []
+    for endpoint in config.teacher.teachers:
+        variables = [endpoint.api_key_env, *endpoint.extra_headers_env.values()]
+        found += [os.environ.get(variable, "").strip() for variable in variables if variable]
+        if endpoint.api_key_file is not None:
+            with suppress(OSError, UnicodeDecodeError):  # it need be on the nodes of the actors alone
+                found.append(Path(endpoint.api_key_file).expanduser().read_text(encoding="utf-8").strip())
+    return tuple(secret for secret in found if len(secret) >= 8)

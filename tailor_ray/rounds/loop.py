@@ -21,9 +21,8 @@ from tailor_ray.rounds import stages
 from tailor_ray.rounds.services import Services
 from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
-from tailor_ray.storage import Manifest, Store, commit_manifest, read_manifest, stage_parts
+from tailor_ray.storage import Manifest, Store, commit_manifest, committed_parts, read_manifest, stage_parts
 from tailor_ray.storage.settings import read_settings, write_settings
-from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -173,6 +172,9 @@ def claim_folder(run: Store, config: RunConfig) -> None:
     if run.exists(RUN_FILE):
         where = f"{run.uri}/{RUN_FILE}"
         changed = changed_settings(parse_config(read_settings(run, RUN_FILE), where).results(), config.results())
+        if changed and all(line.startswith("teacher.") for line in changed) and not has_lessons(run):
+            log.info("the teacher is asked otherwise than before: %s", "; ".join(changed))
+            changed = []
         if changed:
             raise RunFolderError(
                 f"the run folder {run.uri} belongs to another configuration; these settings change results:\n  "
@@ -180,6 +182,19 @@ def claim_folder(run: Store, config: RunConfig) -> None:
                 + "\nset them back, or give this run another name (--name)"
             )
     write_settings(run, RUN_FILE, config.to_yaml())
+
+
+def has_lessons(run: Store) -> bool:
+    """Whether any lesson is committed: until then a teacher may be asked otherwise."""
+    for number in range(1, 100):
+        folder = stage_folder(run, StageId(number, "teach"))
+        if read_manifest(folder) is not None:
+            return True
+        if not folder.files():
+            return False
+        if any(part.rows for part in committed_parts(folder, stages.LESSONS, verify=False)):
+            return True
+    return False
 
 
 def _groups(specs: tuple[StageSpec, ...]) -> list[tuple[StageSpec, ...]]:

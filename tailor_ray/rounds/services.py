@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.layout import ledger_folder
 from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output
@@ -21,9 +23,9 @@ from tailor_ray.rounds.nodes import Nodes
 from tailor_ray.serving.teachers import hosted_teachers
 from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool
+from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.access import check_access
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.sandbox_process import open_teacher
 from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
 
@@ -53,13 +55,21 @@ class Services:
 
     def __enter__(self) -> Services:
         """Find what is wrong with student and teacher before anything is started or spent."""
+        try:
+            self._look_ahead()
+        except BaseException:
+            self._opened.close()
+            raise
+        return self
+
+    def _look_ahead(self) -> None:
         if self._config.student.model != "tiny":
             identify(self._config.student.model, self._config.student.revision)
         if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
             self._served = self._served_teachers()
             self._teacher = self._opened.enter_context(open_teacher(self._config.teacher))
-            check_access(self._teacher)
-        return self
+            first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
+            check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
 
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)  # a clean-up that fails keeps the first error as what it came from
@@ -113,7 +123,7 @@ class Services:
     def _served_teachers(self) -> Mapping[str, ModelRef]:
         """The models of `teacher.serve`, where every node finds them."""
         found = {}
-        for endpoint in self._config.teacher.endpoints:
+        for endpoint in self._config.teacher.teachers:
             if endpoint.serve is not None:
                 model = identify(endpoint.serve, endpoint.serving.revision, "teacher.serve")
                 found[endpoint.serve] = publish(model, ledger_folder(self._run), f"models/{model.sha256[:16]}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import BASE_STUDENT, QUESTIONS, StageId, student_after
@@ -109,6 +109,13 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str =
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += changed_settings(before, after, f"{path}{name}.")
+        elif _are_sections(before) and _are_sections(after) and len(before) == len(after):
+            for place, (one, other) in enumerate(zip(before, after, strict=True)):
+                lines += changed_settings(one, other, f"{path}{name}.{place}.")
         elif before != after:
             lines.append(f"{path}{name}: {before!r} → {after!r}")
     return lines
+
+
+def _are_sections(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
 
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.models import ModelRef
 from tailor_ray.observe.logs import own_handlers
 from tailor_ray.serving.served import Served
-
-E = TypeVar("E", bound=EndpointConfig)
 
 
 @contextmanager
@@ -22,12 +19,11 @@ def hosted_teachers(config: TeacherConfig, run: str, models: Mapping[str, ModelR
     Needs a connected cluster. Costs nothing without any.
     """
     with ExitStack() as opened:
-        first, *also = (_hosted(one, f"{run}-{n}", models, opened) for n, one in enumerate(config.endpoints, 1))
-        assert isinstance(first, TeacherConfig)
-        yield first.model_copy(update={"also": tuple(also)})
+        teachers = [_hosted(one, f"{run}-{n}", models, opened) for n, one in enumerate(config.teachers, 1)]
+        yield config.model_copy(update={"teachers": tuple(teachers)})
 
 
-def _hosted(endpoint: E, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> E:
+def _hosted(endpoint: EndpointConfig, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> EndpointConfig:
     if endpoint.serve is None:
         return endpoint
     with own_handlers():
@@ -47,8 +43,8 @@ def _hosted(endpoint: E, name: str, models: Mapping[str, ModelRef], opened: Exit
         application=f"teacher-{name}",
     )
     url = opened.enter_context(hosted(served, _address(), own.port, f"/teacher-{name}"))
-    # A variable that nobody sets: the key of another teacher has no business there.
-    return endpoint.model_copy(update={"base_url": url, "api_key_env": "TAILOR_RAY_HOSTED_TEACHER_KEY"})
+    # The key of another teacher has no business there.
+    return endpoint.model_copy(update={"base_url": url, "api_key_env": None, "api_key_file": None})
 
 
 def _address() -> str:

@@ -6,7 +6,16 @@ exists once its manifest does, and the manifest is written last.
 
 from tailor_ray.storage.lease import Lease
 from tailor_ray.storage.manifest import Manifest, commit_manifest, read_manifest, stage_parts
-from tailor_ray.storage.parts import Part, PartsDigest, commit_part, committed_parts, find_part, in_threads, read_part
+from tailor_ray.storage.parts import (
+    Part,
+    PartsDigest,
+    commit_part,
+    committed_parts,
+    drop_part,
+    find_part,
+    in_threads,
+    read_part,
+)
 from tailor_ray.storage.store import FileEntry, Store
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "commit_manifest",
     "commit_part",
     "committed_parts",
+    "drop_part",
     "find_part",
     "in_threads",
     "read_manifest",

@@ -90,6 +90,12 @@ def commit_part(store: Store, prefix: str, index: int, table: pa.Table, info: Ma
     return part
 
 
+def drop_part(store: Store, prefix: str, index: int) -> None:
+    """Take a committed part back, its record first."""
+    for ending in ("json", "parquet"):
+        store.delete(f"{part_name(prefix, index)}.{ending}")
+
+
 def committed_parts(store: Store, prefix: str, verify: bool = True) -> list[Part]:
     """The committed parts by index. A torn or damaged one is left out and logged, so that it is made again.
 

@@ -12,21 +12,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
-from tailor_ray.config.teacher import EndpointConfig
-from tailor_ray.teacher.client import Sender
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.teacher.budget import outcome_usd
+from tailor_ray.teacher.client import Sender, connections_that_fit
 from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal
 from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.pricing import outcome_usd
 
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.02  # after the first outcome, so long for others to come along
+START_S = 120.0  # for a worker process to start and read its keys
+
+
+class Senders(Protocol):
+    """Who makes attempts for a pool, wherever it is."""
+
+    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
+        """Start these attempts; return what has ended. Raises SendersLost when nobody answers any more."""
+
+    async def dismiss(self) -> None:
+        """End it; calls in flight are broken off."""
+
+
+Hire = Callable[[TeacherConfig, Mapping[str, int], str], Awaitable[Senders]]
+
+
+class SendersLost(Exception):
+    """The process or node that was sending is gone."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,8 @@ class TeacherActor:
         self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
         self._shares = dict(shares)
         self._senders: dict[str, Sender] = {}
-        self._slots = {model: asyncio.Semaphore(share) for model, share in shares.items()}
+        fit = connections_that_fit(sum(shares.values())) / sum(shares.values())
+        self._slots = {model: asyncio.Semaphore(max(int(share * fit), 1)) for model, share in shares.items()}
         self._unsafe: list[asyncio.Semaphore] = []  # slots whose outcomes the driver has not been told of …
         self._told: list[asyncio.Semaphore] = []  # … and those that it is about to commit
         self._running: set[asyncio.Task[None]] = set()
@@ -69,6 +90,15 @@ class TeacherActor:
         if self._driver is not None and self._driver.node == ray.get_runtime_context().get_node_id():
             self._journal = _open_journal(self._driver.journal)
             self._watch(self._driver.pid)
+
+    async def dismiss(self) -> None:
+        """End the clients, in the loop that they are used in."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for sender in self._senders.values():
+            await sender.close()
 
     async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
         """Start these attempts; return what has ended, waiting at most `wait_s` for the first.
@@ -104,7 +134,7 @@ class TeacherActor:
         if self._orphaned:
             slot.release()
             return
-        outcome = await self._senders[lease.model].attempt(lease.key, lease.body)
+        outcome = await self._senders[lease.model].attempt(lease.key, lease.body, lease.sent_as)
         if self._write_down(lease, outcome):
             slot.release()
         else:
@@ -145,3 +175,48 @@ def _open_journal(stem: str) -> Journal | None:
             "a teacher actor keeps no journal, so its calls wait for the driver to write replies down: %s", error
         )
         return None
+
+
+async def hire_here(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:  # noqa: ARG001
+    """Send from this process and event loop; for few requests, where there is no cluster."""
+    senders = TeacherActor(config.teachers, share)
+    await senders.ready()
+    return senders
+
+
+async def hire_actor(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:
+    """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
+
+    Raises SendersLost when it is not up after START_S: a node that was lost meanwhile may never say so.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
+    driver = Driver(ray.get_runtime_context().get_node_id(), os.getpid(), journal)
+    actor: Any = ray.remote(TeacherActor).options(**options).remote(config.teachers, share, driver)
+    await _answer(asyncio.wait_for(actor.ready.remote(), START_S))
+    return _RemoteSenders(actor)
+
+
+class _RemoteSenders:
+    """An actor's handle as Senders."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
+        outcomes: list[Outcome] = await _answer(self._actor.exchange.remote(leases, wait_s))
+        return outcomes
+
+    async def dismiss(self) -> None:
+        ray.kill(self._actor)
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    """What an actor's method returns or raises; SendersLost where the actor is gone."""
+    try:
+        return await call
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayActorError as error:
+        raise SendersLost(str(error)) from error
+    except TimeoutError as error:
+        raise SendersLost(f"it was not up after {START_S:.0f} s") from error

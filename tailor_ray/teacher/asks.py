@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.prompts.parse import parse_score
+from tailor_ray.prompts.parse import parse_score, strip_thinking
 from tailor_ray.prompts.teacher import Messages, TeacherPrompt, Templates
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
+from tailor_ray.teacher.budget import CAP_GROWTH
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.lessons import Judged, judge
 from tailor_ray.teacher.request import TeacherRequest, make_request
@@ -47,6 +48,7 @@ class Ask:
     accepted: Judged | None = None
     turn: int = 0
     tries: int = 0  # with this teacher
+    cap: int = 0  # of its reply, raised after one that was cut
     messages: Messages = field(default_factory=list)
     peers: list[EndpointConfig] = field(default_factory=list)  # still to score the accepted lesson
     scores: list[int] = field(default_factory=list)
@@ -68,7 +70,7 @@ class Asker:
         given = {name: text for name, text in config.prompts.model_dump().items() if text is not None}
         self._prompts = {
             endpoint.model: TeacherPrompt(grader.kind, endpoint.output == "json_schema", Templates(**given))
-            for endpoint in config.endpoints
+            for endpoint in config.teachers
         }
 
     def asks(self, questions: Sequence[Question], attempts: Iterable[Attempt], taught: frozenset[str]) -> list[Ask]:
@@ -96,7 +98,8 @@ class Asker:
         row = settled.row
         reply = row.reply or ""
         if row.outcome == "answered":
-            judged = judge(ask.question, ask.kind, reply, self._grader)
+            structured = ask.teachers[ask.turn].output == "json_schema"
+            judged = judge(ask.question, ask.kind, reply, self._grader, structured)
         elif row.outcome == "length":
             judged = Judged(reason="length", problem=CUT_OFF)
         else:
@@ -106,17 +109,30 @@ class Asker:
             self._end(ask, settled, "accepted", None)
             ask.accepted = judged
             if self._config.peer_scores:
-                ask.peers = [peer for peer in self._config.endpoints if peer.model != row.model]
+                ask.peers = [peer for peer in self._config.teachers if peer.model != row.model]
             return self._next_score(ask, judged)
         ask.tries += 1
-        if ask.tries >= self._config.max_asks:
+        if ask.tries >= self._config.max_asks or not self._ask_otherwise(ask, judged, reply):
             following = self._next_teacher(ask)
             self._end(ask, settled, "rejected" if following else "failed", judged.reason)
             return following
         self._end(ask, settled, "rejected", judged.reason)
-        prompt = self._prompts[settled.request.model]
-        ask.messages = prompt.again(ask.messages, reply, judged.problem)
         return self._request(ask, ask.teachers[ask.turn], ask.messages)
+
+    def _ask_otherwise(self, ask: Ask, judged: Judged, reply: str) -> bool:
+        """Change what is asked by what was wrong; False where nothing is left to change.
+
+        A reply that was cut gets twice the cap, within a bound; of one that was cut in its thinking there is nothing
+        to show, so the same is asked again.
+        """
+        endpoint = ask.teachers[ask.turn]
+        cap = ask.cap
+        if judged.reason == "length":
+            ask.cap = min(2 * cap, CAP_GROWTH * endpoint.max_tokens)
+        if judged.reason != "length" or strip_thinking(reply):
+            ask.messages = self._prompts[endpoint.model].again(ask.messages, reply, judged.problem)
+            return True
+        return ask.cap > cap
 
     def _take_score(self, ask: Ask, lesson: Judged, settled: Settled) -> TeacherRequest | None:
         """A peer that gives no score has no say."""
@@ -148,7 +164,7 @@ class Asker:
         return [(mistake, 0) for mistake in mistakes[: self._config.max_mistakes]]
 
     def _groups(self) -> list[tuple[EndpointConfig, ...]]:
-        endpoints = self._config.endpoints
+        endpoints = self._config.teachers
         return [endpoints] if self._config.arrangement == "cascade" else [(endpoint,) for endpoint in endpoints]
 
     def _end(self, ask: Ask, settled: Settled, outcome: str, reason: str | None) -> None:
@@ -167,6 +183,7 @@ class Asker:
             ask.messages = prompt.rationale(ask.question)
         else:
             ask.messages = prompt.feedback(ask.question, ask.mistake.text)
+        ask.cap = ask.teachers[ask.turn].max_tokens
         return self._request(ask, ask.teachers[ask.turn], ask.messages)
 
     def _request(
@@ -180,4 +197,5 @@ class Asker:
             question_id=ask.question.id,
             round_=self._round,
             priority=ask.priority,
+            max_tokens=ask.cap if structured else None,
         )

@@ -2,9 +2,10 @@
 
 Requests gather until a file is full or `flush` says that no more come for now; then a file is uploaded and a batch made
 of it, which is polled until it ends. Before anything is sent, a record of the batch and its input are in the run's
-storage; the record's id goes along as the batch's metadata. So a driver that finds a record without a batch id looks
-for a batch that carries the id, takes it over if there is one, and only else submits: never twice. Replies go to the
-same ledger under the same keys as those of online calls.
+storage, and then that it is about to be submitted; the record's id goes along as the batch's metadata. So a driver that
+finds a submitted record without a batch id looks for a batch that carries the id, takes it over if there is one, and
+only else submits: never twice. Of what was never submitted nothing is counted. A file that is too large is made anew
+in halves, and what exceeds the queue waits. Replies go to the same ledger under the same keys as online ones.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
-from tailor_ray.teacher.batch_api import BatchApi, Ended
-from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
+from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
 from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import Checked, Fate, Usage
-from tailor_ray.teacher.pricing import cost_usd, price_of
-from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage
+from tailor_ray.teacher.request import TeacherRequest, cap_of
 
 log = logging.getLogger(__name__)
 
+BYTES_PER_TOKEN = 4  # of an input file, for the queue's limit
+LONGEST_PAUSE_S = 600.0  # before a file is tried again that the queue had no room for
 QUIET_S = 1.0  # so long without a new request before a file that is not full is sent, once the parts are all in
 
 
@@ -47,17 +49,26 @@ class BatchPool:
     ) -> None:
         """Batches are recorded in `batches/`, below the ledger's folder."""
         self._config = config
-        self._endpoints = {endpoint.model: endpoint for endpoint in config.endpoints}
+        self._endpoints = {endpoint.model: endpoint for endpoint in config.teachers}
         self._ledger = ledger
         self._store = ledger.store.child("batches")
         self._on_settled = on_settled
         self._on_error = on_error
         self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
-        self._apis = {endpoint.model: BatchApi(endpoint) for endpoint in config.endpoints}
+        self._apis = {endpoint.model: BatchApi(endpoint) for endpoint in config.teachers}
         self._waiting: dict[str, TeacherRequest] = {}  # in no batch yet
         self._batched: dict[str, TeacherRequest] = {}  # in a batch that is not read yet
         self._reserved: set[str] = set()  # those of them for which this driver's budget set the worst case aside
+        largest = ledger.largest_outputs()
+        self._worsts = {
+            endpoint.model: Worst(endpoint, batch=True, seen_output=largest.get(endpoint.model))
+            for endpoint in config.teachers
+        }
         self._attempts: dict[str, int] = {}
+        self._most_bytes = int(config.batch_max_mib * 2**20)  # of a file: less after one was too large
+        self._queue: dict[str, float] = {}  # tokens that a model's queue was seen to take
+        self._pauses = 0  # in a row
+        self._paused_until = 0.0
         self._changed = 0.0
         self._flushed = self._held = False
         self._lock = threading.Lock()
@@ -66,8 +77,8 @@ class BatchPool:
         self._thread.start()
 
     def submit(self, requests: Sequence[TeacherRequest]) -> None:
-        rows = self._ledger.get([request.key for request in requests])
-        known = [Settled(r, rows[r.key], True) for r in requests if r.key in rows and rows[r.key].is_final]
+        rows = self._ledger.find(requests)
+        known = [Settled(r, rows[r.key], True) for r in requests if r.key in rows and rows[r.key].answers(r.max_tokens)]
         final = {one.request.key for one in known}
         with self._lock:
             self._waiting.update({request.key: request for request in requests if request.key not in final})
@@ -107,7 +118,7 @@ class BatchPool:
 
     def _open_records(self) -> list[dict[str, Any]]:
         """Batches that were begun and not read to their end; a dead driver's answer our requests as our own do."""
-        records = [self._store.read_json(name) for name in self._store.files() if name.endswith(".json")]
+        records = self._records()
         with self._lock:
             for key in {key for record in records for key in record["keys"]} & self._waiting.keys():
                 self._batched[key] = self._waiting.pop(key)
@@ -119,32 +130,40 @@ class BatchPool:
         if not chosen:
             return False
         name = uuid.uuid4().hex
-        record = {"name": name, "model": chosen[0].model, "keys": [request.key for request in chosen], "batch": None}
+        data = "".join(map(_line, chosen)).encode()
+        record = {
+            "name": name, "model": chosen[0].model, "keys": [request.key for request in chosen], "batch": None,
+            "submitted": False, "tokens": len(data) // BYTES_PER_TOKEN,
+        }  # fmt: skip
         # The worst case is in the ledger before there is a record by which the next driver would submit.
         self._ledger.stage(self._pending_row(request) for request in chosen)
         self._ledger.commit()
-        self._store.write_bytes(f"{name}.jsonl", "".join(map(_line, chosen)).encode())
+        self._store.write_bytes(f"{name}.jsonl", data)
         self._store.write_json(f"{name}.json", record)
-        self._follow(record)
-        return True
+        return self._follow(record)
 
     def _choose(self) -> list[TeacherRequest]:
-        """Requests of one endpoint for one file, the most valuable first, within the file's and the budget's limits."""
-        limit = int(self._config.batch_max_mib * 2**20)
+        """Requests of one endpoint for one file, the most valuable first, within all limits."""
         with self._lock:
             ready = sorted(self._waiting.values(), key=lambda request: request.priority)
             quiet = self._flushed and time.monotonic() - self._changed >= QUIET_S
-        full = len(ready) >= self._config.batch_max_requests or sum(len(r.body) for r in ready) >= limit
-        if not ready or self._held or not (quiet or full):
+        full = len(ready) >= self._config.batch_max_requests or sum(len(r.body) for r in ready) >= self._most_bytes
+        if not ready or self._held or not (quiet or full) or time.monotonic() < self._paused_until:
             return []
+        model = ready[0].model
+        queued = sum(record.get("tokens", 0) for record in self._records() if record["model"] == model)
+        room = min(self._queue.get(model, float("inf")), self._config.batch_max_queued_tokens or float("inf")) - queued
         chosen: list[TeacherRequest] = []
         size = 0
         for request in ready:
             size += len(_line(request).encode())
-            if len(chosen) >= self._config.batch_max_requests or (chosen and size > limit):
+            if len(chosen) >= self._config.batch_max_requests or (chosen and size > self._most_bytes):
                 break
-            if request.model == ready[0].model:
-                if not self._budget.reserve(self._worst(request)):
+            if size // BYTES_PER_TOKEN > room and (chosen or queued):
+                break
+            if request.model == model:
+                alone = self._budget.reserved.tokens <= 0
+                if not self._budget.reserve(self._worst(request), 1.0 if alone else self._worsts[model].slack):
                     break
                 chosen.append(request)
         cap = self._budget.binding(self._worst(ready[0]))
@@ -156,19 +175,84 @@ class BatchPool:
         self._reserved.update(request.key for request in chosen)
         return chosen
 
-    def _follow(self, record: dict[str, Any]) -> None:
-        """Bring one batch forward: submit it if nobody did, look at it, read it when it has ended."""
+    def _follow(self, record: dict[str, Any]) -> bool:
+        """Bring one batch forward: submit it if nobody did, look at it, read it when it has ended.
+
+        False where it could not be submitted; its requests wait again then.
+        """
         api = self._apis.get(record["model"])
         if api is None:
-            return  # of a teacher that the configuration no longer names
+            return True  # of a teacher that the configuration no longer names
         if record["batch"] is None:
-            found = api.find(record["name"])
             data = self._store.read_bytes(f"{record['name']}.jsonl")
-            record["batch"] = found or api.submit(record["name"], data)
+            try:
+                found = api.find(record["name"]) if record.get("submitted", True) else None
+                if found is None:
+                    record["submitted"] = True
+                    self._store.write_json(f"{record['name']}.json", record)
+                record["batch"] = found or api.submit(record["name"], data)
+            except TooLarge as error:
+                self._make_smaller(record, len(data), str(error))
+                return False
+            except QueueFull as error:
+                self._wait_for_queue(record, str(error))
+                return False
             self._store.write_json(f"{record['name']}.json", record)
         ended = api.look(record["batch"])
+        if ended is not None and ended.refusal is not None and is_queue_full(ended.refusal):
+            self._wait_for_queue(record, ended.refusal)
+            return False
         if ended is not None:
+            self._pauses = 0
             self._read(record, ended)
+        return True
+
+    def _make_smaller(self, record: dict[str, Any], size: int, said: str) -> None:
+        """Take a file back that is too large, and make the next ones half as large."""
+        self._most_bytes = max(min(self._most_bytes, size) // 2, 1)
+        if len(record["keys"]) == 1:
+            self._read(record, Ended("refused", {record["keys"][0]: Checked("http_413", said)}))
+            return
+        log.warning("a batch file of %.1f MiB is too large (%s): sent in halves", size / 2**20, said)
+        self._take_back(record)
+
+    def _wait_for_queue(self, record: dict[str, Any], said: str) -> None:
+        """Take a file back that the queue has no room for, and send less, later."""
+        queued = sum(one.get("tokens", 0) for one in self._records() if one["model"] == record["model"])
+        own = record.get("tokens", 0)
+        self._queue[record["model"]] = max(queued - own, own // 2, 1)
+        pause = min(self._config.batch_poll_s * 2.0**self._pauses, LONGEST_PAUSE_S)
+        self._pauses += 1
+        self._paused_until = time.monotonic() + pause
+        log.warning("the teacher's queue has no room (%s): sent again in %.0f s, or when others are done", said, pause)
+        self._take_back(record)
+
+    def _take_back(self, record: dict[str, Any]) -> None:
+        """Nothing of this file was taken on: its requests wait again, and nothing of it is counted."""
+        rows = self._ledger.get(record["keys"])
+        self._ledger.stage(row.unsent() for row in rows.values() if row.outcome == "pending")
+        self._ledger.commit()
+        for key, row in rows.items():
+            self._give_back(key, Spend(row.pending_usd, row.pending_tokens), Spend())
+        with self._lock:
+            for key in record["keys"]:
+                if key in self._batched:
+                    self._waiting[key] = self._batched.pop(key)
+        self._forget(record)
+
+    def _give_back(self, key: str, worst: Spend, paid: Spend) -> None:
+        if key in self._reserved:
+            self._reserved.remove(key)
+            self._budget.settle(worst, paid)
+        else:  # a dead driver's: its worst case was counted as spent when this one began
+            self._budget.settle(Spend(), paid - worst)
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [self._store.read_json(name) for name in self._store.files() if name.endswith(".json")]
+
+    def _forget(self, record: dict[str, Any]) -> None:
+        self._store.delete(f"{record['name']}.json")
+        self._store.delete(f"{record['name']}.jsonl")
 
     def _read(self, record: dict[str, Any], ended: Ended) -> None:
         """Put a batch's replies into the ledger and hand them on; what it did not reach is asked again."""
@@ -176,8 +260,9 @@ class BatchPool:
         rows = self._ledger.get(record["keys"])
         bodies = _bodies(self._store.read_bytes(f"{record['name']}.jsonl"))
         settled = []
+        missing = "batch_lost" if ended.status == "gone" else "expired"
         for key in record["keys"]:
-            checked = ended.replies.get(key, Checked("expired", f"the batch ended as {ended.status} before it"))
+            checked = ended.replies.get(key, Checked(missing, f"the batch ended as {ended.status} before it"))
             row = rows.get(key) or LedgerRow(key, "pending", endpoint.model, "", 0, bodies[key], mode="batch")
             new = self._ended_row(endpoint, row, checked)
             self._ledger.stage([new])
@@ -185,8 +270,7 @@ class BatchPool:
             if request is not None:
                 settled.append((request, new, checked))
         self._ledger.commit()
-        self._store.delete(f"{record['name']}.json")
-        self._store.delete(f"{record['name']}.jsonl")
+        self._forget(record)
         self._check_end(record["batch"], endpoint, ended)
         self._hand_on(settled)
 
@@ -212,12 +296,14 @@ class BatchPool:
         settled = []
         for request, row, checked in ended:
             self._attempts[request.key] = self._attempts.get(request.key, 0) + 1
-            if checked.rule.fate is Fate.RETRY and self._attempts[request.key] < self._config.max_attempts:
+            undecided = checked.rule.fate in NO_VERDICT
+            tries = self._config.max_attempts if undecided else checked.rule.tries or 1
+            if self._attempts[request.key] < tries:
                 with self._lock:
                     self._waiting[request.key] = request
                     self._changed = time.monotonic()
             else:
-                settled.append(Settled(request, row, from_ledger=False))
+                settled.append(Settled(request, row, from_ledger=False, undecided=undecided))
         if settled:
             self._on_settled(settled)
 
@@ -239,19 +325,20 @@ class BatchPool:
         )
 
     def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, checked: Checked) -> LedgerRow:
+        worst = Spend(row.pending_usd, row.pending_tokens)
+        if checked.text is not None or checked.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED):
+            cap = cap_of(row.request)
+            counted = self._worsts[endpoint.model].learn(len(row.request), cap, checked.usage, checked.text)
+            if counted is not None:
+                usd, tokens = max(counted.usd, worst.usd), max(counted.tokens, worst.tokens)
+                row = replace(row, pending_usd=usd, pending_tokens=tokens)
         cost = cost_usd(price_of(endpoint), checked.usage or Usage(), batch=True)
         ended = row.ended(checked, cost, time.time())
-        worst, paid = Spend(row.pending_usd, row.pending_tokens), ended.spend - row.spend
-        if row.key in self._reserved:
-            self._reserved.remove(row.key)
-            self._budget.settle(worst, paid)
-        else:  # a dead driver's: its worst case was counted as spent when this one began
-            self._budget.settle(Spend(), paid - worst)
+        self._give_back(row.key, worst, ended.spend - row.spend)
         return ended
 
     def _worst(self, request: TeacherRequest) -> Spend:
-        usage = Usage(input=request.prompt_tokens, output=request.max_tokens)
-        return Spend(cost_usd(price_of(self._endpoints[request.model]), usage, batch=True), request.worst_tokens)
+        return self._worsts[request.model].of(request.prompt_tokens, request.max_tokens)
 
 
 def _line(request: TeacherRequest) -> str:

@@ -6,7 +6,7 @@ Rows pass by file by file, so that a long ledger need not fit into memory.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailor_ray.errors import DataError
+from tailor_ray.errors import DataError, UserError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles, decode, table_of
@@ -73,5 +73,23 @@ def import_rows(store: Store, path: Path) -> int:
         return sum(ledger.add(decode(pa.Table.from_batches([some]))) for some in file.iter_batches(ROWS_PER_FILE))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from None
+    finally:
+        ledger.close()
+
+
+def forget_rows(store: Store, outcomes: Sequence[str]) -> int:
+    """Drop the replies of rows with these outcomes, so that they are asked again; returns how many.
+
+    The caller holds the run's lease. Raises UserError for an outcome that no row has.
+    """
+    ledger = Ledger(store)
+    try:
+        known = {row.outcome for row in ledger.rows()}
+        unknown = [outcome for outcome in outcomes if outcome not in known]
+        if unknown:
+            raise UserError(
+                f"no row of the ledger ended as {unknown[0]!r}; there are: {', '.join(sorted(known)) or 'none'}"
+            )
+        return ledger.forget(outcomes)
     finally:
         ledger.close()

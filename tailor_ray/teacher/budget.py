@@ -1,14 +1,102 @@
-"""The hard budget: what was paid plus the worst case of what is in flight never exceeds a cap.
+"""Money: what tokens cost, and the hard budget that what was paid and what is in flight never exceed.
 
-Invariant, for the run and for the round, in dollars and in tokens: spent + reserved <= cap. A request is sent only
-after `reserve` said yes; `settle` gives the reservation back and adds what was really paid.
+Prices are dollars a million tokens: the configuration's before those of the table, which is a convenience with a date
+on it, not a promise; what a reply itself says it cost goes before both. The budget's invariant, for the run and for the
+round, in dollars and in tokens: spent + reserved <= cap. A request is sent only after `reserve` said yes; `settle`
+gives the reservation back and adds what was really paid.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 
-from tailor_ray.config.teacher import TeacherConfig
+from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
+from tailor_ray.errors import ConfigError
+from tailor_ray.teacher.outcomes import Outcome, Usage
+
+log = logging.getLogger(__name__)
+
+TABLE_DATE = "2025-08"
+CAP_GROWTH = 4  # a reply that was cut is asked for again with up to so many times the cap
+ENOUGH_SEEN = 20  # replies within their caps after which an endpoint is taken to keep them
+UNSURE = 8.0  # times what is reserved that a reply may turn out to cost until then
+OLD_MONTHS = 6  # from which the table's age is told
+
+PRICES: dict[str, PriceConfig] = {
+    "gpt-5": PriceConfig(input=1.25, cached_input=0.125, output=10.0),
+    "gpt-5-mini": PriceConfig(input=0.25, cached_input=0.025, output=2.0),
+    "gpt-5-nano": PriceConfig(input=0.05, cached_input=0.005, output=0.4),
+    "gpt-4.1": PriceConfig(input=2.0, cached_input=0.5, output=8.0),
+    "gpt-4.1-mini": PriceConfig(input=0.4, cached_input=0.1, output=1.6),
+    "gpt-4.1-nano": PriceConfig(input=0.1, cached_input=0.025, output=0.4),
+    "gpt-4o": PriceConfig(input=2.5, cached_input=1.25, output=10.0),
+    "gpt-4o-mini": PriceConfig(input=0.15, cached_input=0.075, output=0.6),
+    "gpt-3.5-turbo": PriceConfig(input=0.5, output=1.5),
+    "o3": PriceConfig(input=2.0, cached_input=0.5, output=8.0),
+    "o4-mini": PriceConfig(input=1.1, cached_input=0.275, output=4.4),
+    "deepseek-chat": PriceConfig(input=0.27, cached_input=0.07, output=1.1, batch_discount=0.0),
+    "deepseek-reasoner": PriceConfig(input=0.55, cached_input=0.14, output=2.19, batch_discount=0.0),
+    "mock-teacher": PriceConfig(input=0.0, output=0.0),
+    "sandbox-teacher": PriceConfig(input=0.0, output=0.0),
+}
+
+
+def price_of(endpoint: EndpointConfig) -> PriceConfig | None:
+    """The price that applies; None for an unknown model, whose cost is then counted as nothing."""
+    return endpoint.price or PRICES.get(endpoint.model)
+
+
+def months_old(now: float) -> int:
+    """Whole months since the table was made."""
+    year, month = map(int, TABLE_DATE.split("-"))
+    today = time.gmtime(now)
+    return (today.tm_year - year) * 12 + today.tm_mon - month
+
+
+def check_prices(config: TeacherConfig, now: float | None = None) -> None:
+    """Raise ConfigError when a dollar budget is set and a model has no price; else tell what is not known or old."""
+    age = months_old(time.time() if now is None else now)
+    for endpoint in config.teachers:
+        price = price_of(endpoint)
+        if price is None and (config.budget_usd is not None or config.round_budget_usd is not None):
+            raise ConfigError(
+                f"a dollar budget is set, but the price of {endpoint.model!r} is not known (table of {TABLE_DATE}: "
+                f"{', '.join(PRICES)}); set teacher.price.input and teacher.price.output"
+            )
+        if price is None and not endpoint.is_loopback:
+            log.warning(
+                "the price of %r is not known: what it is asked counts as $0 unless its replies say what they cost; "
+                "set teacher.price.input and teacher.price.output",
+                endpoint.model,
+            )
+        elif price is not None and endpoint.price is None and (price.input or price.output) and age >= OLD_MONTHS:
+            log.warning(
+                "the price of %r is that of %s, %d months ago: check it, or set price.input and price.output",
+                endpoint.model, TABLE_DATE, age,
+            )  # fmt: skip
+
+
+def cost_usd(price: PriceConfig | None, usage: Usage, batch: bool = False) -> float:
+    """Dollars of one reply: what it says it cost, else by price."""
+    if usage.cost is not None:
+        return usage.cost
+    if price is None:
+        return 0.0
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    dollars = (usage.input - usage.cached) * price.input + usage.cached * cached_price + usage.output * price.output
+    return dollars * (1 - price.batch_discount if batch else 1.0) / 1e6
+
+
+def outcome_usd(endpoint: EndpointConfig, outcome: Outcome) -> float:
+    """Dollars that an online attempt's own usage comes to."""
+    return cost_usd(price_of(endpoint), outcome.usage or Usage())
+
+
+def worst_usd(price: PriceConfig | None, prompt_tokens: int, max_tokens: int) -> float:
+    """Dollars that one attempt costs at most: nothing cached, no discount, the whole cap written."""
+    return cost_usd(price, Usage(input=prompt_tokens, output=max_tokens)) if price else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +112,9 @@ class Spend:
     def __sub__(self, other: Spend) -> Spend:
         return Spend(self.usd - other.usd, self.tokens - other.tokens)
 
+    def __mul__(self, times: float) -> Spend:
+        return Spend(self.usd * times, round(self.tokens * times))
+
 
 @dataclass(frozen=True, slots=True)
 class Cap:
@@ -37,6 +128,56 @@ class Cap:
         if self.usd is not None and spend.usd > self.usd:
             return False
         return self.tokens is None or spend.tokens <= self.tokens
+
+
+class Worst:
+    """What one attempt at an endpoint may cost, by its cap and price, and by what its replies have shown so far.
+
+    A server that ignores the cap or counts more than we do is believed: the largest reply seen is what the next one
+    may be. Until some were seen, and where one exceeded its cap, calls go together only where the budget has room for
+    several times what is reserved, and one by one at its end: so at most one reply exceeds it.
+    """
+
+    def __init__(self, endpoint: EndpointConfig, batch: bool = False, seen_output: int | None = None) -> None:
+        """`seen_output`: of the largest reply of an earlier driver, None where there was none."""
+        self._model, self._price, self._batch = endpoint.model, price_of(endpoint), batch
+        most = CAP_GROWTH * endpoint.max_tokens
+        self._output = seen_output if seen_output is not None and seen_output > most else 0
+        self._seen = ENOUGH_SEEN if seen_output is not None else 0
+        self._input = 0  # beyond what we count
+        self._dearest = 0.0
+        self._told: set[str] = set()
+
+    @property
+    def slack(self) -> float:
+        """How much more than the reservations in flight a budget must hold."""
+        return 1.0 if self._seen >= ENOUGH_SEEN and not (self._output or self._input > 0) else UNSURE
+
+    def of(self, prompt_tokens: int, max_tokens: int) -> Spend:
+        usage = Usage(input=prompt_tokens + self._input, output=max(max_tokens, self._output))
+        dollars = cost_usd(self._price, usage, self._batch)
+        return Spend(max(dollars, self._dearest), usage.input + usage.output)
+
+    def learn(self, prompt_tokens: int, max_tokens: int, usage: Usage | None, text: str | None) -> Spend | None:
+        """Take note of a reply. Where its usage is not known, returns what it is to be counted as."""
+        self._seen += 1
+        if usage is None:
+            self._tell("usage", "replies of %r do not say what they used: each is counted at its worst", self._model)
+            # A token is seldom more than three bytes of a long text, whatever the tokenizer.
+            return self.of(prompt_tokens, max(max_tokens, len((text or "").encode("utf-8", "replace")) // 3))
+        if usage.output > max(max_tokens, self._output):
+            said = "%r wrote %d tokens where at most %d were asked for: so much is reserved from now on"
+            self._tell("cap", said, self._model, usage.output, max_tokens)
+            self._output = usage.output
+        self._input = max(self._input, usage.input - prompt_tokens)
+        if usage.cost is not None:
+            self._dearest = max(self._dearest, usage.cost)
+        return None
+
+    def _tell(self, what: str, said: str, *values: object) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning(said, *values)
 
 
 class Budget:
@@ -55,9 +196,9 @@ class Budget:
         self.round_spent = round_spent
         self.reserved = Spend()
 
-    def reserve(self, worst: Spend) -> bool:
+    def reserve(self, worst: Spend, slack: float = 1.0) -> bool:
         """Set `worst` aside; False, and nothing changed, when a cap could be exceeded."""
-        if self.binding(worst) is not None:
+        if self.binding(worst, slack) is not None:
             return False
         self.reserved += worst
         return True
@@ -67,9 +208,9 @@ class Budget:
         self.run_spent += paid
         self.round_spent += paid
 
-    def binding(self, worst: Spend) -> Cap | None:
-        """The cap that forbids sending what costs `worst`; None when it may be sent."""
-        wanted = self.reserved + worst
+    def binding(self, worst: Spend, slack: float = 1.0) -> Cap | None:
+        """The cap that forbids sending what costs `worst`, or `slack` times what is then in flight; None: send it."""
+        wanted = (self.reserved + worst) * slack
         for caps, spent in ((self._run, self.run_spent), (self._round, self.round_spent)):
             for cap in caps:
                 if not cap.allows(spent + wanted):

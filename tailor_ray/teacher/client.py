@@ -1,22 +1,23 @@
-"""`Sender`: one attempt at one request, over one AsyncOpenAI client with the aiohttp transport.
+"""`Sender`: one attempt at one request, over one HTTP client with the aiohttp transport.
 
 In: a request's body. Out: always an Outcome, never an exception of the network. Each attempt has a wall-clock bound
-whatever the server does, is sent once (the client's own retries are off), and the raw response is read by
-`outcomes`, so that nothing the package would let pass is taken for a reply. The key is read on this node and occurs
-in no outcome.
+whatever the server does and is sent once. What goes along is what the endpoint's settings name and nothing else of
+the environment but its proxies and certificates; keys are read on this node and occur in no outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import errno
+import logging
 import os
+import resource
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import TeacherAccessError
@@ -24,11 +25,18 @@ from tailor_ray.teacher.outcomes import Checked, Outcome, check_reply, check_sta
 
 if TYPE_CHECKING:
     import httpx2
-    from openai import AsyncOpenAI
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 30 * 86400.0  # a Retry-After beyond it is no number to reckon with
+FILES_BESIDE = 128  # descriptors that a process needs for what is no connection
 
 
 def read_key(endpoint: EndpointConfig) -> str:
-    """The key as this node has it. Raises TeacherAccessError naming the setting; a loopback endpoint needs none."""
+    """The key as this node has it, "" where none is to be sent.
+
+    Raises TeacherAccessError naming the setting; a loopback endpoint needs none.
+    """
     if endpoint.api_key_file is not None:
         where = f"teacher.api_key_file={endpoint.api_key_file!r}"
         try:
@@ -36,67 +44,103 @@ def read_key(endpoint: EndpointConfig) -> str:
         except (OSError, UnicodeDecodeError) as error:
             said = getattr(error, "strerror", None) or "it is not text"
             raise TeacherAccessError(f"{where} cannot be read on this node: {said}") from None
+    elif endpoint.api_key_env is None:
+        return ""
     else:
         where = f"the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
         key = os.environ.get(endpoint.api_key_env, "").strip()
-    if key and not all("!" <= character <= "~" for character in key):
-        # The client would refuse it by an error that shows it.
-        raise TeacherAccessError(
-            f"the key in {where} cannot be sent: a key is one line of ASCII letters, digits and signs, without spaces"
-        )
     if key:
+        _check_sendable(key, where)
         return key
     if endpoint.is_loopback:
         return "none-needed-on-loopback"
     raise TeacherAccessError(
         f"no key for {endpoint.base_url}: the environment variable {endpoint.api_key_env} is not set on this node; "
-        "set it there, or name another by teacher.api_key_env, or a file by teacher.api_key_file"
+        "set it there, name another by teacher.api_key_env (null sends none), or a file by teacher.api_key_file"
     )
 
 
-def open_client(endpoint: EndpointConfig, connections: int) -> AsyncOpenAI:
-    """A client that never retries by itself; proxies of the environment are not used for loopback addresses."""
-    import httpx2
-    from openai import AsyncOpenAI, DefaultAioHttpClient
+def _check_sendable(secret: str, where: str) -> None:
+    """A client would refuse it by an error that shows it."""
+    if not all("!" <= character <= "~" for character in secret):
+        raise TeacherAccessError(
+            f"the key in {where} cannot be sent: a key is one line of ASCII letters, digits and signs, without spaces"
+        )
 
-    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    transport = DefaultAioHttpClient(limits=limits, timeout=None, trust_env=not endpoint.is_loopback)
-    return AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=read_key(endpoint), max_retries=0, timeout=None, http_client=transport
-    )
+
+def read_secrets(endpoint: EndpointConfig) -> dict[str, str]:
+    """The secret headers of the endpoint as this node has them, its key among them. Raises TeacherAccessError."""
+    key = read_key(endpoint)
+    bearer = endpoint.api_key_header.lower() == "authorization"
+    headers = {endpoint.api_key_header: f"Bearer {key}" if bearer else key} if key else {}
+    for header, variable in endpoint.extra_headers_env.items():
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise TeacherAccessError(
+                f"the environment variable {variable} is not set on this node; teacher.extra_headers_env names it for "
+                f"the header {header} of {endpoint.base_url}"
+            )
+        _check_sendable(value, f"the environment variable {variable} (teacher.extra_headers_env)")
+        headers[header] = value
+    return headers
+
+
+class Hidden:
+    """Takes an endpoint's secrets out of what is said of it."""
+
+    def __init__(self, endpoint: EndpointConfig) -> None:
+        self._secrets = {value.removeprefix("Bearer ") for value in read_secrets(endpoint).values()}
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 class Sender:
     """Sends to one endpoint. Use it inside one event loop, and close it there."""
 
     def __init__(self, endpoint: EndpointConfig, connections: int) -> None:
-        self._endpoint = endpoint
-        self._key = read_key(endpoint)
-        self._client = open_client(endpoint, connections)
-
-    async def attempt(self, key: str, body: str) -> Outcome:
-        """Send once; at most `timeout_s` of wall-clock time. The key goes along, so that a server may tell retries."""
+        """At most `connections` at once; proxies of the environment are not used for loopback addresses."""
         import httpx2
+        from openai import DefaultAioHttpClient
 
+        self._endpoint = endpoint
+        self._hide = Hidden(endpoint)
+        self._url = endpoint.base_url.rstrip("/")
+        self._client: httpx2.AsyncClient = DefaultAioHttpClient(
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            headers={"Content-Type": "application/json", **endpoint.extra_headers, **read_secrets(endpoint)},
+            params=endpoint.default_query,
+            timeout=None,
+            trust_env=not endpoint.is_loopback,
+        )
+
+    async def attempt(self, key: str, body: str, sent_as: str | None = None) -> Outcome:
+        """Send once; at most `timeout_s` of wall-clock time. `sent_as` lets servers tell retries."""
         sent, start = time.time(), time.monotonic()
-        options: Any = {"headers": {"Idempotency-Key": key}}
-        call = self._client.post("/chat/completions", body=json.loads(body), cast_to=httpx2.Response, options=options)
+        headers = {"Idempotency-Key": sent_as or key}
+        call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)
         got = await bounded(call, self._endpoint.timeout_s)
         checked = check_reply(got.body) if got.failed is None else got.failed
         return Outcome(
             key=key,
             code=checked.code,
-            detail=checked.detail.replace(self._key, "***"),
+            detail=self._hide(checked.detail),
             text=checked.text,
             finish_reason=checked.finish_reason,
             usage=checked.usage,
-            retry_after=got.retry_after,
+            retry_after=got.retry_after if got.retry_after is not None else checked.retry_after,
             sent=sent,
             seconds=time.monotonic() - start,
         )
 
+    async def models(self, timeout_s: float) -> bytes:
+        """What the endpoint says of its models; b"" where it says nothing."""
+        return (await bounded(self._client.get(f"{self._url}/models"), timeout_s)).body
+
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +156,18 @@ async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> Got:
     """Await one call of the client for at most `timeout_s`; every way in which a network can fail becomes a Got."""
     import aiohttp
     import httpx2
-    import openai
 
     try:
         async with asyncio.timeout(timeout_s):
-            return Got((await call).content)
+            response = await call
     except TimeoutError:
-        return Got(failed=Checked("timeout", f"no whole reply in teacher.timeout_s={timeout_s}"))
-    except openai.APIStatusError as error:
-        checked = check_status(error.status_code, error.response.content)
-        return Got(failed=checked, retry_after=retry_after(error.response.headers))
-    except openai.APIConnectionError as error:  # also its subclass for time-outs
+        return Got(failed=Checked("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}"))
+    except (aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         return Got(failed=_connection_failure(error))
-    except (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError) as error:
-        return Got(failed=Checked("lost_connection", f"{type(error).__name__}: {error}"[:300]))
+    wait = retry_after(response.headers)
+    if response.is_success:
+        return Got(response.content, retry_after=wait)
+    return Got(failed=check_status(response.status_code, response.content), retry_after=wait)
 
 
 def retry_after(headers: object, now: float | None = None) -> float | None:
@@ -136,27 +178,45 @@ def retry_after(headers: object, now: float | None = None) -> float | None:
         if value is None:
             continue
         try:
-            return min(max(float(value) * scale, 0.0), 3600.0)
+            seconds = float(value) * scale
         except ValueError:
             pass
+        else:
+            return None if seconds != seconds else min(max(seconds, 0.0), LONGEST_WAIT_S)  # not a number
         try:
             until = parsedate_to_datetime(value).timestamp()
         except ValueError:
             continue
-        return min(max(until - (time.time() if now is None else now), 0.0), 3600.0)
+        return min(max(until - (time.time() if now is None else now), 0.0), LONGEST_WAIT_S)
     return None
 
 
+def connections_that_fit(wanted: int) -> int:
+    """How many of the wanted connections this process can hold, once its limit of files is as high as may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted + FILES_BESIDE:
+        return wanted
+    most = wanted + FILES_BESIDE if hard == resource.RLIM_INFINITY else min(wanted + FILES_BESIDE, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    fit = min(wanted, max(most - FILES_BESIDE, most // 2))
+    if fit < wanted:
+        said = "this process may open %d files: %d calls at once, and not %d; raise `ulimit -n`"
+        log.warning(said, most, fit, wanted)
+    return fit
+
+
 def _connection_failure(error: BaseException) -> Checked:
-    """By aiohttp's own exception at the end of the chain: the transport maps several of them to one."""
+    """By the errors at the end of the chain: the transport maps several of them to one."""
     import aiohttp
 
     chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    code = "lost_connection"
+    while (below := chain[-1].__cause__ or getattr(chain[-1], "os_error", None)) is not None and below not in chain:
+        chain.append(below)
+    said = f"{type(chain[-1]).__name__}: {chain[-1]}"[:300]
+    if any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in chain):
+        return Checked("no_sockets", f"this process may open no more files ({said})")
+    if any(isinstance(one, aiohttp.ClientConnectorCertificateError) for one in chain):
+        return Checked("bad_certificate", said)
     if any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
-        code = "refused_connection"
-    elif isinstance(chain[-1], TimeoutError):
-        code = "timeout"
-    return Checked(code, f"{type(chain[-1]).__name__}: {chain[-1]}"[:300])
+        return Checked("refused_connection", said)
+    return Checked("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)

@@ -3,31 +3,37 @@
 In: requests, rooms of actors, outcomes, deaths. Out: leases to send, and settled requests with their ledger rows.
 What always holds: a request is with at most one actor; before a lease goes out its governor granted it, the budget
 reserved its worst case, and its row is staged as pending; every request given in comes out settled once, or the pool
-stops with an error that says why. The caller commits the ledger before it acts on what comes out, and tells the time.
+stops with an error that says why. What ended without a verdict (an outage, a used-up quota, a key that is refused)
+never comes out as one: it is sent again, comes out `undecided` where it failed too often while others were answered,
+or stays for the next driver. The caller commits the ledger before it acts on what comes out, and tells the time.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
-from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.teacher.budget import Budget, Spend, Worst, outcome_usd
 from tailor_ray.teacher.governor import WINDOW_S, Governor, Grant
+from tailor_ray.teacher.health import LONG_PAUSE_S, Health, Outage, clock_time
 from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import Fate, Outcome
-from tailor_ray.teacher.pricing import outcome_usd, price_of, worst_usd
+from tailor_ray.teacher.outcomes import NO_VERDICT, Fate, Outcome
 from tailor_ray.teacher.request import TeacherRequest
+
+log = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5  # doubled with each attempt, with jitter, up to
 BACKOFF_MAX_S = 30.0
+DENIALS = 3  # in a row before an endpoint that answered is taken to refuse us, and not one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +45,17 @@ class Lease:
     body: str
     delay: float
     attempt: int
+    sent_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A request's end. `row` is what the ledger says of it."""
+    """A request's end. `row` is what the ledger says of it; an `undecided` one got no verdict in all its attempts."""
 
     request: TeacherRequest
     row: LedgerRow
     from_ledger: bool
+    undecided: bool = False
 
 
 @dataclass(slots=True)
@@ -56,22 +64,26 @@ class _Open:
 
     request: TeacherRequest
     row: LedgerRow
-    worst: Spend
+    gave_up_before: bool  # an earlier driver left it after all its attempts
+    worst: Spend = field(default_factory=Spend)
     attempts: int = 0
-    first: float = 0.0  # when its first attempt was given out
+    first: float | None = None  # when its first attempt was given out, by the endpoint's clock
     grant: Grant | None = None
     actor: str | None = None
 
 
 @dataclass(slots=True)
 class _Lane:
-    """One endpoint: its limits, its price and its queue."""
+    """One endpoint: its limits, its price, its health and its queue."""
 
     endpoint: EndpointConfig
     governor: Governor
-    price: PriceConfig | None
+    worst: Worst
+    health: Health
     ready: list[tuple[tuple[float, int, str], int, str]] = field(default_factory=list)
     delayed: list[tuple[float, int, str]] = field(default_factory=list)
+    series: list[str] = field(default_factory=list)  # requests that failed since the last success
+    suspects: dict[str, _Open] = field(default_factory=dict)  # refused by 403 before anybody was answered
 
 
 class Dispatcher:
@@ -81,9 +93,15 @@ class Dispatcher:
         self._config = config
         self._ledger = ledger
         self.budget = budget
+        largest = ledger.largest_outputs()
         self._lanes = {
-            endpoint.model: _Lane(endpoint, Governor(endpoint, now), price_of(endpoint))
-            for endpoint in config.endpoints
+            endpoint.model: _Lane(
+                endpoint,
+                Governor(endpoint, now),
+                Worst(endpoint, seen_output=largest.get(endpoint.model)),
+                Health(config.outage_s),
+            )
+            for endpoint in config.teachers
         }
         for model, earlier in ledger.recent(WINDOW_S).items():
             if model in self._lanes:
@@ -96,11 +114,11 @@ class Dispatcher:
 
     def submit(self, requests: Sequence[TeacherRequest]) -> list[Settled]:
         """Queue what the ledger does not answer; returns what it does. A request that is open already is left out."""
-        rows = self._ledger.get([request.key for request in requests])
+        rows = self._ledger.find(requests)
         settled = []
         for request in requests:
             row = rows.get(request.key)
-            if row is not None and row.is_final:
+            if row is not None and row.answers(request.max_tokens):
                 settled.append(Settled(request, row, from_ledger=True))
             elif request.key not in self._open:
                 self._enqueue(request, row)
@@ -115,26 +133,25 @@ class Dispatcher:
         leases: list[Lease] = []
         while lane.ready and len(leases) < room and self.stop is None:
             item = self._open[lane.ready[0][2]]
-            if not self._affordable(item):
+            item.worst = lane.worst.of(item.request.prompt_tokens, item.request.max_tokens)
+            if not lane.health.allows(lane.governor.in_flight, now) or not self._affordable(item, lane):
                 break
-            grant = lane.governor.reserve(item.request.worst_tokens, now)
+            grant = lane.governor.reserve(item.worst.tokens, now)
             if grant is None:
                 break
             heapq.heappop(lane.ready)
-            leases.append(self._give(item, grant, actor, now))
+            leases.append(self._give(item, lane, grant, actor, now))
         self._ledger.stage(self._open[lease.key].row for lease in leases)
         return leases
 
     def settle(self, outcomes: Iterable[Outcome], now: float) -> list[Settled]:
         """Take in how attempts ended; returns the requests that are settled by it."""
-        settled = []
+        settled: list[Settled] = []
         for outcome in outcomes:
             item = self._open.get(outcome.key)
             if item is None or item.grant is None:
                 continue  # an actor given up for dead was only slow: its lease was already counted as lost
-            done = self._end_attempt(item, outcome, now)
-            if done:
-                settled.append(Settled(item.request, item.row, from_ledger=False))
+            settled += self._end_attempt(item, outcome, now)
         return settled
 
     def actor_died(self, actor: str, heard: Heard, now: float) -> list[Settled]:
@@ -164,26 +181,28 @@ class Dispatcher:
 
     def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
         lane = self._lanes[request.model]
-        worst = Spend(worst_usd(lane.price, request.prompt_tokens, request.max_tokens), request.worst_tokens)
+        gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
         if row is None:
             row = LedgerRow(
                 key=request.key, outcome="pending", model=request.model, question_id=request.question_id,
                 round=request.round, request=request.body,
             )  # fmt: skip
-        self._open[request.key] = _Open(request, replace(row, round=request.round), worst)
+        row = replace(row, key=request.key, round=request.round, request=request.body)
+        self._open[request.key] = _Open(request, row, gave_up)
         heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
 
-    def _affordable(self, item: _Open) -> bool:
+    def _affordable(self, item: _Open, lane: _Lane) -> bool:
         """Whether the budget allows one more attempt; if it never will, since nothing is in flight, stop."""
-        cap = self.budget.binding(item.worst)
-        if cap is not None and self.leased_count == 0:
+        alone = self.leased_count == 0
+        cap = self.budget.binding(item.worst, 1.0 if alone else lane.worst.slack)
+        if cap is not None and alone:
             self.stop = Stopped(self.budget.exhausted_message(cap, item.worst))
         return cap is None
 
-    def _give(self, item: _Open, grant: Grant, actor: str, now: float) -> Lease:
+    def _give(self, item: _Open, lane: _Lane, grant: Grant, actor: str, now: float) -> Lease:
         self.budget.reserve(item.worst)
         item.grant, item.actor = grant, actor
-        item.first = item.first or now
+        item.first = lane.health.clock(now) if item.first is None else item.first
         item.attempts += 1
         item.row = replace(
             item.row,
@@ -194,12 +213,15 @@ class Dispatcher:
         )
         self._held[actor].add(item.request.key)
         request = item.request
-        return Lease(request.key, request.model, request.body, max(grant.at - now, 0.0), item.row.attempts)
+        delay = max(grant.at - now, 0.0)
+        return Lease(request.key, request.model, request.body, delay, item.row.attempts, request.sent_as)
 
-    def _end_attempt(self, item: _Open, outcome: Outcome, now: float) -> bool:
-        """Settle money, limits and row; True when the request is settled, False when it is queued again."""
+    def _end_attempt(self, item: _Open, outcome: Outcome, now: float) -> list[Settled]:
+        """Settle money, limits and row; returns the request, if it is settled, and others that are by its end."""
         lane = self._lanes[item.request.model]
         assert item.grant is not None
+        if outcome.code == "http_403" and lane.health.answered:
+            outcome = replace(outcome, code="denied")
         usage = outcome.usage
         lane.governor.settle(item.grant, now, usage.input + usage.output if usage else None)
         self._tell_rate(lane, item.grant, outcome, now)
@@ -207,19 +229,99 @@ class Dispatcher:
         if item.actor is not None:
             self._held[item.actor].discard(item.request.key)
         item.grant = item.actor = None
-        again = outcome.rule.fate is Fate.RETRY and self._may_retry(item, now)
-        if outcome.rule.fate in (Fate.ACCESS, Fate.QUOTA):
-            self._end_run(lane.endpoint, outcome)
         self._ledger.stage([item.row])
-        if again:
-            wait = self._backoff(item.attempts, outcome.retry_after)
-            heapq.heappush(lane.delayed, (now + wait, next(self._order), item.request.key))
-            return False
+        if outcome.rule.fate in NO_VERDICT:
+            return self._without_verdict(item, lane, outcome, now)
+        lane.series.clear()
+        replied = outcome.rule.fate is not Fate.REQUEST
+        lane.health.succeeded(now, replied)
+        settled = self._clear_suspects(lane) if replied else []
+        if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
+            self._delay(item, lane, outcome, now)
+            return settled
         del self._open[item.request.key]
-        return True
+        return [*settled, Settled(item.request, item.row, from_ledger=False)]
+
+    def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
+        """Queue the request again, unless it failed too often; stop where nobody is answered any more."""
+        self._note_health(item, lane, outcome, now)
+        if self.stop is not None or item.request.key in lane.suspects:
+            return []  # it stays open: the next driver asks again
+        if self._may_retry(item, lane, now):
+            self._delay(item, lane, outcome, now)
+            return []
+        del self._open[item.request.key]
+        # What two drivers could not get, while others were answered, is the request's own fault.
+        undecided = not (item.gave_up_before and lane.health.answered)
+        return [Settled(item.request, item.row, from_ledger=False, undecided=undecided)]
+
+    def _note_health(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
+        """What an attempt without a verdict says of the endpoint; calls that it fails at are not the request's."""
+        health, code, words = lane.health, outcome.code, f"{outcome.code}: {outcome.detail}"
+        if outcome.rule.fate is Fate.QUOTA:
+            self.stop = self.stop or quota_error(lane.endpoint, outcome.detail)
+        elif outcome.rule.fate is Fate.ACCESS:
+            self._note_denial(item, lane, outcome)
+            item.attempts -= 1
+            health.failed(words, now)
+        elif code == "http_429":
+            item.attempts -= 1
+            health.refused(words, now)
+        elif code == "no_sockets":
+            item.attempts -= 1
+            if health.narrow(lane.governor.in_flight + 1):
+                log.warning("%s: fewer calls at once; raise `ulimit -n` or lower teacher.max_in_flight", outcome.detail)
+        elif code not in ("actor_died", "expired"):
+            lane.series.append(item.request.key)
+            if health.failed(words, now):
+                for key in lane.series:
+                    if key in self._open:
+                        self._open[key].attempts -= 1
+                log.warning("%s at %s answers nobody (%s)", lane.endpoint.model, lane.endpoint.base_url, words)
+            elif health.is_broken:
+                item.attempts -= 1
+        wait = outcome.retry_after or 0.0
+        if wait > LONG_PAUSE_S:
+            log.warning("%s asks to come back at %s", lane.endpoint.model, clock_time(wait))
+        if wait > self._config.outage_s or health.is_over(now):
+            self.stop = self.stop or outage_error(lane.endpoint, health.words, self._config.outage_s, wait)
+
+    def _note_denial(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
+        """Whether it is us who are refused. A 403 may be about one request, so long as nobody was answered yet."""
+        health = lane.health
+        health.denied += 1
+        if outcome.code == "http_403" and not health.answered:
+            lane.suspects[item.request.key] = item
+            others = any(
+                one.request.model == item.request.model and key not in lane.suspects
+                for key, one in self._open.items()
+            )  # fmt: skip
+            if len(lane.suspects) < DENIALS and others:
+                return
+        elif health.answered and health.denied < DENIALS:
+            return
+        error = denied_error if health.answered else access_error
+        self.stop = self.stop or error(lane.endpoint, outcome.detail)
+
+    def _clear_suspects(self, lane: _Lane) -> list[Settled]:
+        """Somebody was answered, so those refused by 403 before were refused for themselves."""
+        settled = []
+        for key, item in lane.suspects.items():
+            item.row = replace(item.row, outcome="denied")
+            self._ledger.stage([item.row])
+            del self._open[key]
+            settled.append(Settled(item.request, item.row, from_ledger=False))
+        lane.suspects.clear()
+        return settled
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
+        if outcome.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED) or outcome.text:
+            request = item.request
+            counted = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome.usage, outcome.text)
+            if counted is not None:
+                usd, tokens = max(counted.usd, item.worst.usd), max(counted.tokens, item.worst.tokens)
+                item.row = replace(item.row, pending_usd=usd, pending_tokens=tokens)
         row = item.row.after(outcome, outcome_usd(lane.endpoint, outcome))
         self.budget.settle(item.worst, row.spend - item.row.spend)
         item.row = row
@@ -228,21 +330,19 @@ class Dispatcher:
         rate = lane.governor.rate
         if outcome.code == "http_429":
             rate.refused(grant.at, now, outcome.retry_after)
-        elif outcome.rule.fate in (Fate.ANSWERED, Fate.REQUEST):
+        elif outcome.rule.fate not in NO_VERDICT:
             rate.succeeded(grant.at, now)
         elif outcome.retry_after:
             rate.pause(now, outcome.retry_after)  # a 503 that says when to come back
 
-    def _may_retry(self, item: _Open, now: float) -> bool:
-        return item.attempts < self._config.max_attempts and now - item.first < self._config.retry_for_s
+    def _may_retry(self, item: _Open, lane: _Lane, now: float) -> bool:
+        spent = lane.health.clock(now) - (item.first or 0.0)
+        return item.attempts < self._config.max_attempts and spent < self._config.retry_for_s
 
-    def _backoff(self, attempts: int, retry_after: float | None) -> float:
-        wait = min(BACKOFF_S * 2.0 ** (attempts - 1), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)
-        return max(wait, retry_after or 0.0)
-
-    def _end_run(self, endpoint: EndpointConfig, outcome: Outcome) -> None:
-        error = quota_error if outcome.rule.fate is Fate.QUOTA else access_error
-        self.stop = self.stop or error(endpoint, outcome.detail)
+    def _delay(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
+        wait = min(BACKOFF_S * 2.0 ** max(item.attempts - 1, 0), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)
+        wait = max(wait, outcome.retry_after or 0.0)
+        heapq.heappush(lane.delayed, (now + wait, next(self._order), item.request.key))
 
 
 def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
@@ -253,9 +353,38 @@ def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
     )
 
 
+def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: float) -> Outage:
+    """The endpoint answers nobody, or not before long."""
+    if wait > outage_s:
+        said = f"asks to come back at {clock_time(wait)}, longer than teacher.outage_s={outage_s:g}"
+    else:
+        said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
+    hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
+    return Outage(
+        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
+        "and what has none is asked again: run the same command"
+    )
+
+
+def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint refuses us after it had answered: a key that ran out, most likely."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} no longer lets us in ({detail}); all replies are kept: look at "
+        f"{_key_of(endpoint)} and teacher.model={endpoint.model!r}, and run the same command"
+    )
+
+
 def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
     """The endpoint refuses us for the whole run: what to look at."""
     return TeacherAccessError(
-        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, the key in the environment "
-        f"variable {endpoint.api_key_env} (teacher.api_key_env) and teacher.model={endpoint.model!r}"
+        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, {_key_of(endpoint)} and "
+        f"teacher.model={endpoint.model!r}"
     )
+
+
+def _key_of(endpoint: EndpointConfig) -> str:
+    if endpoint.api_key_file is not None:
+        return f"the key in {endpoint.api_key_file} (teacher.api_key_file)"
+    if endpoint.api_key_env is None:
+        return "teacher.api_key_env, by which no key is sent"
+    return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"

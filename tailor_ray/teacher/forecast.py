@@ -15,9 +15,9 @@ from typing import Any
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.teacher import Messages, TeacherPrompt
 from tailor_ray.records import AnswerKind, LessonKind, Question
+from tailor_ray.teacher.budget import cost_usd, price_of
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.pricing import cost_usd, price_of
 from tailor_ray.teacher.request import make_request
 
 CHARACTERS_A_TOKEN = 4.0
@@ -141,7 +141,7 @@ def forecast(config: TeacherConfig, basis: Basis, rows: Iterable[LedgerRow] = ()
             continue
         kind, each = (RATIONALE, config.rationales) if number == 1 else (FEEDBACK, _mistakes(config, basis))
         sizes = Sizes(
-            {endpoint.model: _body(endpoint, basis, kind) for endpoint in config.endpoints},
+            {endpoint.model: _body(endpoint, basis, kind) for endpoint in config.teachers},
             sum(map(reply_guess, basis.sample)) / max(1, len(basis.sample)),
         )
         rounds.append(round_amount(config, kind, basis.questions * each, sizes, learned))
@@ -158,14 +158,14 @@ def _mistakes(config: TeacherConfig, basis: Basis) -> float:
 def round_amount(config: TeacherConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned) -> Amount:
     """What so many lessons take. A committee asks all its teachers, a cascade the next for what one fails at."""
     total, first, batch = Amount(), learned.get((config.model, kind)), config.mode == "batch"
-    for endpoint in config.endpoints:
+    for endpoint in config.teachers:
         share = 1.0
         if config.arrangement == "cascade" and endpoint.model != config.model:
             seen = learned.get((endpoint.model, kind))
             share = seen.firsts / first.firsts if seen and first and first.firsts else 0.0
         total += _amount(endpoint, kind, lessons * share, sizes, learned, batch)
         if config.peer_scores:
-            total += _amount(endpoint, SCORE, lessons * (len(config.endpoints) - 1), sizes, learned, batch)
+            total += _amount(endpoint, SCORE, lessons * (len(config.teachers) - 1), sizes, learned, batch)
     return total
 
 
@@ -239,7 +239,7 @@ def _assumptions(config: TeacherConfig, basis: Basis, learned: Learned) -> Seque
     elif later:
         said.append(f"{basis.mistakes:.2g} mistakes a question get feedback, as in the last exam")
     wanted = [RATIONALE] * (1 not in basis.done) + [FEEDBACK] * bool(later)
-    for endpoint in config.endpoints:
+    for endpoint in config.teachers:
         unknown = [kind for kind in wanted if (endpoint.model, kind) not in learned]
         if (endpoint.model, RATIONALE) in learned:
             said += [f"{endpoint.model}: tokens of {kind} are estimated from its rationales" for kind in unknown]

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.journal import Heard, read_journals
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, FINAL, LedgerRow, Values, is_whole, standing_in_sql
+from tailor_ray.teacher.ledger_row import COLUMNS, CUT, FINAL, LedgerRow, Values, is_whole, standing_in_sql
+from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,15 @@ class Ledger:
             found.update({key: LedgerRow(*self._staged[key]) for key in keys if key in self._staged})
         return found
 
+    def find(self, requests: Sequence[TeacherRequest]) -> dict[str, LedgerRow]:
+        """Rows by the requests' keys; the answers of a ledger made before 0.2 are found too."""
+        found = self.get([request.key for request in requests])
+        older = {request.sent_as: request for request in requests if request.key not in found}
+        for key, row in self.get(list(older)).items():
+            if row.answers(older[key].max_tokens):
+                found[older[key].key] = row
+        return found
+
     def stage(self, rows: Iterable[LedgerRow]) -> None:
         """Put rows into the next commit."""
         with self._lock:
@@ -145,9 +155,15 @@ class Ledger:
         It is the first ones by key: a key is a sha256, so they are a uniform sample, and reading them takes the same
         time however long the ledger is.
         """
-        final = ",".join(f"'{outcome}'" for outcome in sorted(FINAL))
+        final = ",".join(f"'{outcome}'" for outcome in sorted({*FINAL, CUT}))
         some = f"(SELECT {_NAMES} FROM ledger ORDER BY key LIMIT {SAMPLE})"
         return self._select(f"{some} WHERE outcome IN ({final}) AND round < {round_:d}")
+
+    def largest_outputs(self) -> dict[str, int]:
+        """Tokens of the largest reply that came at the first attempt, by model; a model without any is absent."""
+        query = "SELECT model, max(output_tokens) FROM ledger WHERE output_tokens > 0 AND attempts = 1 GROUP BY model"
+        with self._lock:
+            return dict(self._db.execute(query).fetchall())
 
     def recent(self, seconds: float) -> dict[str, list[tuple[float, int]]]:
         """Online attempts of the last `seconds` by model, oldest first: how long ago, and tokens at most.
@@ -184,6 +200,21 @@ class Ledger:
         self.stage(new)
         self.commit()
         return len(new)
+
+    def forget(self, outcomes: Collection[str]) -> int:
+        """Drop the replies of rows that ended so: their requests are asked again. What they cost stays counted.
+
+        Returns how many. The caller holds the run's lease, and nobody asks meanwhile.
+        """
+        marks = ",".join("?" * len(outcomes))
+        with self._lock:
+            found = self._db.execute(f"SELECT {_NAMES} FROM ledger WHERE outcome IN ({marks})", tuple(outcomes))
+            rows = [LedgerRow(*values) for values in found.fetchall()]
+        self.stage(replace(row, outcome="forgotten", reply=None, finish_reason=None) for row in rows)
+        self.commit()
+        self._files.drop(frozenset(row.key for row in rows))
+        self.flush()
+        return len(rows)
 
     def flush(self) -> None:
         """Write what is settled and not yet in storage as one segment."""
@@ -233,10 +264,12 @@ class Ledger:
         self._drop_damaged()
         self._take_stored()
         kept = "batch" if keep_batches else None
-        heard, lost = self.heard(), 0
+        heard, lost, unsent = self.heard(), 0, self._unsubmitted()
         for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
             outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
-            if outcome is None:
+            if row.key in unsent:
+                self.stage([row.unsent()])
+            elif outcome is None:
                 self.stage([row.lost(time.time())])
                 lost += 1
             else:
@@ -244,6 +277,12 @@ class Ledger:
         self.commit()
         if lost:
             log.warning("%d requests were in flight when the last driver ended: counted as lost", lost)
+
+    def _unsubmitted(self) -> set[str]:
+        """Keys of batch files that were written and never submitted."""
+        batches = self.store.child("batches")
+        records = [batches.read_json(name) for name in batches.files() if name.endswith(".json")]
+        return {key for one in records if not (one["batch"] or one.get("submitted", True)) for key in one["keys"]}
 
     def _take_stored(self) -> None:
         """Take in what storage has, and write to it what only this node has, since its last driver was killed."""

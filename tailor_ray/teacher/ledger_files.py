@@ -84,6 +84,13 @@ class LedgerFiles:
         for name in self._damaged & set(names):  # found while reading, and not by a merge
             self._rewrite(name, frozenset())
 
+    def drop(self, keys: frozenset[str]) -> None:
+        """Take these keys' rows out of all files."""
+        hashes = np.sort(_hash_keys(keys))
+        for name in self._names():
+            if _overlap(self._hashes_of(name), hashes):
+                self._rewrite(name, keys)
+
     def _merge(self, segments: Sequence[str]) -> None:
         """First the rows are in new files, then out of the older ones, then their segments go: a kill loses none.
 

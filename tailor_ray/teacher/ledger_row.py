@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.outcomes import TABLE, Bill, Checked, Fate, Outcome, Usage
+from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Checked, Fate, Outcome, Usage
+from tailor_ray.teacher.request import cap_of
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
-FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in (Fate.ANSWERED, Fate.REQUEST))
+FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)
 ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.ANSWERED)
+PASSING = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.RETRY)
+CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
 
@@ -51,7 +54,17 @@ class LedgerRow:
 
     @property
     def is_final(self) -> bool:
-        return self.outcome in FINAL
+        """Whether the same request with the same cap is not sent again."""
+        return self.outcome in FINAL or self.outcome == CUT
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it ended by something that another attempt may not meet."""
+        return self.outcome in PASSING
+
+    def answers(self, max_tokens: int) -> bool:
+        """Whether it is the last word on its request with this cap: what was cut by a smaller one is asked again."""
+        return self.outcome in FINAL or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
 
     @property
     def standing(self) -> tuple[int, int, int, float]:
@@ -112,6 +125,10 @@ class LedgerRow:
         """This row after an online attempt, with its times."""
         row = self.ended(outcome, cost, outcome.sent + outcome.seconds)
         return replace(row, sent=self.sent or outcome.sent, seconds=outcome.seconds)
+
+    def unsent(self) -> LedgerRow:
+        """This row where its attempt was prepared and never made."""
+        return replace(self, outcome="unsent", attempts=self.attempts - 1, pending_tokens=0, pending_usd=0.0)
 
     def lost(self, now: float) -> LedgerRow:
         """This row after its attempt in flight was lost: its worst case is counted."""

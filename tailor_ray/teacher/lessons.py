@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from tailor_ray.answers import Grader
@@ -43,10 +44,12 @@ class Judged:
     problem: str = ""
 
 
-def judge(question: Question, kind: LessonKind, text: str, grader: Grader) -> Judged:
-    """Judge a whole reply."""
+def judge(question: Question, kind: LessonKind, text: str, grader: Grader, structured: bool = False) -> Judged:
+    """Judge a whole reply; `structured`: an object was asked for, so that prose is none."""
     reply = parse_reply(text)
     rationale = reply.rationale
+    if rationale and (reply.markup is not None or (structured and reply.form == "prose")):
+        return Judged(reason="malformed", problem="it is not laid out in the form that was asked for.")
     if max(len(rationale.split()), len(re.findall(r"\w+", rationale))) < FEWEST_WORDS:  # "80(.95)=76" is one word
         return Judged(reason="empty", problem="it has no reasoning.")
     if is_repetition(rationale):
@@ -76,7 +79,7 @@ def gives_away(rationale: str, question: str) -> bool:
 def is_repetition(text: str) -> bool:
     """A loop: three of the same long line, or the same four words making up most of a long text."""
     lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 15]
-    if any(lines.count(line) >= 3 for line in set(lines)):
+    if any(count >= 3 for count in Counter(lines).values()):
         return True
     words = text.split()
     if len(words) < 40:

@@ -1,26 +1,31 @@
 """How one call to a teacher ended: the error table, and the checks that a reply must pass.
 
 In: an HTTP status with its body, or the exception instead of one. Out: an Outcome. Every code that can end a call
-stands in TABLE with what follows from it; nowhere else is it decided what is retried. A reply counts as answered only
-when its type, choices, content, finish reason and usage are as they must be.
+stands in TABLE with what follows from it; nowhere else is it decided what is retried. Servers put errors under many
+names, also into a 200: the words are read by `refusals`, and an error means the same wherever it stands.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
+
+from tailor_ray.teacher.refusals import error_code, error_object, finish_kind, has_error, retry_hint
 
 
 class Fate(StrEnum):
     """What follows from an outcome."""
 
     ANSWERED = "answered"
+    REFUSED = "refused"  # for its content: the last word on this request, as an answer is
+    CUT = "cut"  # a verdict on the request with this cap
+    REQUEST = "request"  # the same body would end alike today: final for one driver, asked again by the next
     RETRY = "retry"  # another attempt may succeed
-    REQUEST = "request"  # terminal for this request: the same body would end the same way
-    ACCESS = "access"  # terminal for the run: address, key or model are wrong
-    QUOTA = "quota"  # terminal for the run, which can go on later
+    ACCESS = "access"  # address, key or model are wrong: no verdict on the request
+    QUOTA = "quota"  # ends the run, which can go on later: no verdict on the request
 
 
 class Bill(StrEnum):
@@ -34,12 +39,14 @@ class Bill(StrEnum):
 class Rule:
     fate: Fate
     bill: Bill = Bill.NONE
+    tries: int | None = None  # at most; None takes teacher.max_attempts
 
 
 TABLE: dict[str, Rule] = {
-    "answered": Rule(Fate.ANSWERED),
+    "answered": Rule(Fate.ANSWERED, Bill.UNKNOWN),
     # no connection was made, so nothing was asked
     "refused_connection": Rule(Fate.RETRY),
+    "no_sockets": Rule(Fate.RETRY),  # this process may open no more files
     # sent, and then silence: it may have been answered and billed
     "lost_connection": Rule(Fate.RETRY, Bill.UNKNOWN),
     "timeout": Rule(Fate.RETRY, Bill.UNKNOWN),
@@ -50,41 +57,52 @@ TABLE: dict[str, Rule] = {
     "http_429": Rule(Fate.RETRY),
     "http_5xx": Rule(Fate.RETRY),
     # status 200, but no reply that can be used
+    "error_reply": Rule(Fate.RETRY),  # it says that it is an error, and not which
+    "broken_off": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server gave up in the middle
     "malformed_json": Rule(Fate.RETRY, Bill.UNKNOWN),
     "not_an_object": Rule(Fate.RETRY, Bill.UNKNOWN),
     "no_choices": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "no_content": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "no_finish_reason": Rule(Fate.RETRY, Bill.UNKNOWN),
+    # billed, and likely to come out the same: asked twice
+    "no_content": Rule(Fate.REQUEST, Bill.UNKNOWN, tries=2),
     "http_400": Rule(Fate.REQUEST),
     "http_413": Rule(Fate.REQUEST),
     "http_422": Rule(Fate.REQUEST),
     "http_other": Rule(Fate.REQUEST),
-    "content_filter": Rule(Fate.REQUEST, Bill.UNKNOWN),
-    "refusal": Rule(Fate.REQUEST, Bill.UNKNOWN),
-    "length": Rule(Fate.REQUEST, Bill.UNKNOWN),
+    "denied": Rule(Fate.REQUEST),  # 403 where others are answered: it is this request's
+    "content_filter": Rule(Fate.REFUSED, Bill.UNKNOWN),
+    "refusal": Rule(Fate.REFUSED, Bill.UNKNOWN),
+    "length": Rule(Fate.CUT, Bill.UNKNOWN),
     "unexpected_finish": Rule(Fate.REQUEST, Bill.UNKNOWN),
     "expired": Rule(Fate.RETRY),  # a batch ended before it reached the request
+    "batch_lost": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server no longer knows the batch
     "http_401": Rule(Fate.ACCESS),
     "http_403": Rule(Fate.ACCESS),
     "http_404": Rule(Fate.ACCESS),
+    "http_405": Rule(Fate.ACCESS),
+    "bad_certificate": Rule(Fate.ACCESS),
     "no_key": Rule(Fate.ACCESS),
     "http_402": Rule(Fate.QUOTA),
     "insufficient_quota": Rule(Fate.QUOTA),
 }
 
-# Codes and types that OpenAI-compatible servers put into a 429 (or 403) whose retry cannot succeed.
-_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "quota_exceeded", "billing_not_active"}
-_FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+# Fates after which the request is not sent again by anybody, in order of how much they are worth.
+LAST_WORDS = (Fate.ANSWERED, Fate.REFUSED)
+# Fates that say nothing about the request itself.
+NO_VERDICT = (Fate.RETRY, Fate.ACCESS, Fate.QUOTA)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the server counted them; `output` includes `reasoning`, `input` includes `cached`."""
+    """Tokens as the server counted them; `output` includes `reasoning`, `input` includes `cached`.
+
+    `cost` are dollars, where the server says what it bills.
+    """
 
     input: int = 0
     cached: int = 0
     output: int = 0
     reasoning: int = 0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +114,7 @@ class Outcome:
     detail: str = ""
     text: str | None = None
     finish_reason: str | None = None
-    usage: Usage | None = None  # None where the server said nothing
+    usage: Usage | None = None  # None where the server said nothing that can be used
     retry_after: float | None = None
     sent: float = 0.0  # UNIX time
     seconds: float = 0.0
@@ -115,6 +133,7 @@ class Checked:
     text: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    retry_after: float | None = None  # seconds, where the body says so
 
     @property
     def rule(self) -> Rule:
@@ -123,17 +142,11 @@ class Checked:
 
 def check_status(status: int, body: bytes) -> Checked:
     """Read an answer whose status is not 2xx."""
-    error = _error_object(body)
-    names = {str(error.get("code")), str(error.get("type"))}
-    message = str(error.get("message") or body[:200].decode("utf-8", "replace"))[:300]
-    detail = f"HTTP {status}: {message}"
-    if names & _QUOTA_CODES:
-        return Checked("insufficient_quota", detail)
-    if names & _FILTER_CODES:
-        return Checked("content_filter", detail, usage=Usage())
-    if f"http_{status}" in TABLE:
-        return Checked(f"http_{status}", detail)
-    return Checked("http_5xx" if status >= 500 else "http_other", detail)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = body[:300].decode("utf-8", "replace")
+    return _check_error(status, error_object(value))
 
 
 def check_reply(body: bytes) -> Checked:
@@ -147,31 +160,92 @@ def check_reply(body: bytes) -> Checked:
 
 def check_completion(value: Any) -> Checked:
     """Check a decoded chat completion, from a call or from a batch's output file."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]  # some gateways wrap their errors so
     if not isinstance(value, dict):
         return Checked("not_an_object", f"a {type(value).__name__} instead of an object")
-    usage = read_usage(value.get("usage"))
     choices = value.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        error = value.get("error")
-        return Checked("no_choices", f"choices: {choices!r}, error: {error!r}"[:300], usage=usage)
-    finish = choices[0].get("finish_reason")
-    message = choices[0].get("message")
-    message = message if isinstance(message, dict) else {}
-    text = message.get("content")
-    text = encodable(text) if isinstance(text, str) else None
-    if not isinstance(finish, str):
-        return Checked("no_finish_reason", f"finish_reason: {finish!r}", usage=usage)
-    if finish == "content_filter":
-        return Checked("content_filter", text=text, finish_reason=finish, usage=usage)
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    inside = choice.get("error") if choice else None
+    usage = read_usage(value.get("usage"))
+    if inside or has_error(value, with_reply=choice is not None):
+        checked = _check_error(None, error_object({"error": inside} if inside else value))
+        return replace(checked, usage=usage or checked.usage)
+    if choice is None:
+        return Checked("no_choices", f"choices: {choices!r}"[:300], usage=usage)
+    message = choice.get("message")
+    return _check_choice(choice.get("finish_reason"), message if isinstance(message, dict) else {}, usage)
+
+
+def _check_choice(finish: Any, message: dict[str, Any], usage: Usage | None) -> Checked:
+    kind, said = finish_kind(finish), finish if isinstance(finish, str) else None
+    text = read_text(message.get("content"))
+    if usage is not None and (not usage.input or (text and not usage.output)):
+        usage = None  # a count of nothing is no count
+    if kind == "filter":
+        return Checked("content_filter", text=text, finish_reason=said, usage=usage)
     if isinstance(message.get("refusal"), str) and message["refusal"]:
-        return Checked("refusal", message["refusal"][:300], text, finish, usage)
-    if finish == "length":
-        return Checked("length", text=text, finish_reason=finish, usage=usage)
-    if finish != "stop":
-        return Checked("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, finish, usage)
-    if text is None or not text.strip():
-        return Checked("no_content", f"content: {message.get('content')!r}"[:300], None, finish, usage)
-    return Checked("answered", text=text, finish_reason=finish, usage=usage)
+        return Checked("refusal", message["refusal"][:300], text, said, usage)
+    if kind == "error":
+        return Checked("broken_off", f"finish_reason: {finish!r}"[:300], text, said, usage)
+    if kind == "length":
+        return Checked("length", _where_the_cap_went(text, usage), text, said, usage)
+    if text is None:
+        text = _reply_among_reasoning(message)
+    if kind == "tools":
+        return Checked("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, said, usage)
+    if text is None:
+        thought = usage.reasoning if usage else 0
+        spent = f"; {thought} tokens were reasoning" if thought else ""
+        return Checked("no_content", f"content: {message.get('content')!r}"[:200] + spent, None, said, usage)
+    return Checked("answered", text=text, finish_reason=said, usage=usage)
+
+
+def _check_error(status: int | None, error: dict[str, Any]) -> Checked:
+    code, status = error_code(status, error)
+    message = str(error.get("message") or error)[:300]
+    detail = f"HTTP {status}: {message}" if status else message
+    if code is None and status is not None:
+        known = f"http_{status}"
+        code = known if known in TABLE else "http_5xx" if status >= 500 else "http_other"
+    code = code or "error_reply"
+    # An error is not billed, whatever else of this code might be.
+    return Checked(code, detail, usage=Usage(), retry_after=retry_hint(error))
+
+
+def read_text(content: Any) -> str | None:
+    """A message's text: a string, or its parts joined, without those that are thinking. None where there is none."""
+    if isinstance(content, list):
+        content = "".join(_part_text(part) for part in content)
+    if not isinstance(content, str) or not content.strip():
+        return None
+    return encodable(content)
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or str(part.get("type", "text")) not in ("text", "output_text"):
+        return ""
+    text = part.get("text")
+    text = text.get("value") if isinstance(text, dict) else text
+    return text if isinstance(text, str) else ""
+
+
+def _reply_among_reasoning(message: dict[str, Any]) -> str | None:
+    """A server that takes the whole reply for reasoning: it is one if it has the form that was asked for."""
+    for name in ("reasoning_content", "reasoning"):
+        text = message.get(name)
+        if isinstance(text, str) and ("</rationale>" in text.lower() or '"rationale"' in text.lower()):
+            return encodable(text)
+    return None
+
+
+def _where_the_cap_went(text: str | None, usage: Usage | None) -> str:
+    if usage is not None and usage.reasoning and usage.reasoning >= 0.5 * usage.output:
+        return f"{usage.reasoning} of {usage.output} tokens were reasoning"
+    spent = f"{usage.output} tokens" if usage else "it"
+    return f"{spent} did not suffice" if text else f"{spent} ended without any text"
 
 
 def encodable(text: str) -> str:
@@ -180,27 +254,43 @@ def encodable(text: str) -> str:
 
 
 def read_usage(value: Any) -> Usage | None:
-    """The server's token counts; None when they are missing or not counts."""
+    """The server's token counts; None when they are missing or not counts.
+
+    Output is what `total_tokens` leaves beside the prompt where that is more: some do not count reasoning elsewhere.
+    """
     if not isinstance(value, dict):
         return None
-    prompt, output = value.get("prompt_tokens"), value.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(output, int) or prompt < 0 or output < 0:
+    prompt, output = _count(value.get("prompt_tokens")), _count(value.get("completion_tokens"))
+    if prompt is None or output is None:
         return None
-    cached = _detail(value, "prompt_tokens_details", "cached_tokens")
+    total = _count(value.get("total_tokens")) or 0
+    cached = (
+        _detail(value, "prompt_tokens_details", "cached_tokens") or _count(value.get("prompt_cache_hit_tokens")) or 0
+    )
     reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
-    return Usage(prompt, min(cached, prompt), output, reasoning)
+    if reasoning > output:
+        output += reasoning
+    return Usage(prompt, min(cached or 0, prompt), max(output, total - prompt), reasoning, _cost(value))
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; 12.0 is one, true and 1.5 are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if value >= 0 and value == int(value) else None
+
+
+def _cost(usage: dict[str, Any]) -> float | None:
+    """Dollars that the reply says it cost; nothing said and nothing billed look alike."""
+    found = [usage.get("cost"), usage.get("estimated_cost")]
+    details = usage.get("cost_details")
+    if isinstance(details, dict) and usage.get("is_byok"):
+        found.append(details.get("upstream_inference_cost"))
+    sums = [float(one) for one in found if isinstance(one, int | float) and not isinstance(one, bool)]
+    total = sum(one for one in sums if math.isfinite(one) and one > 0)
+    return total or None
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    count = details.get(name) if isinstance(details, dict) else None
-    return count if isinstance(count, int) and count > 0 else 0
-
-
-def _error_object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    error = value.get("error", value) if isinstance(value, dict) else {}
-    return error if isinstance(error, dict) else {}
+    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0

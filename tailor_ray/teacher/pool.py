@@ -1,28 +1,23 @@
-"""`TeacherPool`: requests in, settled requests out, through Ray actors.
+"""`TeacherPool`: requests in, settled requests out, through senders: Ray actors, or one in this process.
 
-One thread of the driver runs an event loop that owns the Dispatcher; each actor has a loop of its own in it: settle
-the last outcomes, lease, commit both, hand on what is settled, exchange the leases for outcomes. So a reply is durable
-before anyone sees it.
-An actor that dies is replaced, at most MAX_DEATHS times, and its leases go to whoever asks next.
+One thread of the driver runs an event loop that owns intake, dispatch and settlement; each sender has a loop of its own
+in it: settle the last outcomes, lease, commit both, hand on what is settled, exchange the leases for outcomes. So a
+reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times, and its leases go
+to whoever asks next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
-from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.config.teacher import TeacherConfig
 from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
-from tailor_ray.teacher.actor import Driver, TeacherActor
+from tailor_ray.teacher.actor import Hire, Senders, SendersLost, hire_actor
 from tailor_ray.teacher.budget import Budget, Spend
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.ledger import Ledger
@@ -32,7 +27,6 @@ from tailor_ray.teacher.request import TeacherRequest
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 20
-START_S = 120.0  # for a worker process to start and read its keys
 WAIT_S = 0.1  # an exchange with nothing to say returns after so long
 IDLE_S = 0.05  # between looks at an empty queue
 
@@ -47,8 +41,13 @@ class TeacherPool:
         round_: int,
         on_settled: Callable[[list[Settled]], None],
         on_error: Callable[[BaseException], None],
+        hire: Hire = hire_actor,
     ) -> None:
-        """`on_settled` and `on_error` are called from the pool's thread; after an error nothing more is settled."""
+        """`on_settled` and `on_error` are called from the pool's thread; after an error nothing more is settled.
+
+        `hire` finds who sends: `hire_actor` an actor on the connected cluster, `hire_here` this process.
+        """
+        self._hire = hire
         self._config = config
         self._ledger = ledger
         self._on_settled = on_settled
@@ -106,18 +105,16 @@ class TeacherPool:
             raise self._dispatcher.stop
 
     async def _serve(self, name: str, share: dict[str, int]) -> None:
-        """Keep one actor busy; replace it when it dies."""
-        actor: Any = None
+        """Keep one sender busy; replace it when it is lost."""
+        senders: Senders | None = None
         settled: list[Settled] = []
         try:
             while True:
                 try:
-                    actor = actor or await _start(self._config, share, self._ledger.journal(name))
-                    outcomes = await self._exchange(actor, name, share, settled)
-                except RayTaskError as error:
-                    raise error.cause from None
-                except (RayActorError, TimeoutError) as error:
-                    actor = None
+                    senders = senders or await self._hire(self._config, share, self._ledger.journal(name))
+                    outcomes = await self._exchange(senders, name, share, settled)
+                except SendersLost as error:
+                    senders = None
                     self._count_death(name, error)
                     heard = self._ledger.heard(name)
                     await self._hand_on(self._dispatcher.actor_died(name, heard, time.monotonic()))
@@ -125,17 +122,18 @@ class TeacherPool:
                 else:
                     settled = self._dispatcher.settle(outcomes, time.monotonic())
         finally:
-            if actor is not None:
-                ray.kill(actor)
+            if senders is not None:
+                await senders.dismiss()
 
-    async def _exchange(self, actor: Any, name: str, share: dict[str, int], settled: list[Settled]) -> list[Outcome]:
+    async def _exchange(
+        self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
+    ) -> list[Outcome]:
         leases = [] if self._ends or self._held else self._lease(name, share)
         await self._hand_on(settled)
         if not leases and not self._dispatcher.holds(name):
             await asyncio.sleep(IDLE_S)
             return []
-        outcomes: list[Outcome] = await actor.exchange.remote(leases, WAIT_S)
-        return outcomes
+        return await senders.exchange(leases, WAIT_S)
 
     @property
     def _ends(self) -> bool:
@@ -186,40 +184,21 @@ class TeacherPool:
 
     def _count_death(self, name: str, error: Exception) -> None:
         self._deaths += 1
-        said = str(error) or f"it was not up after {START_S:.0f} s"
-        log.warning("%s is lost and replaced (%d of at most %d): %s", name, self._deaths, MAX_DEATHS, said)
+        log.warning("%s is lost and replaced (%d of at most %d): %s", name, self._deaths, MAX_DEATHS, error)
         if self._deaths > MAX_DEATHS:
-            raise StageError(f"teacher actors were lost {self._deaths} times, the last time: {said}") from error
+            raise StageError(f"teacher actors were lost {self._deaths} times, the last time: {error}") from error
 
 
 def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
     """Calls in flight by actor and model; in sum each endpoint's `max_in_flight`. No actor is left without any."""
-    actors = min(config.actors, *(endpoint.max_in_flight for endpoint in config.endpoints))
+    actors = min(config.actors, *(endpoint.max_in_flight for endpoint in config.teachers))
     return [
         {
             endpoint.model: endpoint.max_in_flight // actors + (number < endpoint.max_in_flight % actors)
-            for endpoint in config.endpoints
+            for endpoint in config.teachers
         }
         for number in range(actors)
     ]
-
-
-async def _start(config: TeacherConfig, share: dict[str, int], journal: str) -> Any:
-    """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
-
-    Raises TimeoutError when it is not up after START_S: a node that was lost meanwhile may never say so.
-    """
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
-    driver = Driver(ray.get_runtime_context().get_node_id(), os.getpid(), journal)
-    actor: Any = ray.remote(TeacherActor).options(**options).remote(endpoint_parts(config), share, driver)
-    await asyncio.wait_for(actor.ready.remote(), START_S)
-    return actor
-
-
-def endpoint_parts(config: TeacherConfig) -> list[EndpointConfig]:
-    """The endpoints without the rest of the section, which actors need not know."""
-    names = EndpointConfig.model_fields
-    return [EndpointConfig(**{name: getattr(endpoint, name) for name in names}) for endpoint in config.endpoints]
 
 
 def _first(error: BaseException) -> BaseException:

@@ -17,6 +17,7 @@ FASTER = 0.15  # of FAST a second: of 6,000 a minute found with a minute's windo
 FLOOR = 0.05  # one request in 20 s keeps looking for the end of a storm
 BUCKET_S = 0.25
 EVIDENCE = 20  # successes before a refusal from which a minute's worth can be told
+LONGEST_WINDOW_S = 120.0  # a storm that lasts longer was none of a limit by the minute
 LONG_PAUSE_S = 1.0  # a longer refusal means that a minute's worth is used up, not that the rate is a little high
 
 
@@ -127,7 +128,7 @@ class Rate:
         little later than that, for what was sent slowly at first also frees slowly."""
         assert self._storm is not None
         began, given = self._storm
-        lasted = now - began
+        lasted = min(now - began, LONGEST_WINDOW_S)
         if lasted >= LONG_PAUSE_S and given >= EVIDENCE:
             before = min(began - self._started, 60.0)
             self.rate = min(max(0.95 * given / (before + lasted), FLOOR), self.ceiling)

@@ -4,6 +4,10 @@ Part i of the exam leaves two parts i, once all its asks are done: in `log/`, `r
 `lessons-i` (what was accepted, near-duplicates left out). What is in them depends on the part and on the replies, not
 on the order in which parts and replies came. A restart skips the parts that are there and gets earlier replies from the
 ledger. In memory are the parts that are not wholly answered, and a record of each other one.
+
+A part is committed when each of its asks has a verdict. Those that got none leave their part open, and the stage stops
+where nothing else is left to do. Of a part with requests that a server refused as such (a 400), the next driver asks
+those again. Where too few lessons are accepted, the stage fails early and takes back the parts it had committed.
 """
 
 from __future__ import annotations
@@ -19,25 +23,28 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from tailor_ray.answers import Grader
+from tailor_ray.config.base import result_settings
 from tailor_ray.config.teacher import TeacherConfig
-from tailor_ray.errors import StageError
 from tailor_ray.layout import LESSONS, LOG, REQUESTS
 from tailor_ray.records import LESSON_SCHEMA, Attempt, Question, to_table
-from tailor_ray.storage import Part, PartsDigest, Store, commit_part, committed_parts
+from tailor_ray.statistics import wilson_interval
+from tailor_ray.storage import Part, PartsDigest, Store, commit_part, committed_parts, drop_part
 from tailor_ray.teacher.asks import Ask, Asker
 from tailor_ray.teacher.batch import BatchPool
-from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.budget import Spend, check_prices
 from tailor_ray.teacher.dispatch import Settled
+from tailor_ray.teacher.ends import AGAIN, Ends, undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.intake import End, Intake
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.pool import TeacherPool
-from tailor_ray.teacher.pricing import check_prices
 from tailor_ray.teacher.request import TeacherRequest, canonical
 from tailor_ray.teacher.written import REQUEST_SCHEMA, lesson_rows, request_rows, shard_metrics
 
 log = logging.getLogger(__name__)
 
+EARLY = 50  # asks after which the yield is looked at while the stage goes on
+SURE_Z = 3.3  # by so many standard errors it must then be too low: once in 2,000 stages that would just have passed
 SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
 SUMMED = (
     "wanted", "taught", "requests", "from_ledger", "accepted", "rejected", "failed",
@@ -98,6 +105,7 @@ class _Work:
     digest: str
     asks: list[Ask]
     left: int
+    undecided: int = 0  # of those left: they got no verdict
 
 
 @dataclass(slots=True)
@@ -109,6 +117,9 @@ class _State:
     questions: int = 0  # of the parts taken
     held: bool = False
     done: list[Part] = field(default_factory=list)  # lessons parts, without what is remembered of them
+    stuck: int = 0  # parts that lack nothing but asks without a verdict
+    undecided: dict[str, Settled] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
     waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     lessons: Counter[str] = field(default_factory=Counter)  # wanted, by the teacher that is asked first
@@ -148,14 +159,15 @@ def teach(
         intake.open()  # a batch is sent when all parts are in
     learned = learn(ledger.settled_before(job.round))
     pool = open_pool(job, ledger, intake.tell)
+    stage = _Stage(job, out, pool, intake, learned)
     try:
-        state = _Stage(job, out, pool, intake, learned).run()
+        state = stage.run()
     finally:
         pool.close()
     ledger.flush()
+    stage.check_yield(final=True)
     metrics = state.metrics()
     metrics["forecast"] = asdict(_forecast(job, state, learned))
-    check_yield(metrics, job.config)
     return metrics, PartsDigest.of(state.done)
 
 
@@ -177,6 +189,7 @@ class _Stage:
         self._pool = pool
         self._learned = learned
         self._asker = Asker(job.config, job.grader, job.round)
+        self._settings = hashlib.sha256(canonical(result_settings(job.config)).encode()).hexdigest()
         self._state = _State()
         requests = {part.index for part in committed_parts(out.child(LOG), REQUESTS)}
         self._earlier = {part.index: part for part in committed_parts(out, LESSONS) if part.index in requests}
@@ -184,6 +197,8 @@ class _Stage:
     def run(self) -> _State:
         state = self._state
         while not state.ended or len(state.done) < state.parts:
+            if state.ended and len(state.done) + state.stuck == state.parts:
+                raise undecided_error(list(state.undecided.values()), self._job.config)
             event = self._intake.take()
             if isinstance(event, Part):
                 self._take_shard(self._job.read(event))
@@ -192,6 +207,7 @@ class _Stage:
                 self._pool.flush()
             else:
                 self._take_settled(event)
+                self.check_yield()
             if self._job.on_progress is not None:
                 self._job.on_progress(dict(state.counts))
         return state
@@ -203,13 +219,19 @@ class _Stage:
         self._count(shard, first)
         self._hold_if_scarce()
         earlier = self._earlier.pop(shard.index, None)
-        if earlier is not None and earlier.info["digest"] == work.digest:
+        if earlier is not None and self._still_holds(earlier.info, work):
             self._state.counts["done"] += len(asks)
+            self._state.ends.add_part(earlier.info["metrics"])
             self._finish(earlier)
         elif not asks:
             self._commit(work)
         else:
             self._send(first)
+
+    def _still_holds(self, info: dict[str, Any], work: _Work) -> bool:
+        """Whether a part that an earlier driver committed is what this one would make of it."""
+        asked_alike = info.get("settings") in (None, self._settings)
+        return info["digest"] == work.digest and asked_alike and not info.get("passing")
 
     def _count(self, shard: Shard, first: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
         state = self._state
@@ -245,11 +267,18 @@ class _Stage:
             if request.key not in self._state.waiting:
                 new[request.key] = request
             self._state.waiting[request.key].append((work, ask))
+            if request.key in self._state.undecided:
+                self._leave_open(work)
         self._pool.submit(list(new.values()))
 
     def _take_settled(self, settled: list[Settled]) -> None:
         following = []
         for one in settled:
+            if one.undecided:
+                self._state.undecided[one.request.key] = one
+                for work, _ in self._state.waiting[one.request.key]:
+                    self._leave_open(work)
+                continue
             for work, ask in self._state.waiting.pop(one.request.key):
                 request = self._asker.advance(ask, one)
                 self._state.counts[ask.ended[-1].outcome] += 1
@@ -258,9 +287,23 @@ class _Stage:
                     continue
                 work.left -= 1
                 self._state.counts["done"] += 1
+                self._state.ends.add(ask)
                 if work.left == 0:
                     self._commit(work)
+                elif work.left == work.undecided:
+                    self._set_aside()
         self._send(following)
+
+    def _leave_open(self, work: _Work) -> None:
+        """One more of the part's asks is without a verdict."""
+        work.undecided += 1
+        if work.left == work.undecided:
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        """A part to which nothing more can happen no longer holds the exam back."""
+        self._state.stuck += 1
+        self._intake.leave()
 
     def _commit(self, work: _Work) -> None:
         """Write the part's two parts; the lessons last, since their record makes it done."""
@@ -268,24 +311,34 @@ class _Stage:
         lessons, duplicates = lesson_rows(asks, self._job.round)
         requests = request_rows(asks, self._job.round, duplicates)
         commit_part(self._out.child(LOG), REQUESTS, work.index, pa.Table.from_pylist(requests, schema=REQUEST_SCHEMA))
-        info = {"digest": work.digest, "metrics": shard_metrics(asks, requests, self._job.round)}
+        info = {
+            "digest": work.digest,
+            "settings": self._settings,
+            "passing": sum(ask.accepted is None and ask.ended[-1].settled.row.outcome in AGAIN for ask in asks),
+            "metrics": shard_metrics(asks, requests, self._job.round),
+        }
         self._finish(commit_part(self._out, LESSONS, work.index, to_table(lessons, LESSON_SCHEMA), info))
 
     def _finish(self, part: Part) -> None:
         self._state.add(part)
         self._intake.leave()
 
+    def check_yield(self, final: bool = False) -> None:
+        """Raise where the share of wanted lessons that are accepted is below the configured one, or certain to be.
 
-def check_yield(metrics: dict[str, Any], config: TeacherConfig) -> None:
-    """Raise StageError when the share of wanted lessons that were accepted is below the configured one."""
-    wanted, taught = metrics["wanted"], metrics["taught"]
-    if wanted and taught / wanted < config.min_accepted_share:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in metrics["reasons"].items()) or "none"
-        raise StageError(
-            f"only {taught} of {wanted} lessons were accepted, below teacher.min_accepted_share="
-            f"{config.min_accepted_share}; reasons: {reasons}. Look at the requests of this round, mend the prompt or "
-            "the teacher, or lower the setting"
-        )
+        What was committed is taken back first: replies stay in the ledger, and settings may be changed.
+        """
+        ends, least = self._state.ends, self._job.config.min_accepted_share
+        sure = wilson_interval(ends.taught, ends.count, SURE_Z)[1] < least if ends.count else False
+        if ends.count >= EARLY and not final and least and (sure or not ends.taught):
+            error = yield_error(ends, f"of the first {ends.count}", self._job.config)
+        elif final and ends.count and ends.taught / ends.count < least:
+            error = yield_error(ends, f"of {ends.count}", self._job.config)
+        else:
+            return
+        for part in self._state.done:
+            drop_part(self._out, LESSONS, part.index)
+        raise error
 
 
 def _digest(asks: Sequence[Ask]) -> str:

@@ -81,7 +81,9 @@ def lessons(tmp_path, out="out"):
 def answered(log):
     """How often each request was answered, and would have been billed, whether or not somebody was there to hear."""
     lines = [json.loads(line) for line in Path(log).read_text().splitlines()]
-    return Counter(line["request"] for line in lines if line["outcome"] in ("answered", "wrong", "client_gone"))
+    return Counter(
+        line["request"] for line in lines if line["outcome"] in ("answered", "wrong", "client_gone", "no_finish")
+    )
 
 
 SUMS = "model, count(*), sum(input_tokens), sum(output_tokens), sum(cost_usd), sum(reasoning_tokens)"

@@ -88,7 +88,7 @@ def test_a_runs_counts_are_exported_once(ray_cluster, tmp_path):
         },
         exam={"samples": 4, "max_new_tokens": 48, "shard_questions": 4},
         evaluation={"max_new_tokens": 16},
-        teacher={"base_url": "sandbox"},
+        teacher={"base_url": "mock"},
         training={"steps": 12, "learning_rate": 1e-3, "batch_size": 8, "warmup_steps": 0, "max_length": 256},
         rounds={"max_rounds": 1},
         observe={"log_every_s": 5.0},

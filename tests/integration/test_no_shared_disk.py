@@ -30,7 +30,7 @@ SETTINGS = {
     "student": {"engines": 1, "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.125},
     "exam": {"samples": 2, "max_new_tokens": 16, "shard_questions": 16},
     "evaluation": {"max_new_tokens": 16},
-    "teacher": {"base_url": "sandbox", "max_in_flight": 8},
+    "teacher": {"base_url": "mock", "max_in_flight": 8},
     "training": {
         "steps": 60,
         "batch_size": 8,

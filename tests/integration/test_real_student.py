@@ -49,7 +49,7 @@ def config(folder, student, **more):
         },
         exam={"samples": 1, "max_new_tokens": TOKENS},
         evaluation={"max_new_tokens": TOKENS},
-        teacher={"base_url": "sandbox", "rationales": 2},
+        teacher={"teachers": [{"base_url": "mock"}], "rationales": 2},
         training={
             "steps": 2,
             "batch_size": 4,

@@ -44,7 +44,7 @@ class Run:
             },
             "exam": {"samples": 4, "max_new_tokens": 48, "shard_questions": 8},
             "evaluation": {"max_new_tokens": 16},
-            "teacher": {"base_url": "sandbox"},
+            "teacher": {"teachers": [{"base_url": "mock"}]},
             "training": {"steps": STEPS, "batch_size": 8, "max_length": 256, "checkpoint_every_steps": 5, **settings},
             "rounds": {"max_rounds": 1},
         }

@@ -119,8 +119,8 @@ def _lives_in(entry, folder):
 def test_a_run_stopped_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     """By SIGTERM in schooling, SIGKILL in the exam, its budget in teaching, SIGKILL in training and in evaluation."""
     log = tmp_path / "access.jsonl"
-    sandbox = {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1, "latency_s": 0.5}
-    teacher = {"base_url": "sandbox", "sandbox": sandbox, "max_in_flight": IN_FLIGHT}
+    mock = {"access_log": str(log), "wrong_share": 0.1, "malformed_share": 0.1, "latency_s": 0.5}
+    teacher = {"base_url": "mock", "mock": mock, "max_in_flight": IN_FLIGHT}
     command = Command(tmp_path, {"name": "try", "storage": str(tmp_path / "runs"), "teacher": teacher, **SETTINGS})
     student = command.store.child("rounds", "00", "student")
     exam, teach, train, evaluate = (
@@ -247,7 +247,7 @@ def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder, r
         *("student.max_model_len=512", "student.max_num_seqs=64", "student.engines=1", "student.tiny.school_steps=20"),
         *("student.tiny.hidden_size=64", "student.tiny.layers=2", "student.tiny.heads=2"),
         *("exam.samples=2", "exam.max_new_tokens=48", "evaluation.max_new_tokens=48"),
-        *("teacher.base_url=sandbox", f"teacher.sandbox.answers={data_folder}/gsm8k/train.jsonl"),
+        *("teacher.base_url=mock", f"teacher.mock.answers={data_folder}/gsm8k/train.jsonl"),
         *("training.epochs=1", "training.zero_stage=1", "training.offload_optimizer=false", "training.workers=1"),
         *("training.offload_parameters=false", "training.max_length=512", "training.precision=float32"),
         *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),

@@ -29,7 +29,7 @@ def config(folder, name):
         },
         exam={"samples": 2, "max_new_tokens": 32, "shard_questions": 8},
         evaluation={"max_new_tokens": 16},
-        teacher={"base_url": "sandbox", "sandbox": {"wrong_share": 0.1, "malformed_share": 0.1}},
+        teacher={"base_url": "mock", "mock": {"wrong_share": 0.1, "malformed_share": 0.1}},
         training={"steps": 8, "learning_rate": 1e-3, "batch_size": 8, "warmup_steps": 0, "max_length": 256},
         rounds={"max_rounds": 2},
         observe={"log_every_s": 5.0},

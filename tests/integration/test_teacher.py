@@ -1,4 +1,4 @@
-"""The teaching stage end to end: Ray actors, HTTP to a sandbox teacher in its own process, faults, money."""
+"""The teaching stage end to end: Ray actors, HTTP to a mock teacher in its own process, faults, money."""
 
 import json
 import threading
@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tailor_ray.config.teacher import PriceConfig, SandboxConfig
+from tailor_ray.config.teacher import MockConfig, PriceConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
 from tailor_ray.teacher.intake import OPEN_PARTS
 from tailor_ray.teacher.ledger_files import decode, encode
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
 from tailor_ray.teacher.teach import Shard
 from tests.integration.teaching import (
     BATCH,
@@ -59,9 +59,9 @@ def test_two_rounds_through_every_accident_of_the_wire(tmp_path):
     told = {}
     for name, jitter, actors in (("a", 0.0, 1), ("b", 0.3, 2)):
         folder, log = tmp_path / name, tmp_path / f"{name}.jsonl"
-        options = SandboxOptions(SandboxConfig(wrong_share=0.1, jitter_s=jitter, access_log=str(log)), faults=ACCIDENTS)
-        with SandboxProcess(options) as sandbox:
-            config = settings(sandbox.base_url, actors=actors)
+        options = MockOptions(MockConfig(wrong_share=0.1, jitter_s=jitter, access_log=str(log)), faults=ACCIDENTS)
+        with MockProcess(options) as mock:
+            config = settings(mock.base_url, actors=actors)
             first = run(folder, config, 1, "r1")
             second = run(
                 folder, config, 2, "r2", taught=frozenset(lesson.question_id for lesson in lessons(folder, "r1"))
@@ -95,8 +95,8 @@ def test_teaching_starts_with_the_first_part_and_a_restart_asks_nothing_again(tm
         if counts.get("done", 0) >= 20:
             gate.set()
 
-    with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url)
+    with MockProcess(MockOptions(MockConfig(access_log=str(log)))) as mock:
+        config = settings(mock.base_url)
         first = run(tmp_path, config, exam=exam(), on_progress=progress)
         calls = sum(answered(log).values())
         assert run(tmp_path, config) == first  # from the committed parts
@@ -110,8 +110,8 @@ def test_teaching_starts_with_the_first_part_and_a_restart_asks_nothing_again(tm
 
 def test_a_damaged_row_is_asked_again_and_the_loss_is_said(tmp_path, caplog):
     log = tmp_path / "access.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url, **BATCH)
+    with MockProcess(MockOptions(MockConfig(access_log=str(log)))) as mock:
+        config = settings(mock.base_url, **BATCH)
         first = run(tmp_path, config)
         (file,) = (tmp_path / "teacher").glob("*.parquet")
         rows = decode(pq.read_table(file))
@@ -138,8 +138,8 @@ def test_the_exam_waits_for_a_slower_teacher(tmp_path):
         nonlocal done
         done = counts.get("done", 0)
 
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.1, access_log=str(log)))) as sandbox:
-        metrics = run(tmp_path, settings(sandbox.base_url, max_in_flight=2), exam=exam(), on_progress=progress)
+    with MockProcess(MockOptions(MockConfig(latency_s=0.1, access_log=str(log)))) as mock:
+        metrics = run(tmp_path, settings(mock.base_url, max_in_flight=2), exam=exam(), on_progress=progress)
     assert metrics["accepted"] == taken == 40
     assert most_in_flight(log) == 2
 
@@ -165,9 +165,9 @@ def two_teachers(tmp_path, cheap, dear, **more):
 
 def test_several_teachers_each_with_its_own_key_price_and_parameters(tmp_path):
     """A server refuses any key but its own, and any model but its own."""
-    wrong = SandboxOptions(SandboxConfig(wrong_share=0.5), key="key-of-cheap", models=("cheap",))
-    right = SandboxOptions(SandboxConfig(), key="key-of-dear", models=("dear",))
-    with SandboxProcess(wrong) as cheap, SandboxProcess(right) as dear:
+    wrong = MockOptions(MockConfig(wrong_share=0.5), key="key-of-cheap", models=("cheap",))
+    right = MockOptions(MockConfig(), key="key-of-dear", models=("dear",))
+    with MockProcess(wrong) as cheap, MockProcess(right) as dear:
         cascade = run(tmp_path, two_teachers(tmp_path, cheap, dear, max_asks=1))
         took = {model: rest for model, *rest in ledger(tmp_path, SUMS, "group by model")}
         committee = two_teachers(tmp_path, cheap, dear, arrangement="committee", peer_scores=True, **BATCH)
@@ -199,9 +199,9 @@ def test_a_budget_that_will_not_last_goes_to_the_mistakes_worth_most_of_the_whol
             ]
         exam.append(Shard(number + 1, shard.questions, attempts))
     order = sorted(wrong_of, key=lambda name: (-wrong_of[name], name))
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.02, access_log=str(log)))) as sandbox:
+    with MockProcess(MockOptions(MockConfig(latency_s=0.02, access_log=str(log)))) as mock:
         price = PriceConfig(input=10.0, output=30.0)
-        config = settings(sandbox.base_url, price=price, max_mistakes=1, max_tokens=100, max_in_flight=4)
+        config = settings(mock.base_url, price=price, max_mistakes=1, max_tokens=100, max_in_flight=4)
         with pytest.raises(Stopped, match=r"teacher\.budget_usd"):
             run(tmp_path, config.model_copy(update={"budget_usd": 0.06}), 2, exam=exam, questions=60)
         asked = {name for (name,) in ledger(tmp_path, "question_id")}
@@ -214,9 +214,9 @@ def test_a_budget_that_will_not_last_goes_to_the_mistakes_worth_most_of_the_whol
 
 def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):
     log = tmp_path / "access.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log)))) as sandbox:
+    with MockProcess(MockOptions(MockConfig(access_log=str(log)))) as mock:
         price = PriceConfig(input=10.0, output=30.0)
-        config = settings(sandbox.base_url, price=price, budget_usd=0.08, max_tokens=100)  # all 60 cost 0.11
+        config = settings(mock.base_url, price=price, budget_usd=0.08, max_tokens=100)  # all 60 cost 0.11
         with pytest.raises(Stopped, match=r"teacher\.budget_usd"):
             run(tmp_path, config)
         spent = ledger(tmp_path, "sum(cost_usd)")[0][0]
@@ -239,8 +239,8 @@ def test_a_budget_stops_the_run_and_a_raise_goes_on(tmp_path):
     ],
 )
 def test_what_ends_a_round_says_why(tmp_path, faults, error, says):
-    with SandboxProcess(SandboxOptions(faults=faults, fault_calls=10)) as sandbox, pytest.raises(error, match=says):
-        run(tmp_path, settings(sandbox.base_url, **(BATCH if error is StageError else {})))
+    with MockProcess(MockOptions(faults=faults, fault_calls=10)) as mock, pytest.raises(error, match=says):
+        run(tmp_path, settings(mock.base_url, **(BATCH if error is StageError else {})))
     if error is StageError:
         assert {row[0] for row in ledger(tmp_path, "outcome")} == {"refusal", "content_filter"}
         assert max(row[0] for row in ledger(tmp_path, "attempts")) == 1  # terminal: not retried
@@ -251,8 +251,8 @@ def test_the_key_is_nowhere_but_on_the_wire(tmp_path, monkeypatch):
 
     key_file = tmp_path.parent / f"{tmp_path.name}-key"
     key_file.write_text(CANARY)
-    with SandboxProcess(SandboxOptions(key=CANARY)) as sandbox:
-        config = settings(sandbox.base_url, api_key_file=str(key_file))
+    with MockProcess(MockOptions(key=CANARY)) as mock:
+        config = settings(mock.base_url, api_key_file=str(key_file))
         assert run(tmp_path, config)["accepted"] == 60
         assert CANARY not in repr(config) + str(config.model_dump())
         key_file.write_text(CANARY + "-wrong")

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tailor_ray.config.teacher import SandboxConfig
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tests.integration.teaching import BATCH, CANARY, answered, holds_no_key, ledger, run, settings, shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -35,10 +35,10 @@ def test_a_killed_actor_is_replaced_and_its_leases_are_given_to_another(tmp_path
             time.sleep(0.05)
         newest_teacher_actor().kill()
 
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.4, access_log=str(log)))) as sandbox:
+    with MockProcess(MockOptions(MockConfig(latency_s=0.4, access_log=str(log)))) as mock:
         killer = threading.Thread(target=strike)
         killer.start()
-        metrics = run(tmp_path, settings(sandbox.base_url, actors=2, max_in_flight=16, timeout_s=60))
+        metrics = run(tmp_path, settings(mock.base_url, actors=2, max_in_flight=16, timeout_s=60))
         killer.join()
     assert metrics["accepted"] == 60
     twice = [key for key, number in answered(log).items() if number > 1]
@@ -68,9 +68,9 @@ def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path)
     """
     log, key_file = tmp_path / "access.jsonl", tmp_path.parent / f"{tmp_path.name}-key"
     key_file.write_text(CANARY)
-    options = SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)), key=CANARY)
-    with SandboxProcess(options) as sandbox:
-        script = DRIVER.format(folder=str(tmp_path), url=sandbox.base_url)
+    options = MockOptions(MockConfig(latency_s=0.3, access_log=str(log)), key=CANARY)
+    with MockProcess(options) as mock:
+        script = DRIVER.format(folder=str(tmp_path), url=mock.base_url)
         env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "CANARY_KEY": CANARY}
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         driver = subprocess.Popen([sys.executable, "-c", script], env=env, **pipe)
@@ -82,7 +82,7 @@ def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path)
         driver.communicate()
         time.sleep(2.0)  # what was on its way is answered
         before = answered(log)
-        config = settings(sandbox.base_url, max_in_flight=8, timeout_s=60, api_key_file=str(key_file))
+        config = settings(mock.base_url, max_in_flight=8, timeout_s=60, api_key_file=str(key_file))
         metrics = run(tmp_path, config, exam=shards(size=60))
     assert metrics["accepted"] == 60
     assert metrics["from_ledger"] >= len(before) - 8 >= 15  # all that was answered but for what was in flight
@@ -96,13 +96,13 @@ def test_a_killed_driver_pays_for_nothing_twice_but_what_was_in_flight(tmp_path)
 
 def test_a_driver_killed_while_a_batch_is_pending_submits_nothing_twice(tmp_path):
     log = tmp_path / "access.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
-        config = settings(sandbox.base_url, **BATCH)
+    with MockProcess(MockOptions(MockConfig(latency_s=2.0, access_log=str(log)))) as mock:
+        config = settings(mock.base_url, **BATCH)
         script = textwrap.dedent(
             f"""
             from pathlib import Path
             from tests.integration.teaching import BATCH, run, settings
-            run(Path({str(tmp_path)!r}), settings({sandbox.base_url!r}, **BATCH))
+            run(Path({str(tmp_path)!r}), settings({mock.base_url!r}, **BATCH))
             """
         )
         env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
@@ -138,8 +138,8 @@ run(folder, settings({url!r}, **BATCH))
 def test_a_full_disk_stops_the_round_loudly_and_with_space_nothing_is_paid_twice(tmp_path):
     """RLIMIT_FSIZE makes the ledger's writes fail as a full disk does, when the replies are already paid for."""
     log, cache = tmp_path / "access.jsonl", tmp_path / "cache"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=1.0, access_log=str(log)))) as sandbox:
-        script = CHOKED.format(folder=str(tmp_path), url=sandbox.base_url)
+    with MockProcess(MockOptions(MockConfig(latency_s=1.0, access_log=str(log)))) as mock:
+        script = CHOKED.format(folder=str(tmp_path), url=mock.base_url)
         env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TAILOR_RAY_CACHE": str(cache)}
         ended = subprocess.run([sys.executable, "-c", script], env=env, check=False, capture_output=True, text=True)
         assert ended.returncode == 1
@@ -147,5 +147,5 @@ def test_a_full_disk_stops_the_round_loudly_and_with_space_nothing_is_paid_twice
         assert sum(answered(log).values()) == 60
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TAILOR_RAY_CACHE", str(cache))
-            metrics = run(tmp_path, settings(sandbox.base_url, **BATCH))
+            metrics = run(tmp_path, settings(mock.base_url, **BATCH))
     assert (metrics["accepted"], sum(answered(log).values())) == (60, 60)

@@ -46,7 +46,7 @@ def make_run(
         "seed": 42,
         "task": {"name": "arithmetic"},
         "student": {"model": "tiny"},
-        "teacher": {"model": "sandbox-teacher"},
+        "teacher": {"model": "mock-teacher"},
         "training": {"learning_rate": 1e-3 * (1 + lift)},
     }
     run.write_bytes(layout.RUN_FILE, yaml.safe_dump(settings).encode())
@@ -163,7 +163,7 @@ def _exam(run, rng, number, count, share):
 def lesson_row(question_id, number, **changes):
     row = {"question_id": question_id, "kind": "feedback" if number > 1 else "rationale", "round": number}
     row |= {"text": f"Start with what {question_id} says, then add both numbers.", "answer": "8", "feedback": None}
-    row |= {"mistake": None, "mistake_sample": None, "model": "sandbox-teacher", "request_key": "00" * 32}
+    row |= {"mistake": None, "mistake_sample": None, "model": "mock-teacher", "request_key": "00" * 32}
     return row | {"input_tokens": 160, "output_tokens": 60, "cost_usd": 0.0001} | changes
 
 

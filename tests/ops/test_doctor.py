@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from tailor_ray.config import RunConfig, load_config
-from tailor_ray.config.teacher import SandboxConfig
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.models.memory import Shape
 from tailor_ray.ops import doctor
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
 from tests.training.students import make_model
 
 
 def config(tmp_path, **settings):
-    given = {"name": "try", "storage": str(tmp_path / "runs"), "teacher": {"base_url": "sandbox"}}
+    given = {"name": "try", "storage": str(tmp_path / "runs"), "teacher": {"base_url": "mock"}}
     return RunConfig(**{**given, **settings})
 
 
@@ -53,12 +53,12 @@ def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
     (line,) = doctor.teacher(config(tmp_path))
     assert line.todo is None
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    log = SandboxConfig(access_log=str(tmp_path / "access.jsonl"))
-    with SandboxProcess(SandboxOptions(log, key="sk-test")) as sandbox:
-        settings = {"base_url": sandbox.base_url, "model": "sandbox-teacher"}
+    log = MockConfig(access_log=str(tmp_path / "access.jsonl"))
+    with MockProcess(MockOptions(log, key="sk-test")) as mock:
+        settings = {"base_url": mock.base_url, "model": "mock-teacher"}
         (line,) = doctor.teacher(config(tmp_path, teacher=settings))
         assert line.todo is None
-        assert "one-token request" in line.found
+        assert "the request for a lesson" in line.found
         calls = [json.loads(text) for text in (tmp_path / "access.jsonl").read_text().splitlines()]
         assert [call["status"] for call in calls] == [200]  # one paid call, and what looks a model up is none
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
@@ -73,8 +73,8 @@ def test_a_teacher_that_answers_and_one_that_does_not(tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_cannot_answer_although_it_knows_us(tmp_path):
-    with SandboxProcess(SandboxOptions(faults=(("empty", 1.0),))) as sandbox:
-        settings = {"base_url": sandbox.base_url, "model": "sandbox-teacher"}
+    with MockProcess(MockOptions(faults=(("empty", 1.0),))) as mock:
+        settings = {"base_url": mock.base_url, "model": "mock-teacher"}
         (line,) = doctor.teacher(config(tmp_path, teacher=settings))
     assert "no_choices" in line.todo
 

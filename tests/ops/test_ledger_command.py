@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tailor_ray.errors import RunFolderError
+from tailor_ray.errors import RunFolderError, UserError
 from tailor_ray.ops import ledger as command
 from tailor_ray.storage import Lease, Store
 from tailor_ray.teacher.budget import Spend
@@ -54,3 +54,18 @@ def test_nothing_is_taken_in_while_a_driver_is_at_work(ours, tmp_path):
     command.export(ours, file)
     with Lease.acquire(Store.open(ours)), pytest.raises(RunFolderError, match="in use"):
         command.take_in(ours, file)
+
+
+def test_replies_are_forgotten_by_outcome_and_what_they_cost_is_not(ours):
+    with pytest.raises(UserError, match=r"'content_filter'; there are: answered, http_5xx"):
+        command.forget(ours, ["content_filter"])
+    assert command.forget(ours, ["answered"]).startswith("3 replies forgotten")
+    ledger = Ledger(Store.open(f"{ours}/teacher"))
+    assert sorted(one.outcome for one in ledger.rows()) == ["forgotten"] * 3 + ["http_5xx"]
+    assert not any(one.is_final or one.reply for one in ledger.get([row(n).key for n in (1, 2, 3)]).values())
+    assert ledger.spent().usd == 0.75
+    ledger.close()
+    totals = {one["outcome"]: one["cost_usd"] for one in read(command.total(ours))}
+    assert totals["forgotten"] == 0.75
+    with Lease.acquire(Store.open(ours)), pytest.raises(RunFolderError, match="in use"):
+        command.forget(ours, ["http_5xx"])

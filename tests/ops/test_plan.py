@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tailor_ray.config import RunConfig
+from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.layout import StageId, ledger_folder, stage_folder
 from tailor_ray.ops.plan import SAMPLED_PARTS, plan, run_forecast
 from tailor_ray.records import ATTEMPT_SCHEMA, Attempt, Verdict, to_table
@@ -12,7 +13,6 @@ from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, co
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.sandbox_process import open_teacher
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 
 
@@ -21,7 +21,7 @@ def config(tmp_path, **teacher):
         name="try",
         storage=str(tmp_path),
         task={"name": "arithmetic", "limit_train": 300},
-        teacher={"base_url": "sandbox", "price": {"input": 10.0, "output": 30.0}, **teacher},
+        teacher={"base_url": "mock", "price": {"input": 10.0, "output": 30.0}, **teacher},
         rounds={"max_rounds": 2},
     )
 
@@ -79,7 +79,7 @@ def teach_round(store, settings, teacher, number, exam):
 def test_after_the_first_round_the_forecast_is_within_a_quarter(tmp_path, monkeypatch, wrong_share):
     """Of requests, tokens and dollars of the next round, from nothing but what is in the run folder."""
     monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
-    settings = config(tmp_path / "runs", mode="batch", batch_poll_s=0.1, sandbox={"wrong_share": wrong_share})
+    settings = config(tmp_path / "runs", mode="batch", batch_poll_s=0.1, mock={"wrong_share": wrong_share})
     store = Store.open(str(tmp_path / "runs")).child("try")
     questions = list(load_task(settings.task, settings.seed).train)
     with open_teacher(settings.teacher) as teacher:

@@ -12,7 +12,7 @@ from tests.integration.clusters import free_port
 
 
 def config(**settings):
-    return RunConfig(**{"name": "try", "storage": "s3://bucket/runs", "teacher": {"base_url": "sandbox"}, **settings})
+    return RunConfig(**{"name": "try", "storage": "s3://bucket/runs", "teacher": {"base_url": "mock"}, **settings})
 
 
 @pytest.mark.parametrize(

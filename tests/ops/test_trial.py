@@ -13,7 +13,7 @@ QUESTION = Question("q", "Tom has 14 pens and gives 5 of them to Ann. How many p
 
 
 def config(tmp_path, **settings):
-    given = {"name": "try", "storage": str(tmp_path / "runs"), "teacher": {"base_url": "sandbox"}}
+    given = {"name": "try", "storage": str(tmp_path / "runs"), "teacher": {"teachers": [{"base_url": "mock"}]}}
     return RunConfig(**{**given, **settings})
 
 
@@ -40,7 +40,7 @@ def test_a_lesson_shows_what_the_teacher_reads_and_writes_and_what_is_learnt(tmp
 
 
 def test_a_lesson_that_would_be_refused_says_why(tmp_path):
-    odd = config(tmp_path, teacher={"base_url": "sandbox", "sandbox": {"wrong_share": 1.0}})
+    odd = config(tmp_path, teacher={"teachers": [{"base_url": "mock"}], "mock": {"wrong_share": 1.0}})
     *_, line = trial.lesson(odd, trial.Tried(QUESTION, replace(ATTEMPT, verdict=Verdict.TRUNCATED)))
     assert "refused as wrong_answer" in line.found
     assert line.todo

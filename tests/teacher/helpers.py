@@ -9,6 +9,8 @@ QUESTION = Question("q1", "Tom has 3 apples. He buys 4 more. How many apples doe
 
 def request(endpoint=None, number=0, priority=None, text=None):
     endpoint = endpoint or EndpointConfig()
+    if isinstance(endpoint, TeacherConfig):
+        endpoint = endpoint.teachers[0]
     messages = [{"role": "user", "content": text or f"<question>\nWhat is {number} plus 1?\n</question>"}]
     return make_request(
         endpoint,

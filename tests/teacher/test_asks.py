@@ -168,18 +168,19 @@ def test_keys_depend_on_what_decides_the_reply_and_on_nothing_else():
         max_asks=9, timeout_s=1, base_url="https://elsewhere.example/v1", requests_per_minute=5, actors=3
     )
     assert key() == key(mode="batch", price={"input": 1, "output": 2}, budget_usd=3)
+    assert key() == key(max_tokens=9) == key(cap_parameter="max_completion_tokens") == key(service_tier="flex")
     different = [
         key(),
         key(1),
         key(model="m"),
         key(temperature=0.1),
-        key(max_tokens=9),
+        key(extra_body={"thinking": {"budget_tokens": 9}}),
         key(output="json_schema"),
         key(prompts={"system": "Be brief."}),
         key(question=Question("q1", "Other?", "7")),
         key(top_p=0.5),
         key(reasoning_effort="low"),
-        key(cap_parameter="max_completion_tokens"),
+        key(chat_template_kwargs={"enable_thinking": False}),
         key(1, rationales=2, sample=1),
     ]
     assert len(set(different)) == len(different)

@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from tailor_ray.config.teacher import PriceConfig, SandboxConfig
+from tailor_ray.config.teacher import MockConfig, PriceConfig
+from tailor_ray.demo.mock_process import MockProcess
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.batch_api import BatchApi, read_output
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_process import SandboxProcess
 from tests.teacher.helpers import config, request
 
 QUESTION = "<question>\nTom has {} apples. He buys 4 more. How many apples does Tom have?\n</question>"
@@ -66,13 +66,13 @@ def lines(log):
 
 def test_replies_expired_lines_and_errors(store, tmp_path):
     log = tmp_path / "log.jsonl"
-    options = SandboxOptions(
-        SandboxConfig(access_log=str(log)),
+    options = MockOptions(
+        MockConfig(access_log=str(log)),
         faults=(("500", 0.1), ("content_filter", 0.1), ("empty", 0.1)),
         batch_expires=0.2,
     )
-    with SandboxProcess(options) as sandbox:
-        driver = Driver(store, sandbox.base_url, price=PriceConfig(input=2.0, output=4.0))
+    with MockProcess(options) as mock:
+        driver = Driver(store, mock.base_url, price=PriceConfig(input=2.0, output=4.0))
         driver.ask(40)
         settled = driver.take(40)
         driver.close()
@@ -87,10 +87,10 @@ def test_replies_expired_lines_and_errors(store, tmp_path):
 
 def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp_path):
     log = tmp_path / "log.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(access_log=str(log), latency_s=2.0))) as sandbox:
-        driver = Driver(store, sandbox.base_url, budget_tokens=10**6)
+    with MockProcess(MockOptions(MockConfig(access_log=str(log), latency_s=2.0))) as mock:
+        driver = Driver(store, mock.base_url, budget_tokens=10**6)
         driver.ask(10)
-        api = BatchApi(driver.config)
+        api = BatchApi(driver.config.teachers[0])
         while not any(record["batch"] for record in driver.pool._open_records()):
             time.sleep(0.05)
         driver.die()
@@ -98,7 +98,7 @@ def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp
         record = store.child("batches").read_json(name)
         assert api.find(record["name"]) == record["batch"]
         store.child("batches").write_json(name, {**record, "batch": None})  # died before it wrote the id down
-        second = Driver(store, sandbox.base_url, budget_tokens=10**6)
+        second = Driver(store, mock.base_url, budget_tokens=10**6)
         spent = second.pool._budget.run_spent.tokens
         second.ask(10)
         settled = second.take(10)
@@ -112,8 +112,8 @@ def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp
 
 
 def test_files_are_split_by_count_and_size_and_wait_for_more(store):
-    with SandboxProcess(SandboxOptions()) as sandbox:
-        driver = Driver(store, sandbox.base_url, batch_max_requests=4)
+    with MockProcess(MockOptions()) as mock:
+        driver = Driver(store, mock.base_url, batch_max_requests=4)
         driver.ask(10, flush=False)
         assert len(driver.take(8)) == 8
         time.sleep(1.0)
@@ -124,8 +124,8 @@ def test_files_are_split_by_count_and_size_and_wait_for_more(store):
 
 
 def test_a_held_pool_sends_no_full_file_before_all_shards_came_and_then_the_most_valuable_first(store):
-    with SandboxProcess(SandboxOptions()) as sandbox:
-        driver = Driver(store, sandbox.base_url, batch_max_requests=4)
+    with MockProcess(MockOptions()) as mock:
+        driver = Driver(store, mock.base_url, batch_max_requests=4)
         driver.pool.hold()
         asked = [
             request(driver.config, number=n, priority=(-n / 10, 0, f"q{n}"), text=QUESTION.format(n)) for n in range(10)
@@ -140,24 +140,24 @@ def test_a_held_pool_sends_no_full_file_before_all_shards_came_and_then_the_most
 
 
 def test_a_refused_file_a_wrong_key_and_a_used_up_budget_end_the_run(store):
-    with SandboxProcess(SandboxOptions(batch_lines=5, key="right")) as sandbox:
-        driver = Driver(store, sandbox.base_url)
+    with MockProcess(MockOptions(batch_lines=5, key="right")) as mock:
+        driver = Driver(store, mock.base_url)
         driver.ask(3)
         with pytest.raises(TeacherAccessError, match=r"teacher\.api_key_env"):
             driver.take(3)
         driver.die()
-    with SandboxProcess(SandboxOptions(batch_lines=5)) as sandbox:
-        driver = Driver(store.child("b"), sandbox.base_url)
+    with MockProcess(MockOptions(batch_lines=5)) as mock:
+        driver = Driver(store.child("b"), mock.base_url)
         driver.ask(6)
         with pytest.raises(StageError, match="batch_max_requests"):
             driver.take(6)
         driver.close()
-        driver = Driver(store.child("b"), sandbox.base_url, batch_max_requests=5)
+        driver = Driver(store.child("b"), mock.base_url, batch_max_requests=5)
         assert driver.pool._budget.run_spent.tokens == 0  # nothing of the refused file is billed
         driver.ask(6)
         assert {one.row.outcome for one in driver.take(6)} == {"answered"}
         driver.close()
-        driver = Driver(store.child("c"), sandbox.base_url, budget_tokens=500)
+        driver = Driver(store.child("c"), mock.base_url, budget_tokens=500)
         driver.ask(6)
         with pytest.raises(Stopped, match=r"teacher\.budget_tokens"):
             driver.take(6)
@@ -167,15 +167,15 @@ def test_a_refused_file_a_wrong_key_and_a_used_up_budget_end_the_run(store):
 
 @pytest.mark.parametrize(("fault", "error"), [("quota", Stopped), ("401", TeacherAccessError)])
 def test_a_line_that_ends_the_run_keeps_the_others_and_the_next_driver_asks_again(store, fault, error):
-    with SandboxProcess(SandboxOptions(faults=((fault, 0.5),))) as sandbox:
-        driver = Driver(store, sandbox.base_url)
+    with MockProcess(MockOptions(faults=((fault, 0.5),))) as mock:
+        driver = Driver(store, mock.base_url)
         driver.ask(10)
         with pytest.raises(error):
             driver.take(10)
         kept = {row.key for row in driver.ledger.rows() if row.is_final}
         driver.close()
         assert 0 < len(kept) < 10
-        driver = Driver(store, sandbox.base_url)
+        driver = Driver(store, mock.base_url)
         driver.ask(10)
         settled = driver.take(10)
         driver.close()
@@ -184,12 +184,12 @@ def test_a_line_that_ends_the_run_keeps_the_others_and_the_next_driver_asks_agai
 
 
 def test_online_replies_serve_batch_mode(store):
-    with SandboxProcess(SandboxOptions()) as sandbox:
-        driver = Driver(store, sandbox.base_url)
+    with MockProcess(MockOptions()) as mock:
+        driver = Driver(store, mock.base_url)
         driver.ask(3)
         first = driver.take(3)
         driver.close()
-        again = Driver(store, sandbox.base_url)
+        again = Driver(store, mock.base_url)
         again.ask(3)
         known = again.take(3)
         again.close()

@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tailor_ray.config.teacher import EndpointConfig, SandboxConfig
-from tailor_ray.errors import StageError, TeacherAccessError
+from tailor_ray.config.teacher import EndpointConfig, MockConfig
+from tailor_ray.demo.mock_server import MockOptions, start_mock
+from tailor_ray.errors import Stopped, TeacherAccessError
 from tailor_ray.teacher.batch_api import BatchApi
-from tailor_ray.teacher.client import Sender, read_key, retry_after
+from tailor_ray.teacher.client import LONGEST_WAIT_S, Sender, read_key, retry_after
 from tailor_ray.teacher.outcomes import Fate
-from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
 from tests.teacher.helpers import request
 
 CANARY = "sk-canary-7f3a91c2"
@@ -26,7 +26,7 @@ CANARY = "sk-canary-7f3a91c2"
 
 async def send(options, count=1, **endpoint):
     """Attempts at `count` distinct requests, made at once."""
-    runner, url = await start_sandbox(options)
+    runner, url = await start_mock(options)
     sender = Sender(EndpointConfig(base_url=url, **endpoint), connections=count)
     try:
         wanted = [request(number=n) for n in range(count)]
@@ -37,7 +37,7 @@ async def send(options, count=1, **endpoint):
 
 
 async def test_a_reply_comes_with_its_usage_and_times():
-    (outcome,) = await send(SandboxOptions(SandboxConfig(latency_s=0.1)))
+    (outcome,) = await send(MockOptions(MockConfig(latency_s=0.1)))
     assert outcome.code == "answered"
     assert "<rationale>" in outcome.text
     assert outcome.usage.input > 0
@@ -69,7 +69,6 @@ async def test_a_reply_comes_with_its_usage_and_times():
         ("html_as_json", "malformed_json"),
         ("empty", "no_choices"),
         ("null_choices", "no_choices"),
-        ("no_finish", "no_finish_reason"),
         ("no_content", "no_content"),
         ("content_filter", "content_filter"),
         ("refusal", "refusal"),
@@ -77,7 +76,7 @@ async def test_a_reply_comes_with_its_usage_and_times():
     ],
 )
 async def test_each_fault_of_the_wire_has_its_code(fault, code):
-    (outcome,) = await send(SandboxOptions(faults=((fault, 1.0),)))
+    (outcome,) = await send(MockOptions(faults=((fault, 1.0),)))
     assert outcome.code == code
     assert outcome.rule.fate is not Fate.ANSWERED
 
@@ -85,7 +84,7 @@ async def test_each_fault_of_the_wire_has_its_code(fault, code):
 @pytest.mark.parametrize("fault", ["drip", "hang"])
 async def test_a_slow_server_is_left_after_the_bound_and_others_go_on(fault):
     start = time.monotonic()
-    outcomes = await send(SandboxOptions(faults=((fault, 0.5),)), count=12, timeout_s=1.5)
+    outcomes = await send(MockOptions(faults=((fault, 0.5),)), count=12, timeout_s=1.5)
     assert time.monotonic() - start < 10
     codes = [outcome.code for outcome in outcomes]
     assert set(codes) == {"answered", "timeout"}
@@ -100,7 +99,7 @@ async def test_nobody_listens():
 
 
 async def test_retry_after_comes_through():
-    (outcome,) = await send(SandboxOptions(faults=(("503", 1.0),)))
+    (outcome,) = await send(MockOptions(faults=(("503", 1.0),)))
     assert outcome.retry_after == 1.0
 
 
@@ -111,15 +110,17 @@ def test_retry_after_forms():
     assert retry_after({"retry-after": "soon"}) is None
     assert retry_after({}) is None
     assert retry_after({"retry-after": "-5"}) == 0.0
-    assert retry_after({"retry-after": "1e9"}) == 3600.0
+    assert retry_after({"retry-after": "86400"}) == 86400.0
+    assert retry_after({"retry-after": "1e9"}) == LONGEST_WAIT_S
+    assert retry_after({"retry-after": "nan"}) is None
 
 
 async def test_the_key_is_sent_and_never_told(monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
-    (good,) = await send(SandboxOptions(key=CANARY), api_key_env="CANARY_KEY")
+    (good,) = await send(MockOptions(key=CANARY), api_key_env="CANARY_KEY")
     assert good.code == "answered"
     monkeypatch.setenv("CANARY_KEY", CANARY + "x")
-    (wrong,) = await send(SandboxOptions(key=CANARY), api_key_env="CANARY_KEY")
+    (wrong,) = await send(MockOptions(key=CANARY), api_key_env="CANARY_KEY")
     assert wrong.code == "http_401"
     assert CANARY not in repr(wrong)
 
@@ -195,12 +196,12 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path, monkey
     outcome = await sender.attempt("k", request().body)
     monkeypatch.setattr("tailor_ray.teacher.batch_api._retried", lambda call: call)
     api = BatchApi(endpoint)
-    with pytest.raises(StageError, match="cannot be reached"):
+    with pytest.raises(Stopped, match="cannot be reached"):
         await asyncio.to_thread(api.find, "any")
     api.close()
     await sender.close()
     await runner.cleanup()
-    assert (outcome.code, reached) == ("refused_connection", [])
+    assert (outcome.code, reached) == ("bad_certificate", [])
     assert "ertificate" in outcome.detail
 
 

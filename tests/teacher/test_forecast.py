@@ -10,10 +10,10 @@ from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
 from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
+from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of, worst_usd
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.pricing import PRICES, check_prices, cost_usd, price_of, worst_usd
 from tailor_ray.teacher.request import make_request
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
@@ -35,13 +35,13 @@ def test_from_data_alone_the_assumptions_are_said():
 
 def test_a_ledger_takes_the_place_of_guesses():
     again = '{"messages":[{"content":"no","role":"assistant"}]}'
-    seen = {"model": "sandbox-teacher", "cached_tokens": 100}
+    seen = {"model": "mock-teacher", "cached_tokens": 100}
     rows = [
         row(1, **seen, input_tokens=200, output_tokens=80, seconds=2.0),
         row(2, **seen, input_tokens=400, output_tokens=40, seconds=4.0),
         row(3, **seen, input_tokens=600, output_tokens=60, seconds=3.0, request=again),  # half of them were asked again
-        row(4, model="sandbox-teacher", round=2, input_tokens=900, output_tokens=90, seconds=2.0),
-        row(5, model="sandbox-teacher", outcome="timeout"),
+        row(4, model="mock-teacher", round=2, input_tokens=900, output_tokens=90, seconds=2.0),
+        row(5, model="mock-teacher", outcome="timeout"),
     ]
     forecasted = forecast(config(price=PRICE, max_in_flight=10), replace(BASIS, mistakes=1.0), rows)
     first, later = forecasted.rounds[:2]
@@ -54,10 +54,10 @@ def test_a_ledger_takes_the_place_of_guesses():
 
 def test_feedback_is_estimated_from_the_rationales_of_the_same_teacher():
     asked = make_request(
-        config(), TeacherPrompt(AnswerKind.NUMBER).rationale(QUESTION), None,
+        config().teachers[0], TeacherPrompt(AnswerKind.NUMBER).rationale(QUESTION), None,
         sample=0, question_id="q1", round_=1, priority=(0.0, 0, ""),
     ).body  # fmt: skip
-    dense = row(1, model="sandbox-teacher", request=asked, input_tokens=len(asked) // 2, output_tokens=60, seconds=1.0)
+    dense = row(1, model="mock-teacher", request=asked, input_tokens=len(asked) // 2, output_tokens=60, seconds=1.0)
     guessed, learned = (forecast(config(price=PRICE), replace(BASIS, mistakes=2.0), rows) for rows in ((), (dense,)))
     assert learned.rounds[1].input_tokens == pytest.approx(2 * guessed.rounds[1].input_tokens, rel=0.01)  # 2, not 4
     assert learned.rounds[1].output_tokens == 2000 * 60 * FEEDBACK_SHARE

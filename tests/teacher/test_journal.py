@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tailor_ray.config.teacher import EndpointConfig, PriceConfig, SandboxConfig
+from tailor_ray.config.teacher import EndpointConfig, MockConfig, PriceConfig
+from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.actor import TeacherActor, _open_journal
@@ -20,7 +21,6 @@ from tailor_ray.teacher.dispatch import Lease
 from tailor_ray.teacher.journal import Journal, read_journals
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage
-from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
 from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row
@@ -136,7 +136,7 @@ def test_a_full_disk_costs_no_reply(stem, caplog):
 async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driver(stem, tmp_path, kept):
     """Without a journal, as on another node than the driver's, no more is asked until the driver comes again."""
     log = tmp_path / "access.jsonl"
-    runner, url = await start_sandbox(SandboxOptions(SandboxConfig(access_log=str(log))))
+    runner, url = await start_mock(MockOptions(MockConfig(access_log=str(log))))
     endpoint = EndpointConfig(base_url=url)
     actor = TeacherActor([endpoint], {endpoint.model: 2})
     await actor.ready()

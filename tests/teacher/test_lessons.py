@@ -71,6 +71,25 @@ def test_gold_rationales_that_people_wrote_are_lessons(text, answer):
     assert judge(question, LessonKind.RATIONALE, reply(text, answer), Grader(AnswerKind.NUMBER)).reason is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"reasoning": "Tom has 3 apples and buys 4, so he has 3 + 4 = 7.", "answer": 7}',
+        f"{WAY}\n```\nprint(7)\n```\nAnswer: 7",
+        reply(f"{WAY} <|im_end|>"),
+    ],
+)
+def test_what_still_holds_a_form_is_no_lesson(text):
+    assert judged(text).reason == "malformed"
+
+
+def test_where_an_object_was_asked_for_prose_is_none_and_tags_are():
+    prose = f"{WAY}\nAnswer: 7"
+    assert judge(QUESTION, LessonKind.RATIONALE, prose, NUMBER).reason is None
+    assert judge(QUESTION, LessonKind.RATIONALE, prose, NUMBER, structured=True).reason == "malformed"
+    assert judge(QUESTION, LessonKind.RATIONALE, reply(WAY), NUMBER, structured=True).reason is None
+
+
 def test_feedback_without_what_went_wrong_is_none():
     assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
 

@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from tailor_ray.config.teacher import SandboxConfig
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.storage import Store
 from tailor_ray.teacher.actor import TeacherActor
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.sandbox import SandboxOptions, start_sandbox
 from tests.teacher.helpers import config, request
 
-MODEL = "sandbox-teacher"
+MODEL = "mock-teacher"
 BEGINS, LASTS = 0.5, 1.5
 PACE = 60  # requests a second that the limit allows
 
@@ -23,7 +23,7 @@ PACE = 60  # requests a second that the limit allows
 async def ask_all(url, ledger, count):
     """The pool's loop around one actor, without Ray between them; returns the settled requests."""
     chosen = config(base_url=url, requests_per_minute=60 * PACE, budget_tokens=10**6)
-    actor = TeacherActor(chosen.endpoints, {MODEL: 32})
+    actor = TeacherActor(chosen.teachers, {MODEL: 32})
     await actor.ready()
     subject = Dispatcher(chosen, ledger, Budget(chosen, ledger.spent(), ledger.spent(1)), time.monotonic())
     subject.submit([request(number=number) for number in range(count)])
@@ -42,7 +42,7 @@ async def test_the_rate_falls_and_recovers(tmp_path, monkeypatch, says_when):
     monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
     log, ledger = tmp_path / "log.jsonl", Ledger(Store.open(str(tmp_path / "teacher")))
     storm = {"storm": (BEGINS, LASTS), "storm_says_when": says_when}
-    runner, url = await start_sandbox(SandboxOptions(SandboxConfig(access_log=str(log)), **storm))
+    runner, url = await start_mock(MockOptions(MockConfig(access_log=str(log)), **storm))
     settled, budget = await ask_all(url, ledger, 90)
     await runner.cleanup()
     assert [one.row.outcome for one in settled] == ["answered"] * 90

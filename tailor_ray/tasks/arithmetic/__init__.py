@@ -2,7 +2,7 @@
 
 In: the seed and how many questions are wanted. Out: splits that share no question text, each question with its
 answer and a rationale in a short, regular style; the simpler problems that the tiny student is schooled on; and
-`solve` and `find_error`, by which the sandbox teacher works from the text that it is sent.
+`solve` and `find_error`, by which the mock teacher works from the text that it is sent.
 """
 
 from __future__ import annotations

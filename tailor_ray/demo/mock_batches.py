@@ -1,4 +1,4 @@
-"""The sandbox teacher's /v1/files and /v1/batches: kept in memory, answered after the sandbox's latency."""
+"""The mock teacher's /v1/files and /v1/batches: kept in memory, answered after the mock's latency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tailor_ray.teacher.sandbox_faults import error_response
+from tailor_ray.demo.mock_faults import error_response
 
 Answer = Callable[[dict[str, Any], str], Awaitable[tuple[int, dict[str, Any]] | None]]
 

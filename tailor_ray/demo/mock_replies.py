@@ -1,4 +1,4 @@
-"""What the sandbox teacher says: it reads the prompt that it was sent, and answers from it alone.
+"""What the mock teacher says: it reads the prompt that it was sent, and answers from it alone.
 
 In: a chat request's body. Out: the reply's text. The question and the student's attempt are taken out of the prompt;
 arithmetic is solved, other questions are looked up in recorded rationales. Whether an answer is to be wrong is said
@@ -45,7 +45,7 @@ class Answers:
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise DataError(f"the sandbox teacher's answers {path} cannot be read: {error.strerror}") from None
+            raise DataError(f"the mock teacher's answers {path} cannot be read: {error.strerror}") from None
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)

@@ -1,6 +1,6 @@
-"""The sandbox teacher: an OpenAI-compatible server for demos and tests, with limits, latency and faults on demand.
+"""The mock teacher: an OpenAI-compatible server for demos and tests, with limits, latency and faults on demand.
 
-`serve_sandbox(options)` runs until it is ended; `sandbox_main` is its process. It says where it listens in its first
+`serve_mock(options)` runs until it is ended; `mock_main` is its process. It says where it listens in its first
 line of output. What it draws (wrong answers, faults, jitter) is a function of the request's hash, and of how often
 that request came, so a run with the same requests has the same accidents. Each call has a line in the access log once
 its end is known.
@@ -20,20 +20,20 @@ from typing import Any, TextIO
 
 from aiohttp import web
 
-from tailor_ray.config.teacher import SandboxConfig
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_batches import Batches
+from tailor_ray.demo.mock_faults import FAULTS, IN_BATCHES, Call, completion, error_response
+from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.errors import UserError
 from tailor_ray.teacher.request import canonical
-from tailor_ray.teacher.sandbox_batches import Batches
-from tailor_ray.teacher.sandbox_faults import FAULTS, IN_BATCHES, Call, completion, error_response
-from tailor_ray.teacher.sandbox_replies import Answers, compose
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxOptions:
-    """How the sandbox serves. `faults` are shares by name (see `sandbox_faults.FAULTS`) of requests whose first
+class MockOptions:
+    """How the mock serves. `faults` are shares by name (see `mock_faults.FAULTS`) of requests whose first
     `fault_calls` calls meet that fault."""
 
-    config: SandboxConfig = field(default_factory=SandboxConfig)
+    config: MockConfig = field(default_factory=MockConfig)
     host: str = "127.0.0.1"
     port: int = 0
     faults: tuple[tuple[str, float], ...] = ()
@@ -80,10 +80,10 @@ class Limiter:
         return max(self._log[0][0] + self._window - now, 0.0) if self._log else 0.0
 
 
-class Sandbox:
+class MockServer:
     """The server's state: one per process."""
 
-    def __init__(self, options: SandboxOptions) -> None:
+    def __init__(self, options: MockOptions) -> None:
         unknown = [name for name, _ in options.faults if name not in FAULTS]
         if unknown:
             raise UserError(f"no such fault: {unknown[0]}; known: {', '.join(FAULTS)}")
@@ -204,7 +204,7 @@ class Sandbox:
         return error_response(401, "Incorrect API key provided", "invalid_api_key")
 
     async def list_models(self, _: web.Request) -> web.Response:
-        names = self.options.models or ("sandbox-teacher",)
+        names = self.options.models or ("mock-teacher",)
         return web.json_response({"object": "list", "data": [_model(name) for name in names]})
 
     async def show_model(self, request: web.Request) -> web.Response:
@@ -236,9 +236,9 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tailor-ray"}
 
 
-async def start_sandbox(options: SandboxOptions) -> tuple[web.AppRunner, str]:
+async def start_mock(options: MockOptions) -> tuple[web.AppRunner, str]:
     """Serve in the running event loop; returns the runner (to `cleanup`) and the base URL."""
-    runner = web.AppRunner(Sandbox(options).app(), access_log=None, shutdown_timeout=0.5)
+    runner = web.AppRunner(MockServer(options).app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, options.host, options.port, backlog=4096)
     await site.start()
@@ -246,7 +246,7 @@ async def start_sandbox(options: SandboxOptions) -> tuple[web.AppRunner, str]:
     return runner, f"http://{host}:{port}/v1"
 
 
-def serve_sandbox(options: SandboxOptions, output: TextIO) -> None:
+def serve_mock(options: MockOptions, output: TextIO) -> None:
     """Serve until SIGINT or SIGTERM; the base URL is the first line of `output`. Raises UserError for bad options."""
     try:
         asyncio.run(_serve(options, output))
@@ -258,10 +258,10 @@ def serve_sandbox(options: SandboxOptions, output: TextIO) -> None:
         ) from None
 
 
-async def _serve(options: SandboxOptions, output: TextIO) -> None:
+async def _serve(options: MockOptions, output: TextIO) -> None:
     import signal
 
-    runner, url = await start_sandbox(options)
+    runner, url = await start_mock(options)
     output.write(f"{url}\n")
     output.flush()
     ended = asyncio.Event()

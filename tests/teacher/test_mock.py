@@ -1,8 +1,7 @@
-"""The sandbox teacher itself: it reads prompts, solves, corrects, draws accidents by hash, dies with its parent."""
+"""The mock teacher itself: it reads prompts, solves, corrects, draws accidents by hash, dies with its parent."""
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,18 +14,17 @@ import psutil
 import pytest
 
 from tailor_ray.config.task import TaskConfig
-from tailor_ray.config.teacher import EndpointConfig, SandboxConfig, TeacherConfig
-from tailor_ray.errors import DataError, Stopped, TeacherAccessError, UserError
+from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
+from tailor_ray.demo.mock_main import decode_options, encode_options
+from tailor_ray.demo.mock_process import MockProcess, open_teacher
+from tailor_ray.demo.mock_replies import Answers, compose
+from tailor_ray.demo.mock_server import Limiter, MockOptions, start_mock
+from tailor_ray.errors import DataError, UserError
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.access import check_access
 from tailor_ray.teacher.client import Sender
 from tailor_ray.teacher.lessons import judge
-from tailor_ray.teacher.sandbox import Limiter, SandboxOptions, start_sandbox
-from tailor_ray.teacher.sandbox_main import decode_options, encode_options
-from tailor_ray.teacher.sandbox_process import SandboxProcess, open_teacher
-from tailor_ray.teacher.sandbox_replies import Answers, compose
 from tests.teacher.helpers import request
 
 ARITHMETIC = TaskConfig(name="arithmetic")
@@ -85,8 +83,8 @@ def test_answers_with_choices_and_without_rationale(tmp_path):
 async def test_draws_are_a_function_of_the_request(tmp_path):
     shares = []
     for run in range(2):
-        config = SandboxConfig(wrong_share=0.3, malformed_share=0.2, access_log=str(tmp_path / f"{run}.jsonl"))
-        runner, url = await start_sandbox(SandboxOptions(config))
+        config = MockConfig(wrong_share=0.3, malformed_share=0.2, access_log=str(tmp_path / f"{run}.jsonl"))
+        runner, url = await start_mock(MockOptions(config))
         sender = Sender(EndpointConfig(base_url=url), 50)
         wanted = [request(number=n) for n in range(200)]
         first = await asyncio.gather(*(sender.attempt(r.key, r.body) for r in wanted))
@@ -104,8 +102,8 @@ async def test_draws_are_a_function_of_the_request(tmp_path):
 
 
 async def test_limits_are_kept_with_a_time_to_come_back():
-    config = SandboxConfig(requests_per_minute=600)
-    runner, url = await start_sandbox(SandboxOptions(config, limit_window_s=1.0))
+    config = MockConfig(requests_per_minute=600)
+    runner, url = await start_mock(MockOptions(config, limit_window_s=1.0))
     sender = Sender(EndpointConfig(base_url=url), 50)
     outcomes = [await sender.attempt(str(n), request(number=n).body) for n in range(12)]
     assert [outcome.code for outcome in outcomes] == ["answered"] * 10 + ["http_429"] * 2
@@ -128,8 +126,8 @@ def test_tokens_are_limited_and_settled():
 
 def test_the_openai_package_talks_to_it():
     with (
-        SandboxProcess(SandboxOptions(key="k", models=("m",))) as sandbox,
-        openai.OpenAI(base_url=sandbox.base_url, api_key="k", max_retries=0) as client,
+        MockProcess(MockOptions(key="k", models=("m",))) as mock,
+        openai.OpenAI(base_url=mock.base_url, api_key="k", max_retries=0) as client,
     ):
         assert [model.id for model in client.models.list()] == ["m"]
         question = "Tom has 3 apples. He buys 4 more. How many apples does Tom have?"
@@ -144,10 +142,10 @@ def test_the_openai_package_talks_to_it():
 async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_path):
     """Each was logged with a traceback to a pipe that nobody read: after some thirty the server stood still."""
     log = tmp_path / "log.jsonl"
-    with SandboxProcess(SandboxOptions(SandboxConfig(latency_s=2.0, access_log=str(log)))) as sandbox:
-        hasty = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=1.5), 100)
+    with MockProcess(MockOptions(MockConfig(latency_s=2.0, access_log=str(log)))) as mock:
+        hasty = Sender(EndpointConfig(base_url=mock.base_url, timeout_s=1.5), 100)
         given_up = await asyncio.gather(*(hasty.attempt(str(n), request(number=n).body) for n in range(100)))
-        patient = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=20), 1)
+        patient = Sender(EndpointConfig(base_url=mock.base_url, timeout_s=20), 1)
         outcome = await patient.attempt("last", request().body)
         await hasty.close()
         await patient.close()
@@ -160,12 +158,12 @@ async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_pat
 
 async def test_it_ends_with_what_it_was_saying_said_and_logged(tmp_path):
     log = tmp_path / "log.jsonl"
-    sandbox = SandboxProcess(SandboxOptions(SandboxConfig(latency_s=0.3, access_log=str(log)))).start()
-    sender = Sender(EndpointConfig(base_url=sandbox.base_url, timeout_s=20), 1)
+    mock = MockProcess(MockOptions(MockConfig(latency_s=0.3, access_log=str(log)))).start()
+    sender = Sender(EndpointConfig(base_url=mock.base_url, timeout_s=20), 1)
     await sender.attempt("first", request(number=1).body)  # connected
     second = asyncio.create_task(sender.attempt("second", request(number=2).body))
     await asyncio.sleep(0.15)
-    await asyncio.to_thread(sandbox.stop)
+    await asyncio.to_thread(mock.stop)
     assert (await second).code == "answered"
     await sender.close()
     assert [json.loads(line)["outcome"] for line in log.read_text().splitlines()] == ["answered"] * 2
@@ -175,10 +173,10 @@ def test_its_process_dies_with_its_parent():
     script = textwrap.dedent(
         """
         import os, signal
-        from tailor_ray.teacher.sandbox import SandboxOptions
-        from tailor_ray.teacher.sandbox_process import SandboxProcess
-        sandbox = SandboxProcess(SandboxOptions()).start()
-        print(sandbox.pid, flush=True)
+        from tailor_ray.demo.mock_server import MockOptions
+        from tailor_ray.demo.mock_process import MockProcess
+        mock = MockProcess(MockOptions()).start()
+        print(mock.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -191,41 +189,23 @@ def test_its_process_dies_with_its_parent():
 
 def test_bad_options_are_said():
     with pytest.raises(UserError, match="no such fault: nonsense; known: 500"):
-        SandboxProcess(SandboxOptions(faults=(("nonsense", 1.0),))).start()
-    with SandboxProcess(SandboxOptions()) as first, pytest.raises(UserError, match="cannot listen"):
-        SandboxProcess(SandboxOptions(port=int(first.base_url.split(":")[2].split("/")[0]))).start()
+        MockProcess(MockOptions(faults=(("nonsense", 1.0),))).start()
+    with MockProcess(MockOptions()) as first, pytest.raises(UserError, match="cannot listen"):
+        MockProcess(MockOptions(port=int(first.base_url.split(":")[2].split("/")[0]))).start()
 
 
 def test_options_survive_the_way_to_the_process(monkeypatch):
-    monkeypatch.delenv("TAILOR_RAY_SANDBOX_KEY", raising=False)
-    options = SandboxOptions(SandboxConfig(latency_s=0.5), faults=(("500", 0.1),), models=("a",), storm=(1.0, 2.0))
+    monkeypatch.delenv("TAILOR_RAY_MOCK_KEY", raising=False)
+    options = MockOptions(MockConfig(latency_s=0.5), faults=(("500", 0.1),), models=("a",), storm=(1.0, 2.0))
     assert decode_options(encode_options(options)) == options
-    assert "secret" not in encode_options(SandboxOptions(key="secret"))
+    assert "secret" not in encode_options(MockOptions(key="secret"))
 
 
-def test_open_teacher_puts_an_address_in_place_of_sandbox():
-    config = TeacherConfig(base_url="sandbox", also=({"base_url": "sandbox", "model": "b"}, {"model": "c"}))
-    with open_teacher(config) as opened:
-        assert opened.base_url.startswith("http://127.0.0.1:")
-        assert [endpoint.base_url for endpoint in opened.also] == [opened.base_url, "http://127.0.0.1:8765/v1"]
-        check_access(opened.model_copy(update={"also": ()}))
+def test_open_teacher_puts_an_address_in_place_of_mock():
+    teachers = ({"base_url": "mock"}, {"base_url": "mock", "model": "b"}, {"model": "c"})
+    with open_teacher(TeacherConfig(teachers=teachers)) as opened:
+        first, second, third = (endpoint.base_url for endpoint in opened.teachers)
+        assert first.startswith("http://127.0.0.1:")
+        assert (second, third) == (first, "http://127.0.0.1:8765/v1")
     with open_teacher(TeacherConfig()) as same:
         assert same == TeacherConfig()
-
-
-def test_access_is_checked_before_anything_is_spent(tmp_path, monkeypatch):
-    log = tmp_path / "log.jsonl"
-    options = SandboxOptions(SandboxConfig(access_log=str(log)), key="right", models=("known",))
-    with SandboxProcess(options) as sandbox:
-        monkeypatch.setenv("OPENAI_API_KEY", "right")
-        check_access(TeacherConfig(base_url=sandbox.base_url, model="known"))
-        with pytest.raises(TeacherAccessError, match=r"teacher\.model='other'"):
-            check_access(TeacherConfig(base_url=sandbox.base_url, model="other"))
-        monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-        with pytest.raises(TeacherAccessError, match=r"401.*teacher\.api_key_env"):
-            check_access(TeacherConfig(base_url=sandbox.base_url, model="known"))
-    assert log.read_text() == ""  # no request was paid for
-    with pytest.raises(TeacherAccessError, match=r"no answer after 3 tries.*teacher\.base_url"):
-        check_access(TeacherConfig(base_url="http://127.0.0.1:9/v1"))
-    assert issubclass(Stopped, Exception)
-    assert os.environ["OPENAI_API_KEY"] == "wrong"

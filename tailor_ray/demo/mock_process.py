@@ -1,4 +1,4 @@
-"""A sandbox teacher in a process of its own, for as long as a `with` block lasts, and never longer than its parent."""
+"""A mock teacher in a process of its own, for as long as a `with` block lasts, and never longer than its parent."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from tailor_ray.config.teacher import SANDBOX, EndpointConfig, TeacherConfig
+from tailor_ray.config.teacher import MOCK, TeacherConfig
+from tailor_ray.demo.mock_main import encode_options
+from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import UserError
-from tailor_ray.teacher.sandbox import SandboxOptions
-from tailor_ray.teacher.sandbox_main import encode_options
 
-E = TypeVar("E", bound=EndpointConfig)
-STOP_S = 10.0  # until a sandbox that does not end by itself is killed
+STOP_S = 10.0  # until a mock that does not end by itself is killed
 
 
-class SandboxProcess:
+class MockProcess:
     """Starts on `start` (or `with`) and answers once that returns; `base_url` says where."""
 
-    def __init__(self, options: SandboxOptions) -> None:
+    def __init__(self, options: MockOptions) -> None:
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         self.base_url = ""
@@ -33,13 +32,13 @@ class SandboxProcess:
         command = [
             sys.executable,
             "-m",
-            "tailor_ray.teacher.sandbox_main",
+            "tailor_ray.demo.mock_main",
             encode_options(self._options),
             str(os.getpid()),
         ]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self._options.key is not None:
-            environment["TAILOR_RAY_SANDBOX_KEY"] = self._options.key
+            environment["TAILOR_RAY_MOCK_KEY"] = self._options.key
         with tempfile.TemporaryFile("w+") as said:  # not a pipe: one that nobody reads fills up and stops the writer
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
             assert self._process.stdout is not None
@@ -47,7 +46,7 @@ class SandboxProcess:
             if not self.base_url:
                 self._process.communicate()
                 said.seek(0)
-                raise UserError(f"the sandbox teacher did not start: {said.read().strip()[-500:]}")
+                raise UserError(f"the mock teacher did not start: {said.read().strip()[-500:]}")
         return self
 
     @property
@@ -78,14 +77,11 @@ class SandboxProcess:
 
 @contextmanager
 def open_teacher(config: TeacherConfig) -> Iterator[TeacherConfig]:
-    """The configuration with a real address in place of `sandbox`, whose process lives as long as the block."""
-    if all(endpoint.base_url != SANDBOX for endpoint in config.endpoints):
+    """The configuration with a real address in place of `mock`, whose process lives as long as the block."""
+    if all(endpoint.base_url != MOCK for endpoint in config.teachers):
         yield config
         return
-    with SandboxProcess(SandboxOptions(config.sandbox)) as sandbox:
-        also = tuple(_pointed(endpoint, sandbox.base_url) for endpoint in config.also)
-        yield _pointed(config, sandbox.base_url).model_copy(update={"also": also})
-
-
-def _pointed(endpoint: E, url: str) -> E:
-    return endpoint.model_copy(update={"base_url": url}) if endpoint.base_url == SANDBOX else endpoint
+    with MockProcess(MockOptions(config.mock)) as mock:
+        pointed = {"base_url": mock.base_url}
+        teachers = (one.model_copy(update=pointed if one.base_url == MOCK else {}) for one in config.teachers)
+        yield config.model_copy(update={"teachers": tuple(teachers)})

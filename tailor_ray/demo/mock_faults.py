@@ -1,4 +1,4 @@
-"""The ways in which the sandbox teacher can fail, each as a real server does it on the wire."""
+"""The ways in which the mock teacher can fail, each as a real server does it on the wire."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Fault:
 def completion(call: Call, finish_reason: str | None = "stop", **message: Any) -> dict[str, Any]:
     """A chat completion as the API documents it; `message` replaces fields of the message."""
     return {
-        "id": "chatcmpl-sandbox",
+        "id": "chatcmpl-mock",
         "object": "chat.completion",
         "created": 0,
         "model": call.body.get("model"),

@@ -1,0 +1,162 @@
+"""What servers call their errors: names, numbers and sentences of many gateways, read into the codes of `outcomes`.
+
+Pure reading of one decoded body. The words were collected from the public documents and threads of the endpoints
+named in jobs/teachers.md; a status says too little, since a 400 may be an empty purse and a 429 a used-up month.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_NUMBERS = ("code", "status", "status_code", "http_status", "error_code")
+_NAMES = ("code", "type", "status", "reason", "error_code", "error_type", "innererror", "metadata")
+
+_FILTER_NAMES = frozenset(
+    ["content_filter", "content_policy_violation", "responsibleaipolicyviolation", "data_inspection_failed",
+     "moderation_blocked", "content_moderation", "prompt_blocked", "safety", "sensitive"]
+)  # fmt: skip
+_FILTER = re.compile(
+    r"content management policy|content[ _-]polic|content[ _]filter|safety (?:system|filter|polic)|moderation"
+    r"|\b(?:was|been|is) flagged|flagged (?:by|for|as|input)|inappropriate content|violat\w+ [^.]{0,40}polic"
+)
+_QUOTA_NAMES = frozenset(
+    ["insufficient_quota", "billing_hard_limit_reached", "quota_exceeded", "billing_not_active", "budget_exceeded",
+     "insufficient_credits", "insufficient_balance", "payment_required", "arrearage", "credit_exhausted"]
+)  # fmt: skip
+_QUOTA = re.compile(
+    r"insufficient[ _](?:\w+[ _])?(?:quota|balance|credit|fund)|credit balance|(?:no|out of|used all) [^.]{0,30}credit"
+    r"|exceeded your (?:\w+ )?quota|purchase (?:more )?credit|payment required|余额不足|欠费"
+    r"|(?:budget|spend|spending|monthly|usage|billing)[^.]{0,40}(?:limit|exceed|reached)|exceeded ?budget"
+    r"|billing[^.]{0,30}(?:not active|inactive|disabled)|account[^.]{0,40}(?:arrear|overdue|suspended|deactivated)"
+    r"|quota[^.]{0,30}(?:exhausted|used up)|not in good standing"
+)
+_RATE = re.compile(
+    r"per[ -](?:second|min|minute|hour|day)|\b[rt]p[smd]\b|rate.?limit|too many requests|(?:try|retry)[^.]{0,12} in \d"
+    r"|concurren"
+)
+_KEY_NAMES = frozenset(
+    ["invalid_api_key", "authentication_error", "unauthenticated", "api_key_invalid", "invalid_authentication",
+     "unauthorized", "authentication_fails"]
+)  # fmt: skip
+_KEY = re.compile(
+    r"(?:invalid|incorrect|expired|missing|no|bad|unknown)[^.]{0,12} (?:api.?key|access token|credentials)"
+    r"|api.?key[^.]{0,24}(?:not valid|invalid|not found|expired|incorrect|missing|not provided|disabled|revoked)"
+    r"|authentication (?:fail|error)"
+)
+# Names where no number says it, the first that is part of one counts.
+_BY_NAME = (
+    ("rate_limit", 429), ("too_many", 429), ("resource_exhausted", 429), ("throttl", 429), ("overload", 503),
+    ("unavailable", 503), ("timeout", 503), ("server_error", 500), ("internal", 500), ("upstream", 502),
+    ("provider", 502), ("permission", 403), ("forbidden", 403), ("not_found", 404), ("invalid_request", 400),
+    ("bad_request", 400), ("invalid_argument", 400), ("context_length", 400),
+)  # fmt: skip
+_IN_WORDS = ((_RATE, 429), (re.compile(r"overload|unavailable|try again|timed? ?out|internal error"), 503))
+
+_FINISHES = (  # what comes first counts
+    ("tools", re.compile(r"tool|function")),
+    ("length", re.compile(r"length|max|limit|window|truncat|budget")),
+    ("filter", re.compile(r"filter|safety|sensitive|moderat|block|prohibit|recit|refus|guardrail|spii|policy")),
+    ("error", re.compile(r"error|abort|cancel|timeout|fail|resource|overload|interrupt|kill|disconnect")),
+    ("stop", re.compile(r"stop|eos|end|complete|finish|normal|done")),
+)
+_HINT = re.compile(r"(?:try|retry)[^.]{0,12} in (\d+(?:\.\d+)?) ?(ms|s|sec|seconds?|m|min|minutes?|h|hours?)\b")
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def error_object(value: Any) -> dict[str, Any]:
+    """The part of a body that says what went wrong, whatever it is called; always a dict."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, dict):
+        return {"message": "" if value is None else str(value)[:300]}
+    error = value.get("error") or value.get("errors") or value.get("detail") or value
+    error = error[0] if isinstance(error, list) and error else error
+    if isinstance(error, dict):
+        outer = {name: value[name] for name in _NUMBERS if name in value and error is not value}
+        return {**outer, **error}
+    return {**{name: value[name] for name in (*_NUMBERS, "type") if name in value}, "message": str(error)}
+
+
+def has_error(value: dict[str, Any], with_reply: bool) -> bool:
+    """Whether a body with status 200 is an error; one that carries a reply has to say so in so many words."""
+    if value.get("error"):
+        return True
+    return not with_reply and bool(
+        any(value.get(name) for name in ("errors", "detail", "message")) or _number(value) is not None
+    )
+
+
+def error_code(status: int | None, error: dict[str, Any]) -> tuple[str | None, int | None]:
+    """The code that its words give, or None to go by the status; and the status, from the body where none is given."""
+    inner = _number(error)
+    status = inner if status is None or inner in (402, 429) else status  # a gateway's own status tells less
+    names = set(_names(error))
+    message = str(error.get("message") or "").lower()[:2000]
+    if status is None:
+        status = next((number for part, number in _BY_NAME if any(part in name for name in names)), None)
+        status = status or next((number for words, number in _IN_WORDS if words.search(message)), None)
+    refused = status is None or 400 <= status < 500
+    if names & _FILTER_NAMES or _is_flagged(error) or (refused and status != 429 and _FILTER.search(message)):
+        return "content_filter", status
+    paced = status == 429 and (_RATE.search(message) is not None or retry_hint(error) is not None)
+    if "insufficient_quota" in names and not paced:
+        return "insufficient_quota", status
+    if refused and not paced and (names & _QUOTA_NAMES or _QUOTA.search(message)):
+        return "insufficient_quota", status
+    if status in (400, 403, None) and (names & _KEY_NAMES or _KEY.search(message)):
+        return "http_401", status
+    return None, status
+
+
+def finish_kind(finish: Any) -> str:
+    """stop, length, filter, error or tools; "other" for a word that nobody knows or none at all."""
+    if not isinstance(finish, str):
+        return "other"
+    return next((kind for kind, words in _FINISHES if words.search(finish.lower())), "other")
+
+
+def retry_hint(error: dict[str, Any]) -> float | None:
+    """Seconds to wait that stand in the body: a field, Google's details, or a sentence."""
+    details = error.get("details")
+    places = [error, *(one for one in (details if isinstance(details, list) else [details]) if isinstance(one, dict))]
+    metadata = error.get("metadata")
+    places += [metadata] if isinstance(metadata, dict) else []
+    for place in places:
+        for name in ("retry_after", "retryDelay", "retry_after_seconds"):
+            found = re.fullmatch(r"(\d+(?:\.\d+)?) ?s?", str(place.get(name, "")))
+            if found:
+                return float(found.group(1))
+    said = _HINT.search(str(error.get("message") or "").lower()[:2000])
+    if said is None:
+        return None
+    unit = said.group(2)
+    return float(said.group(1)) * _UNITS["ms" if unit == "ms" else unit[0]]
+
+
+def _number(error: dict[str, Any]) -> int | None:
+    for name in _NUMBERS:
+        value = error.get(name)
+        if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value.strip()):
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
+            return value
+    return None
+
+
+def _names(error: dict[str, Any]) -> Iterator[str]:
+    for name in _NAMES:
+        value = error.get(name)
+        if isinstance(value, str):
+            yield value.strip().lower()
+        elif isinstance(value, dict):
+            yield from (str(one).lower() for one in (value.get("code"), value.get("reason")) if one)
+
+
+def _is_flagged(error: dict[str, Any]) -> bool:
+    metadata = error.get("metadata")
+    marks = {**error, **(metadata if isinstance(metadata, dict) else {})}
+    return any(
+        name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
+    )
