@@ -42,8 +42,17 @@ class Api:
             return web.json_response({"error": {"message": "Maximum content size limit exceeded"}}, status=413)
         name = f"file-{len(self.files)}"
         self.files[name] = data
-        return web.json_response({"id": name, "object": "file", "bytes": len(data), "filename": "x", "created_at": 0,
-                                  "purpose": "batch", "status": "processed"})  # fmt: skip
+        return web.json_response(
+            {
+                "id": name,
+                "object": "file",
+                "bytes": len(data),
+                "filename": "x",
+                "created_at": 0,
+                "purpose": "batch",
+                "status": "processed",
+            }
+        )
 
     async def create(self, call):
         body = await call.json()
@@ -52,9 +61,18 @@ class Api:
         name = f"batch_{len(self.queued)}"
         full = tokens + running > self.most_tokens
         error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for the model"}
-        batch = {"id": name, "object": "batch", "status": "failed" if full else "in_progress", "endpoint": "x",
-                 "input_file_id": body["input_file_id"], "completion_window": "24h", "created_at": int(time.time()),
-                 "metadata": body["metadata"], "errors": {"data": [error]} if full else None, "tokens": tokens}  # fmt: skip
+        batch = {
+            "id": name,
+            "object": "batch",
+            "status": "failed" if full else "in_progress",
+            "endpoint": "x",
+            "input_file_id": body["input_file_id"],
+            "completion_window": "24h",
+            "created_at": int(time.time()),
+            "metadata": body["metadata"],
+            "errors": {"data": [error]} if full else None,
+            "tokens": tokens,
+        }
         self.queued.append(running + (0 if full else tokens))
         self.batches[name] = batch
         return web.json_response(batch)
