@@ -173,7 +173,7 @@ def test_a_thought_is_closed_before_the_answer(template, thinking, begun, comple
 def test_a_template_that_can_think_is_told_whether_to(tokenizer_folder):
     template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
     for thinking in (False, True):
-        chat = pickle.loads(pickle.dumps(ChatTemplate(model_in(tokenizer_folder(template)), thinking)))
+        chat = pickle.loads(pickle.dumps(ChatTemplate(model_in(tokenizer_folder(template)), thinking=thinking)))
         assert StudentPrompt("chat", AnswerKind.NUMBER, (), chat, thinking).begun == ("<think>" if thinking else "")
 
 
