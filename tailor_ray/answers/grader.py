@@ -3,8 +3,8 @@
 Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one,
 the user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`,
 and nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
-never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kind `math`: bounded
-time), and is safe on any thread.
+never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kinds `math` and
+`regex`: bounded time), and is safe on any thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from tailor_ray.answers.letters import first_choice, first_yes_no, second_choice
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
 from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
-from tailor_ray.answers.texts import Judge, concluded, ends_with, ends_with_match, load_function, matches, normalize
+from tailor_ray.answers.texts import (
+    Judge,
+    check_pattern,
+    concluded,
+    ends_with,
+    ends_with_match,
+    load_function,
+    matches,
+    normalize,
+)
 from tailor_ray.records import AnswerKind, Question, Verdict
 
 
@@ -133,10 +142,7 @@ def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None
     if kind is AnswerKind.MATH and not balanced(text):
         raise ValueError(f"the answer {text[:60]!r} is no expression: its braces do not close, or it is too long")
     if kind is AnswerKind.REGEX:
-        try:
-            re.compile(text)
-        except re.error as error:
-            raise ValueError(f"the answer {text[:60]!r} is not a regular expression: {error}") from None
+        check_pattern(text)
     return text
 
 

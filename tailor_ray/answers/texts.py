@@ -3,7 +3,8 @@
 Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes, the spelling
 of accents and closing punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The
 second verifier is the lenient one: it says wrong only where neither the conclusion nor the last line contains the
-gold answer, so what is called a mistake is one. Python: the user's function judges alone.
+gold answer, so what is called a mistake is one. A pattern that takes too long says nothing. Python: the user's function
+judges alone.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+import regex
+
 from tailor_ray.answers.conclusion import conclusions, last_line
 from tailor_ray.answers.spelling import plain, spelled
 from tailor_ray.errors import ConfigError
 from tailor_ray.once import once
 
+PATTERN_S = 0.2  # of CPU time that a pattern may take on a line; `(a+)+$` takes years on forty letters
 Judge = Callable[[str, str], bool | None]
 _EDGE = " \t\n\r*`\"'.,;:!"
 _MARKED = re.compile(r"__(\S.*?)__|_([^_]+)_|\$([^$]+)\$")  # bold, emphasis, mathematics
@@ -51,12 +55,29 @@ def ends_with(text: str, gold: str) -> bool:
     return any(held.search(normalize(line)) for line in (concluded(text)[0] or "", last_line(text)))
 
 
-def matches(conclusion: str, pattern: str) -> bool:
-    return _pattern(pattern).fullmatch(conclusion) is not None
+def matches(conclusion: str, pattern: str) -> bool | None:
+    """Whether the pattern matches all of the conclusion; None where it takes too long."""
+    try:
+        return _pattern(pattern).fullmatch(conclusion, timeout=PATTERN_S) is not None
+    except TimeoutError:
+        return None
 
 
-def ends_with_match(text: str, pattern: str) -> bool:
-    return any(_pattern(pattern).search(line) for line in (concluded(text)[0] or "", last_line(text)))
+def ends_with_match(text: str, pattern: str) -> bool | None:
+    """Whether it matches anywhere in the conclusion or the last line; None where it takes too long."""
+    lines = (concluded(text)[0] or "", last_line(text))
+    try:
+        return any(_pattern(pattern).search(line, timeout=PATTERN_S) for line in lines)
+    except TimeoutError:
+        return None
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError saying why where it is no regular expression."""
+    try:
+        _pattern(pattern)
+    except regex.error as error:
+        raise ValueError(f"the answer {pattern[:60]!r} is not a regular expression: {error}") from None
 
 
 @once
@@ -73,5 +94,5 @@ def load_function(path: str) -> Judge:
 
 
 @lru_cache(maxsize=4096)
-def _pattern(pattern: str) -> re.Pattern[str]:
-    return re.compile(spelled(pattern), re.IGNORECASE)
+def _pattern(pattern: str) -> regex.Pattern[str]:
+    return regex.compile(spelled(pattern), regex.IGNORECASE)

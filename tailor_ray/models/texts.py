@@ -17,14 +17,19 @@ def text_ids(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> list
     """Ids of texts that are to be gone on with; `special_tokens` has the tokenizer begin them as it would."""
     rows: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
-        rows += tokenizer(
-            list(texts[start : start + CHUNK]),
-            add_special_tokens=special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        rows += _ids(tokenizer, list(texts[start : start + CHUNK]), special_tokens)
     appended = _appended(tokenizer) if special_tokens and rows else 0
     return [row[:-appended] for row in rows] if appended else rows
+
+
+def _ids(tokenizer: Any, texts: list[str], special_tokens: bool) -> list[list[int]]:
+    """What the tokenizer makes of the texts, without their tokens' places, which take a third of its time."""
+    first = tokenizer(texts[:1], add_special_tokens=special_tokens)["input_ids"]  # it neither cuts nor pads hereafter
+    if tokenizer.is_fast:
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
+        if encoded[0].ids == first[0]:  # else it prepares texts in its own way
+            return [one.ids for one in encoded]
+    return tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
 
 
 def _appended(tokenizer: Any) -> int:

@@ -254,7 +254,7 @@ def _write_local(target: Path, data: bytes | memoryview) -> None:
     os.close(handle)
     temporary = Path(name)
     try:
-        _write_synced(temporary, data)
+        temporary.write_bytes(data)
         temporary.chmod(0o644)
         _sync_and_rename(temporary, target)
     except BaseException:

@@ -1,7 +1,12 @@
 """The same of choices, yes and no, texts and patterns, and of thoughts that are not closed."""
 
+import time
+
 import pytest
 
+from tailor_ray.answers import Grader
+from tailor_ray.answers.texts import PATTERN_S
+from tailor_ray.records import Question
 from tests.answers.verdicts import CHOICE, REGEX, TEXT, YES_NO, check
 
 
@@ -226,3 +231,11 @@ def test_texts(text, gold, expected):
 )
 def test_patterns(text, gold, expected):
     check(text, gold, expected, REGEX)
+
+
+@pytest.mark.parametrize("gold", ["(a+)+$", "(a|aa)+$", "^(a*)*b$", "(a|a)*$", "(.*a){20}$"])
+def test_a_pattern_that_takes_years_is_disputed_within_its_bound(gold):
+    started = time.process_time()
+    graded = Grader(REGEX).grade(Question("q", "What?", gold), "Answer: " + "a" * 60 + "c")
+    assert graded.verdict in ("disputed", "wrong")  # some are matched in another way than by trying all
+    assert time.process_time() - started < 10 * PATTERN_S
