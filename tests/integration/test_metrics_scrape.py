@@ -102,10 +102,12 @@ def test_a_runs_counts_are_exported_once(ray_cluster, tmp_path):
     exam = stage_folder(folder, StageId(1, "exam"))
     threading.Thread(target=kill_an_engine, args=(exam, engine_processes(), killed), daemon=True).start()
     scraper.start()
-    run(config)
-    time.sleep(9)  # the last report of each process, every four seconds
-    scraper.ended.set()
-    scraper.join()
+    try:
+        run(config)
+        time.sleep(9)  # the last report of each process, every four seconds
+    finally:
+        scraper.ended.set()
+        scraper.join()
     scraper.look()
     found = scraper.totals()
     asked, trained, taught, scored = (
