@@ -69,8 +69,8 @@ def make_examples(
     """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
 
     Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
-    `truncated` and `skipped`, and for the last two, under
-    `truncated_ids` and `skipped_ids`, the first question ids. Errors of ours arrive as they were raised in the task.
+    `truncated` and `skipped`, and for the last two, under `truncated_ids` and `skipped_ids`, the first question ids.
+    Errors of ours arrive as they were raised in the task.
     """
     counts: Counter[str] = Counter()
     named: dict[str, list[tuple[int, str]]] = {what: [] for what in LEFT_OUT}
@@ -132,12 +132,12 @@ def commit_examples(
 
 
 def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
-    """The parts' records as they are done, by Ray tasks on all nodes: of many parts one per CPU, and one that waits."""
+    """The parts' records as they are done, by Ray tasks on all nodes: two per CPU at most, as disks are waited for."""
     import ray
 
     # engines may hold all CPUs while nothing is asked of them, so a task reserves none
     work = ray.remote(_task).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
-    most = 1 + int(ray.cluster_resources().get("CPU", 1))
+    most = 2 * int(ray.cluster_resources().get("CPU", 1))
     given, at_once = ray.put(job), min(most, -(-count // PARTS_PER_PROCESS))
     running: list[Any] = []
     for index in range(count):
