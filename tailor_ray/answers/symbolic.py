@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 from tailor_ray.answers.conclusion import conclusions
 
-SECONDS = 0.45  # CPU seconds for one comparison, of which a row takes two at most; the median takes 0.005
+SECONDS = 0.4  # CPU seconds for one comparison, of which a row takes two at most; the median takes 0.005
 MAX_EXPRESSION = 400
 MAX_DEPTH = 10  # brackets in brackets
 MAX_ENDING = 600
