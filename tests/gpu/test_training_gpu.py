@@ -113,14 +113,15 @@ def test_zero_3_on_one_gpu_learns(tmp_path, offload):
         offload_optimizer=offload,
         offload_parameters=offload,
     )
-    student = load_student(make_student(tmp_path / "student"), config, torch.bfloat16, seed=0)
-    data = tokenize_examples(make_examples(40), student.tokenizer, 256, 192)
-    shapes, rows = of_examples(data)
-    plan = Plan.of(shapes, config, 5, 1)
+    device = torch.device("cuda", 0)
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
+        student = load_student(make_student(tmp_path / "student"), config, torch.bfloat16, 0, device)
+        data = tokenize_examples(make_examples(40), student.tokenizer, 256, 192)
+        shapes, rows = of_examples(data)
+        plan = Plan.of(shapes, config, 5, 1)
         engine = Engine(student.loss_module(1.0), config, 1, torch.bfloat16)
-        stepper = Stepper(plan, rows, engine, student, config, 1, 0, torch.device("cuda"), torch.bfloat16)
+        stepper = Stepper(plan, rows, engine, student, config, 1, 0, device, torch.bfloat16)
         losses = [stepper.step(step)["loss"] for step in range(20)]
     finally:
         dist.destroy_process_group()
