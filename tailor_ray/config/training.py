@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     threads: Annotated[int | Literal["auto"], OPERATIONAL] = "auto"
     """Torch threads of a worker on CPU; auto takes the node's cores, divided by its workers."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], OPERATIONAL] = 1
-    """DeepSpeed ZeRO stage; in half precision 0 runs as 1."""
+    """DeepSpeed ZeRO stage; in half precision 0 runs as 1. With 3 no worker's device holds the whole student."""
     offload_optimizer: Annotated[bool, OPERATIONAL] = False
     """Optimizer states in host memory; needs ZeRO 1 or higher."""
     offload_parameters: Annotated[bool, OPERATIONAL] = False
@@ -149,6 +149,4 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.final_learning_rate is for the schedules linear and cosine: set training.schedule"
             )
-        if self.lora is not None and self.zero_stage == 3:
-            raise ValueError("training.lora keeps the base weights whole; use training.zero_stage of 2 or lower")
         return self

@@ -62,10 +62,11 @@ class Schedule:
 
     def batch(self, step: int) -> list[int]:
         epoch, number = divmod(step, self.steps_per_epoch)
-        if self._made is None or self._made[0] != epoch:
-            self._made = None  # two at a time would double the memory
-            self._made = epoch, Epoch(self._questions, self._batch_size, self._seed, epoch)
-        return self._made[1].batch(number)
+        made = self._made
+        if made is None or made[0] != epoch:
+            made = self._made = None  # two at a time would double the memory
+            made = self._made = epoch, Epoch(self._questions, self._batch_size, self._seed, epoch)
+        return made[1].batch(number)
 
 
 def split_batch(

@@ -1,4 +1,4 @@
-"""DeepSpeed around the student: precision, ZeRO, offload, one optimizer step.
+"""DeepSpeed around the student: precision, one optimizer step, what training goes on from.
 
 In: the loss module. Out: an engine whose `step` takes the summed gradient of all passes and workers. What always
 holds: DeepSpeed averages gradients over workers, so a worker's loss is multiplied by their number, and with sums
@@ -7,8 +7,6 @@ divided by global counts the step is that of one worker with the whole batch.
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from torch import nn
 
 from tailor_ray.errors import ConfigError
 from tailor_ray.training.model import trained_parameters
+from tailor_ray.training.zero import deepspeed_settings, import_deepspeed, zero_stage
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig
@@ -33,47 +32,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
-def zero_stage(config: TrainingConfig, dtype: torch.dtype) -> int:
-    """`training.zero_stage`, but 1 for 0 in half precision: DeepSpeed's optimizer without ZeRO falls a step behind.
-
-    Measured with 0.19 in bfloat16: from step 2 on, its loss is that of the weights before. Stage 1 computes the same.
-    """
-    return config.zero_stage if dtype == torch.float32 else max(1, config.zero_stage)
-
-
-def deepspeed_settings(config: TrainingConfig, workers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own configuration. It counts one pass a step: we tell it which pass is a step's last."""
-    zero: dict[str, Any] = {"stage": zero_stage(config, dtype), "overlap_comm": False}
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if config.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
-    if config.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True  # else a save under ZeRO-3 writes nothing, in silence
-    settings: dict[str, Any] = {
-        "train_batch_size": workers,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 31,
-    }
-    if dtype == torch.bfloat16:
-        settings["bf16"] = {"enabled": True}
-    if dtype == torch.float16:
-        settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    return settings
-
-
 class Engine:
     """One worker's share of the optimizer."""
 
     def __init__(self, module: nn.Module, config: TrainingConfig, workers: int, dtype: torch.dtype) -> None:
-        deepspeed = _import_deepspeed()
-        # built just in time for shared-memory collectives on CPU; gloo does them, and the build takes a minute
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config = config
         self.workers = workers
         self.stage, self.half = zero_stage(config, dtype), dtype != torch.float32
@@ -83,7 +45,7 @@ class Engine:
             lr=config.learning_rate,
             fused=True,
         )
-        self.inner, *_ = deepspeed.initialize(
+        self.inner, *_ = import_deepspeed().initialize(
             model=module,
             optimizer=optimizer,
             config=deepspeed_settings(config, workers, dtype),
@@ -173,8 +135,12 @@ class Engine:
         return int(next((state["step"] for state in self._adam.state.values() if "step" in state), 0))
 
     def _whole(self, p: torch.nn.Parameter, kind: str = WEIGHT) -> torch.Tensor:
+        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        if self.stage == 3 and not p.requires_grad:
+            with deepspeed.zero.GatheredParameters([p]):
+                return p.detach().clone()
         if not p.requires_grad or (kind == WEIGHT and self.stage < 3 and not self.half):
             return p.detach()
         if self.stage == 0:
@@ -217,16 +183,3 @@ class Engine:
 
 def _numbers(holder: Any) -> dict[str, float]:
     return {} if holder is None else {k: v for k, v in vars(holder).items() if type(v) in (int, float)}
-
-
-def _import_deepspeed() -> Any:
-    """Without MLflow, which its autotuner imports where it is installed: 2.7 of 6 s at the start of every worker."""
-    absent = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
-    try:
-        import deepspeed
-        from deepspeed.utils import logger as deepspeed_logger
-    finally:
-        if absent:
-            del sys.modules["mlflow"]
-    deepspeed_logger.setLevel(logging.WARNING)
-    return deepspeed

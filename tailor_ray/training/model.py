@@ -23,6 +23,7 @@ from tailor_ray.training.forward import StudentLoss, decoder_of
 from tailor_ray.training.tokens import token_limit
 from tailor_ray.training.tree import TreeAttention
 from tailor_ray.training.trial import switch_noise_off, try_layouts
+from tailor_ray.training.zero import gathering, loading
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig
@@ -63,12 +64,16 @@ def load_student(
     """Load from a local folder and try it on `device`; raises ModelError when it cannot be trained as configured."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(seed)  # new embedding rows and adapters are random
+    torch.manual_seed(seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # None lets transformers take sdpa, or eager for the models that do not know it
         kernel = None if config.attention_kernel == "sdpa" else config.attention_kernel
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
+        with loading(config, dtype):
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
+            torch.manual_seed(seed)  # new rows and adapters are random, and the same on all workers
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"the student {folder} cannot be loaded: {error}; set student.model to another one") from error
     except ImportError as error:
@@ -77,13 +82,12 @@ def load_student(
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no end-of-sequence token: set eos_token in its configuration")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     given = copy.deepcopy(model.config)
     adapted = _add_adapters(model, config) if config.lora is not None else None
-    model.to("cpu" if config.offload_parameters else device)
+    model.to(device)  # of one in shards its buffers: where its parameters lie DeepSpeed knows
     max_length = token_limit(model.config, config.max_length)
-    attention, note = _choose_attention(model, config, max_length)
+    with gathering(model, config, dtype):
+        attention, note = _choose_attention(model, config, max_length)
     fallback = attention is None and config.attention != "separate"
     log.log(logging.WARNING if fallback else logging.INFO, "the student is trained with %s", note)
     if config.compile:
@@ -130,9 +134,9 @@ def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tu
 
 def trained_parameters(module: nn.Module, weight_decay: float) -> list[Mapping[str, Any]]:
     """Parameter groups of AdamW: norms and biases do not decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for p in module.parameters():
+        if p.requires_grad:
+            groups[len(getattr(p, "ds_shape", p.shape)) < 2].append(p)  # in shards a parameter is empty here
+    decays = zip(groups, (weight_decay, 0.0), strict=True)
+    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
+T = TypeVar("T")
 SCALING_STEPS = 20  # halvings of a loss scale of 2^16, which DeepSpeed begins after some patience
 
 
@@ -41,8 +42,18 @@ class Diverged(StageError):
     """NaN or Inf in a loss or gradient, or too many skipped steps; such weights are never exported."""
 
 
+class _Pass(NamedTuple):
+    """One pass of a step, laid out, and the step's counts; `counted` is off where this worker has no share of it."""
+
+    targets: int
+    pairs: int
+    pack: Pack
+    counted: bool
+    last: bool
+
+
 class Stepper:
-    """Runs one worker's share of steps."""
+    """Runs one worker's share of steps; the next pass is laid out while one is computed."""
 
     def __init__(
         self,
@@ -64,25 +75,29 @@ class Stepper:
         self.pack_settings = PackSettings(
             config.prompt_weight, config.triplet_representation, config.rationale_cap, detached
         )
+        self._passes: Iterator[_Pass] = iter(())
+        self._next = -1  # the step that `_passes` goes on with
         engine.inner.train()
 
     def step(self, step: int) -> dict[str, Any]:
         """Do step `step`; its row of `history.STEP_SCHEMA`."""
         begun = time.perf_counter()
-        targets, pairs = self.plan.counts(step)
         rate = learning_rate(step, self.plan.steps, self.config, self.round)
         self.engine.set_learning_rate(rate)
-        passes = self.plan.passes(step)[self.rank]
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # mle, triplet, tokens
-        for number, indices in enumerate(passes):
-            pack = self._pack(indices, step)
+        if step != self._next:
+            self._passes = ahead(self._from(step))
+        self._next = step + 1
+        for targets, pairs, pack, counted, last in self._passes:
             sums: Sums = self.engine.inner(pack)
             loss = sums.mle / targets + self.config.triplet_weight * sums.triplet.loss / max(1, pairs)
-            self.engine.backward(loss if indices else loss * 0.0, last_pass=number == len(passes) - 1)
-            if indices:
+            self.engine.backward(loss if counted else loss * 0.0, last_pass=last)
+            if counted:
                 totals += torch.stack(
                     [sums.mle.detach(), sums.triplet.loss.detach(), sums.mle.new_tensor(pack.tokens)]
                 ).double()
+            if last:
+                break
         norm, skipped = self.engine.step()
         if self.plan.workers > 1:
             dist.all_reduce(totals)
@@ -116,9 +131,15 @@ class Stepper:
             dist.all_reduce(total)
         return total.item() / sum(len(example.rationale) for example in examples)
 
-    def _pack(self, indices: list[int], step: int) -> Pack:
-        """A worker without a share of this pass computes any example, and its loss counts nothing."""
-        return self._lay(self.rows.take(indices or self.plan.schedule.batch(step)[:1]), self.pack_settings)
+    def _from(self, first: int) -> Iterator[_Pass]:
+        """All passes of this worker from a step on; without a share of one it computes any example."""
+        for step in range(first, self.plan.steps):
+            targets, pairs = self.plan.counts(step)
+            passes = self.plan.passes(step)[self.rank]
+            for number, indices in enumerate(passes):
+                rows = self.rows.take(indices or self.plan.schedule.batch(step)[:1])
+                pack = self._lay(rows, self.pack_settings)
+                yield _Pass(targets, pairs, pack, bool(indices), number == len(passes) - 1)
 
     def _lay(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
         if self.student.attention is None:
@@ -144,3 +165,12 @@ class Stepper:
             f"training step {step} gave {what} on the examples of {shown}; nothing of it is kept: lower "
             "training.learning_rate, or look at these examples"
         )
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items in the same order, the next made in a thread while one is in use; raises what making it raised."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tailor-ray-ahead") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item

@@ -27,6 +27,7 @@ NOISE = ("drop", "jitter", "noise")  # in the name of every setting by which mod
 WINDOWS = ("window", "window_size", "chunk_size", "topk", "local_attention", "block_size", "span")  # ends of names
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of one layer
 GRADIENT = 8.0  # times as much in a parameter's gradient
+DIRECTIONS = 64  # along which large gradients are compared: lengths are right to a tenth
 ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -54,10 +55,13 @@ def _silence(holder: Any) -> None:
 
 
 class _Found(NamedTuple):
-    """Hidden states at targets and representations, and the gradients of their sum along fixed directions."""
+    """Hidden states at targets and representations, and the gradients (`_seen`) of their sum along fixed directions."""
 
     hidden: Tensor
     gradients: list[Tensor | None]
+
+
+Parts = Iterator[tuple[Tensor, list[int]]]  # hidden states, and which of the rows of `_Found.hidden` they are
 
 
 def try_layouts(model: Any, max_length: int, tree: bool) -> str:
@@ -73,7 +77,7 @@ def try_layouts(model: Any, max_length: int, tree: bool) -> str:
         _check_head(model)
         examples = trial_examples(model.config.get_text_config(decoder=True).vocab_size)
         try:
-            expected = _measure(model, lambda: _alone(model, examples))
+            expected = _measure(model, _alone(model, examples))
         except torch.OutOfMemoryError:
             raise
         except ERRORS as error:
@@ -112,15 +116,19 @@ def _compare(model: Any, attention: TreeAttention | None, pack: Pack, expected: 
     """ "" when this layout gives twice what each sequence gives by itself."""
     moved = pack.to(model.device, model.dtype)
     places = torch.cat([moved.source, moved.rep_token])
+
+    def parts() -> Parts:
+        yield hidden_states(model, attention, moved)[places], list(range(len(places)))
+
     with nullcontext() if attention is None else attention.installed(model):
-        return _twice(model, lambda: hidden_states(model, attention, moved)[places], expected)
+        return _twice(model, parts, expected)
 
 
-def _twice(model: Any, hidden_states: Callable[[], Tensor], expected: _Found) -> str:
+def _twice(model: Any, parts: Callable[[], Parts], expected: _Found) -> str:
     """ "" when both times hidden states and gradients are the expected ones."""
     for _ in range(2):
         try:
-            found = _measure(model, hidden_states)
+            found = _measure(model, parts())
         except torch.OutOfMemoryError:
             raise
         except ERRORS as error:
@@ -130,18 +138,23 @@ def _twice(model: Any, hidden_states: Callable[[], Tensor], expected: _Found) ->
     return ""
 
 
-def _alone(model: Any, examples: list[TokenExample]) -> Tensor:
+def _alone(model: Any, examples: list[TokenExample]) -> Parts:
     """Each sequence as anybody would ask for it: a row of its own, no padding, no positions."""
-    targets, representations = [], []
+    target, representation = 0, sum(len(example.rationale) for example in examples)
     for example in examples:
         for side in (example.rationale, example.positive, example.negative):
             if side:
-                hidden = _single(model, example.prompt + side)
+                places: list[int] = []
+                rows: list[int] = []
                 if side is example.rationale:
-                    targets.append(hidden[len(example.prompt) - 1 : -1])
+                    places += range(len(example.prompt) - 1, len(example.prompt) + len(side) - 1)
+                    rows += range(target, target + len(side))
+                    target += len(side)
                 if example.has_pair:
-                    representations.append(hidden[-1:])
-    return torch.cat([*targets, *representations])
+                    places.append(len(example.prompt) + len(side) - 1)
+                    rows.append(representation)
+                    representation += 1
+                yield _single(model, example.prompt + side)[places], rows
 
 
 def _single(model: Any, ids: tuple[int, ...]) -> Tensor:
@@ -149,15 +162,45 @@ def _single(model: Any, ids: tuple[int, ...]) -> Tensor:
     return decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[0]
 
 
-def _measure(model: Any, hidden_states: Callable[[], Tensor]) -> _Found:
+def _measure(model: Any, parts: Parts) -> _Found:
+    """Part by part forward and backward; a gradient is seen and dropped as soon as it is there."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        hidden = hidden_states().float()
-        generator = torch.Generator().manual_seed(0)
-        directions = torch.randn(hidden.shape, generator=generator).to(hidden.device)
-        gradients = torch.autograd.grad((hidden * directions).sum(), trained, allow_unused=True)
-    # in host memory, where those of a large student have room beside it
-    return _Found(hidden.detach(), [None if one is None else one.cpu() for one in gradients])
+    seen: dict[int, Tensor] = {}
+
+    def see(p: Tensor) -> None:
+        assert p.grad is not None
+        seen[id(p)] = seen.get(id(p), 0.0) + _seen(p.grad)
+        p.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(see) for p in trained]
+    hidden, order = [], []
+    try:
+        with torch.enable_grad():
+            for part, rows in parts:
+                directions = torch.stack([_random(row, part.shape[1]) for row in rows])
+                (part.float() * directions.to(part.device)).sum().backward()
+                hidden.append(part.detach().float())
+                order += rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.zero_grad(set_to_none=True)
+    return _Found(torch.cat(hidden)[torch.tensor(order).argsort()], [seen.get(id(p)) for p in trained])
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _seen(gradient: Tensor) -> Tensor:
+    """A gradient as it looks along some random directions, which keeps the lengths of differences; in host memory.
+
+    All trained parameters' whole gradients, twice, would be as large as the student itself, in every worker.
+    """
+    size = gradient.shape[-1] if gradient.ndim > 1 else 0
+    if size > DIRECTIONS:
+        gradient = gradient @ (_random(0, size, DIRECTIONS) / DIRECTIONS**0.5).to(gradient)
+    return gradient.float().cpu()
 
 
 @torch.no_grad()

@@ -92,7 +92,8 @@ class _Worker:
     def run(self) -> dict[str, Any] | None:
         task, config = self.task, self.config
         dtype = choose_dtype(config.precision, self.device)
-        student = _together(lambda: self._load(dtype))
+        folder = _together(lambda: resolve(task.student))  # first, for workers that share a student load it together
+        student = _together(lambda: self._load(folder, dtype))
         plan, parts, counts = self._plan()
         with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
             engine = Engine(student.loss_module(config.triplet_margin), config, self.workers, dtype)
@@ -110,9 +111,9 @@ class _Worker:
         found = self._finish(student, engine, selection)
         return None if found is None else {**counts, **found}
 
-    def _load(self, dtype: torch.dtype) -> Student:
+    def _load(self, folder: Path, dtype: torch.dtype) -> Student:
         """The student on the device that trains it; that it can be saved is tried before anything is spent on it."""
-        student = load_student(resolve(self.task.student), self.config, dtype, self.task.seed, self.device)
+        student = load_student(folder, self.config, dtype, self.task.seed, self.device)
         try_export(student, self.scratch)
         return replace(student, origin=self.task.student)
 

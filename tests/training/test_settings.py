@@ -14,7 +14,6 @@ from tailor_ray.training.engine import choose_dtype
         (["offload_optimizer=true", "zero_stage=0"], r"offload_optimizer needs training\.zero_stage of 1"),
         (["offload_parameters=true", "zero_stage=2"], r"offload_parameters needs training\.zero_stage=3"),
         (["batch_size=4", "workers=2", "accumulation=4"], r"batch_size=4 .*raise batch_size or lower"),
-        (["lora={}", "zero_stage=3"], r"lora .*zero_stage of 2 or lower"),
         (
             ["attention=separate", "triplet_prompt_gradient=detached"],
             r"detached needs the tree: set training\.attention",

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tailor_ray.errors import StageError
 from tailor_ray.models import identify
 from tailor_ray.training.checkpoint import Checkpoints
 from tailor_ray.training.export import export_student
-from tailor_ray.training.steps import Diverged
+from tailor_ray.training.steps import Diverged, ahead
 from tailor_ray.training.whole import whole_of
 from tests.training.alone import Worker
 from tests.training.students import make_student
@@ -105,6 +106,43 @@ def test_the_output_layer_is_gathered_no_oftener_for_more_slices(folder, tmp_pat
         return count[0]
 
     assert 0 < gathered(44 * 7) <= gathered(1 << 25) + 1
+
+
+def test_the_next_item_and_no_more_is_made_while_one_is_used():
+    made, second = [], threading.Event()
+
+    def items():
+        for number in range(5):
+            made.append((number, threading.get_ident()))
+            if number == 1:
+                second.set()
+            yield number
+
+    found = []
+    for item in ahead(items()):
+        assert second.wait(30)  # made while the first is used
+        assert len(made) <= item + 2
+        found.append(item)
+    assert found == [number for number, _ in made] == list(range(5))
+    assert threading.get_ident() not in {thread for _, thread in made}
+
+
+def test_what_making_an_item_raises_is_raised_where_it_is_wanted():
+    def items():
+        yield 1
+        raise OSError("the part is gone")
+
+    wanted = ahead(items())
+    assert next(wanted) == 1
+    with pytest.raises(OSError, match="the part is gone"):
+        next(wanted)
+
+
+def test_steps_may_be_entered_anywhere(folder, tmp_path):
+    """What was laid out for the step that did not come is not trained on."""
+    worker, other = (Worker(folder, tmp_path, learning_rate=1e-30) for _ in range(2))
+    expected = steps(worker, 6)
+    assert [other.stepper.step(step)["loss"] for step in (4, 1, 2, 5)] == [expected[step] for step in (4, 1, 2, 5)]
 
 
 def test_a_nan_weight_ends_the_stage_and_names_the_step_and_its_examples(folder, tmp_path):
