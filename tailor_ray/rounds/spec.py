@@ -69,7 +69,7 @@ def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[
         StageSpec(teach, {"teacher": settings["teacher"], "seed": seed}, (QUESTIONS, exam, *taught)),
         StageSpec(
             examples,
-            {"training": _built(settings, round_), "student": served, "seed": seed},
+            {"training": _built(config, settings, round_), "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, exam, teach, *taught),
         ),
         StageSpec(
@@ -91,10 +91,10 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings["student"].items() if name not in made_of}
 
 
-def _built(settings: dict[str, Any], round_: int) -> dict[str, Any]:
+def _built(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
     """How examples are made; round 1 has no lessons of kind feedback to learn from or to leave out."""
     built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if round_ > 1 or name != "feedback"}
-    return built | {"pairs": settings["training"]["triplet_weight"] > 0}
+    return built | {"pairs": config.training.pairs}
 
 
 def _trained(settings: dict[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
     )
     with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
         digest, counts = make_examples(job, len(asked), lambda _: bar.advance())
-    for text in advice.about_pairs(inputs.round, counts, config.training.triplet_weight):
+    for text in advice.about_pairs(inputs.round, counts, config.training.reflection_weight, config.training.reflection):
         log.warning("%s", text)
     return StageResult(counts, {EXAMPLES: digest})
 

@@ -117,13 +117,12 @@ def commit_examples(
     counts: Mapping[str, int] = MappingProxyType({}),
 ) -> Part:
     """Tokenize and write one part; its record adds to `counts` what became of the examples."""
-    pairs = config.triplet_weight > 0
-    data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, pairs, special_tokens)
+    data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens)
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
     table = pa.Table.from_arrays([*texts.columns, *data.table.columns[1:]], schema=SCHEMA)
     shape = PartShape.of(data.table)
     info: dict[str, Any] = {PLANNING: shape.to_info()}
-    info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[2] > 0).sum())}
+    info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[3] > 0).sum())}
     info["counts"]["boundary_moved"] = data.moved
     for what, ids in (("truncated", data.truncated), ("skipped", data.skipped)):
         info["counts"][what] = len(ids)

@@ -79,7 +79,8 @@ def build_examples(
             )
     counts["examples"] = len(examples)
     counts["questions"] = len(chosen)
-    counts["with_pair"] = sum(e.positive is not None and e.negative is not None for e in examples)
+    alone = config.pairs == "likelihood"  # a mistake is compared with the rationale itself
+    counts["with_pair"] = sum((alone or e.positive is not None) and e.negative is not None for e in examples)
     counts["without_positive"] = sum(e.positive is None for e in examples)
     counts["without_negative"] = sum(e.negative is None for e in examples)
     return examples, counts

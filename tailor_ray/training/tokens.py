@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,8 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """One example as ids. `positive` and `negative` are both there or both empty, for only a pair counts."""
+    """One example as ids. `positive` and `negative` are both there or both empty, for only a pair counts; where
+    likelihoods are compared, a negative is a pair with the rationale."""
 
     question_id: str
     prompt: tuple[int, ...]
@@ -44,7 +45,7 @@ class TokenExample:
 
     @property
     def has_pair(self) -> bool:
-        return bool(self.positive)
+        return bool(self.negative)
 
     @property
     def tokens(self) -> int:
@@ -95,14 +96,15 @@ def tokenize_examples(
     tokenizer: Any,
     max_length: int,
     rationale_cap: int,
-    pairs: bool = True,
+    pairs: Literal["triplet", "likelihood", "none"] = "triplet",
     special_tokens: bool = True,
 ) -> TokenData:
     """Token ids of every example that fits.
 
     A rationale is cut where prompt plus rationale reach `max_length`; a positive or negative there or at
     `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
-    one token. With `pairs` off, positives and negatives are left out. `special_tokens` says whether the tokenizer
+    one token. `pairs` says what the self-reflection term compares: for likelihoods positives are left out and
+    negatives are cut at `max_length` alone, for none both are left out. `special_tokens` says whether the tokenizer
     adds its own to a prompt; a chat template has written them already, and its turn's end ends a completion. Raises
     ModelError without an end token.
     """
@@ -111,6 +113,7 @@ def tokenize_examples(
     turn = None if special_tokens else turn_end(tokenizer)
     end = tokenizer.eos_token_id if turn is None else turn
     sides = [_sides(example, pairs) for example in examples]
+    rationale_cap = max_length if pairs == "likelihood" else rationale_cap
     texts = dict.fromkeys(e.prompt + side for e, own in zip(examples, sides, strict=True) for side in ("", *own))
     ids = dict(zip(texts, text_ids(tokenizer, list(texts), special_tokens), strict=True))
     columns: list[list[list[int]]] = [[] for _ in SIDES]
@@ -130,6 +133,7 @@ def tokenize_examples(
             truncated.append(example.question_id)
         most = (room, min(room, rationale_cap), min(room, rationale_cap))
         rows = [row[:length] for row, length in zip(rows, most, strict=False)]
+        rows = [rows[0], [], rows[1]] if len(rows) == 2 else rows  # a mistake without another right rationale
         for column, row in zip(columns, [prompt[:cut], *rows, [], []], strict=False):
             column.append(row)
     names = pa.array([examples[place].question_id for place in kept], pa.string())
@@ -138,9 +142,11 @@ def tokenize_examples(
     return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
 
-def _sides(example: TrainExample, pairs: bool) -> tuple[str, ...]:
+def _sides(example: TrainExample, pairs: str) -> tuple[str, ...]:
     """What follows the prompt; half a pair counts for nothing."""
-    if pairs and example.positive is not None and example.negative is not None:
+    if pairs == "likelihood" and example.negative is not None:
+        return example.rationale, example.negative
+    if pairs == "triplet" and example.positive is not None and example.negative is not None:
         return example.rationale, example.positive, example.negative
     return (example.rationale,)
 

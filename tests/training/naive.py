@@ -20,8 +20,13 @@ def naive_loss(
     representation: str = "last",
     cap: int = 192,
     detached: bool = False,
+    reflection: str = "triplet",
+    floor: float = 2.0,
 ) -> Tensor:
-    """Sum of weighted token losses over valid targets, plus the weighted mean over examples with a pair."""
+    """Sum of weighted token losses over valid targets, plus the weighted mean over examples with a pair.
+
+    For reflections other than triplet `triplet_weight` is theirs, and a negative makes a pair.
+    """
     nll, targets, hinges = [], 0, []
     for e in examples:
         ids = torch.tensor([e.prompt + e.rationale])
@@ -30,7 +35,10 @@ def naive_loss(
             weight = prompt_weight if place < len(e.prompt) else 1.0
             nll.append(-weight * log_probabilities[place - 1, ids[0, place]])
             targets += 1
-        if e.positive:
+        if reflection != "triplet" and e.negative:
+            right, wrong = (_log_likelihood(model, e.prompt, side) for side in (e.rationale, e.negative))
+            hinges.append(_orpo(right, wrong) if reflection == "orpo" else torch.clamp(wrong, min=-floor))
+        elif e.positive:
             h, plus, minus = (
                 _represent(model, e.prompt, side[:cap], representation, detached)
                 for side in (e.rationale, e.positive, e.negative)
@@ -40,6 +48,18 @@ def naive_loss(
     if hinges:
         loss = loss + triplet_weight * torch.stack(hinges).mean()
     return loss
+
+
+def _log_likelihood(model: Any, prompt: tuple[int, ...], side: tuple[int, ...]) -> Tensor:
+    """Mean over the side's tokens."""
+    log_probabilities = torch.log_softmax(model(input_ids=torch.tensor([prompt + side])).logits[0], dim=-1)
+    each = [log_probabilities[len(prompt) + i - 1, token] for i, token in enumerate(side)]
+    return torch.stack(each).mean()
+
+
+def _orpo(right: Tensor, wrong: Tensor) -> Tensor:
+    odds = [torch.exp(one) / (1 - torch.exp(one)) for one in (right, wrong)]
+    return -torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
 
 
 def _represent(

@@ -49,6 +49,12 @@ def test_one_example_a_lesson_with_its_pair():
     }  # fmt: skip
 
 
+def test_a_mistake_is_a_pair_by_itself_where_likelihoods_are_compared():
+    attempts = [attempt("a", " wrong\nAnswer: 5", Verdict.WRONG)]
+    for reflection, pairs in {"triplet": 0, "orpo": 1, "redi": 1}.items():
+        assert build([lesson("a", "two")], attempts, reflection=reflection)[1]["with_pair"] == pairs
+
+
 def test_only_mistakes_are_negatives():
     verdicts = [Verdict.UNPARSED, Verdict.TRUNCATED, Verdict.DISPUTED, Verdict.ERROR]
     attempts = [attempt("a", f" text {n}", verdict, n) for n, verdict in enumerate(verdicts)]

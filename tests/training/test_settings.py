@@ -34,6 +34,21 @@ def test_without_the_triplet_term_its_gradient_conflicts_with_nothing():
     assert load_config(None, changed).training.attention == "separate"
 
 
+@pytest.mark.parametrize("reflection", ["orpo", "redi", "none"])
+def test_the_triplet_terms_settings_bind_that_term_alone(reflection):
+    """The paper's configurations may be run with another reflection and nothing else changed."""
+    changed = ["attention=separate", "triplet_prompt_gradient=detached", f"reflection={reflection}"]
+    training = load_config(None, [f"training.{one}" for one in changed]).training
+    assert not training.detached
+    assert training.pairs == ("none" if reflection == "none" else "likelihood")
+
+
+def test_a_reflection_of_no_weight_compares_nothing():
+    for reflection in ("triplet", "orpo", "redi"):
+        training = load_config(None, [f"training.reflection={reflection}", f"training.{reflection}_weight=0"]).training
+        assert (training.pairs, training.reflection_weight) == ("none", 0)
+
+
 def test_half_precision_with_loss_scaling_needs_a_gpu():
     with pytest.raises(ConfigError, match="set it to float32 or bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
