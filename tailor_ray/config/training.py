@@ -85,6 +85,11 @@ class TrainingConfig(Section):
     """Other correct rationales a question that may serve as positives."""
     own_positives: bool = True
     """The student's own correct attempts may serve as positives."""
+    own_correct: int = Field(default=0, ge=0)
+    """The student's own correct attempts of the latest exam that are learnt as examples: so many distinct ones per
+    question, whether it has lessons or not."""
+    own_correct_weight: float = Field(default=1.0, gt=0)
+    """Weight of such an example, in both terms; a lesson's is 1."""
     gold_rationales: bool = False
     """The task's gold rationales may serve as positives."""
     select: Literal["last", "validation_loss"] = "last"

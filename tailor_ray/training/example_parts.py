@@ -119,7 +119,8 @@ def commit_examples(
     """Tokenize and write one part; its record adds to `counts` what became of the examples."""
     data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens)
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
-    table = pa.Table.from_arrays([*texts.columns, *data.table.columns[1:]], schema=SCHEMA)
+    ids = [data.table.column(name) for name in ID_COLUMNS]
+    table = pa.Table.from_arrays([*texts.columns, *ids], schema=SCHEMA)
     shape = PartShape.of(data.table)
     info: dict[str, Any] = {PLANNING: shape.to_info()}
     info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[3] > 0).sum())}

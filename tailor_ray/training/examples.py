@@ -1,7 +1,8 @@
 """From lessons and attempts to training examples.
 
-In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, with a
-positive and a negative where the question has them, and counts that name what was left out. What always holds:
+In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, and where
+the settings ask for it per own correct attempt, with a positive and a negative where the question has them, and
+counts that name what was left out. What always holds:
 the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
 and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
 """
@@ -56,29 +57,32 @@ def build_examples(
     chosen = _choose(lessons, known, config, seed, round, latest, counts)
     correct, wrong = _sort_attempts(attempts, known)
     examples = []
-    for question_id in sorted(chosen):
+    counts |= {"own_correct": 0} if config.own_correct else {}
+    for question_id in sorted({*chosen, *correct} if config.own_correct else chosen):
         question = known[question_id]
         rng = random.Random(f"{seed}/{round}/{question_id}")
-        texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in chosen[question_id]]
+        taught = chosen.get(question_id, [])
+        texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in taught]
         own = sorted(correct[question_id]) if config.own_positives else []
         gold = [prompt.completion(question.rationale or "", question.answer)] if _use_gold(question, config) else []
         positives = list(dict.fromkeys([text for _, text in texts] + own + gold))
         rng.shuffle(positives)
-        negatives = _negatives(wrong[question_id], chosen[question_id], rng)[: config.max_negatives]
+        negatives = _negatives(wrong[question_id], taught, rng)[: config.max_negatives]
         asked = prompt.render(question)
-        for index, (lesson, text) in enumerate(texts):
+        attempts_kept = _own_correct(correct[question_id], [text for _, text in texts], config.own_correct, rng)
+        learnt = [(text, _negative(lesson, negatives, index), 1.0) for index, (lesson, text) in enumerate(texts)]
+        learnt += [
+            (text, _negative(None, negatives, index), config.own_correct_weight)
+            for index, text in enumerate(attempts_kept, start=len(texts))
+        ]
+        for index, (text, negative, weight) in enumerate(learnt):
             others = [other for other in positives if other != text][: config.max_positives]
-            examples.append(
-                TrainExample(
-                    question_id=question_id,
-                    prompt=asked,
-                    rationale=text,
-                    positive=others[index % len(others)] if others else None,
-                    negative=_negative(lesson, negatives, index),
-                )
-            )
+            positive = others[index % len(others)] if others else None
+            examples.append(TrainExample(question_id, asked, text, positive, negative, weight))
+        if config.own_correct:
+            counts["own_correct"] += len(attempts_kept)
     counts["examples"] = len(examples)
-    counts["questions"] = len(chosen)
+    counts["questions"] = len({example.question_id for example in examples})
     alone = config.pairs == "likelihood"  # a mistake is compared with the rationale itself
     counts["with_pair"] = sum((alone or e.positive is not None) and e.negative is not None for e in examples)
     counts["without_positive"] = sum(e.positive is None for e in examples)
@@ -98,9 +102,21 @@ def _negatives(wrong: set[str], lessons: list[Lesson], rng: random.Random) -> li
     return sorted(shuffled, key=lambda text: text not in corrected)
 
 
-def _negative(lesson: Lesson, negatives: list[str], index: int) -> str | None:
+def _own_correct(correct: set[str], taught: list[str], count: int, rng: random.Random) -> list[str]:
+    """At most `count` attempts that differ from each other and from the lessons by more than white space."""
+    seen = {" ".join(text.split()) for text in taught}
+    kept: list[str] = []
+    for text in rng.sample(sorted(correct), len(correct)) if count else ():
+        words = " ".join(text.split())
+        if words not in seen and len(kept) < count:
+            seen.add(words)
+            kept.append(text)
+    return kept
+
+
+def _negative(lesson: Lesson | None, negatives: list[str], index: int) -> str | None:
     """The mistake that the lesson corrects if the student still makes it, else one of the others by turns."""
-    if lesson.mistake is not None and lesson.mistake in negatives:
+    if lesson is not None and lesson.mistake is not None and lesson.mistake in negatives:
         return lesson.mistake
     return negatives[index % len(negatives)] if negatives else None
 

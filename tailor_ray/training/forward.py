@@ -53,7 +53,7 @@ class StudentLoss(nn.Module):
         weighted = hidden_TH.index_select(0, pack.rep_token).float() * pack.rep_weight[:, None]
         reps = reps.index_add(0, pack.rep_row, weighted)
         rationale, positive, negative = reps.view(3, pack.pairs, hidden_TH.shape[1])
-        return Sums(mle, triplet_sums(rationale, positive, negative, self.margin).loss)
+        return Sums(mle, triplet_sums(rationale, positive, negative, self.margin, pack.pair_weight).loss)
 
     def _likelihoods(self, hidden_TH: Tensor, pack: Pack) -> Sums:
         """Both terms from each target's likelihood; what a mean is worth is known when all its tokens are."""
@@ -61,8 +61,10 @@ class StudentLoss(nn.Module):
         means = nll_K.new_zeros(2 * pack.pairs)
         means = means.index_add(0, pack.rep_row, nll_K.index_select(0, pack.rep_token) * pack.rep_weight)
         rationale, negative = means.view(2, pack.pairs)
-        orpo = self.reflection == "orpo"
-        reflection = orpo_sum(rationale, negative) if orpo else redi_sum(negative, self.floor)
+        if self.reflection == "orpo":
+            reflection = orpo_sum(rationale, negative, pack.pair_weight)
+        else:
+            reflection = redi_sum(negative, self.floor, pack.pair_weight)
         return Sums((nll_K * pack.weight).sum(), reflection)
 
     def _token_nll(self, hidden_TH: Tensor, pack: Pack) -> Tensor:

@@ -51,24 +51,27 @@ class TripletSums(NamedTuple):
     cos_negative: Tensor
 
 
-def triplet_sums(rationale_PH: Tensor, positive_PH: Tensor, negative_PH: Tensor, margin: float) -> TripletSums:
-    """relu(margin − cos(h, h⁺) + cos(h, h⁻)) summed over pairs, in float32; 0 for no pairs."""
+def triplet_sums(
+    rationale_PH: Tensor, positive_PH: Tensor, negative_PH: Tensor, margin: float, weights_P: Tensor | None = None
+) -> TripletSums:
+    """relu(margin − cos(h, h⁺) + cos(h, h⁻)), weighted, summed over pairs, in float32; 0 for no pairs."""
     rationale = rationale_PH.float()
     to_positive = F.cosine_similarity(rationale, positive_PH.float(), dim=-1)
     to_negative = F.cosine_similarity(rationale, negative_PH.float(), dim=-1)
     hinge = torch.relu(margin - to_positive + to_negative)
-    return TripletSums(hinge.sum(), (hinge.detach() > 0).sum(), to_positive.detach().sum(), to_negative.detach().sum())
+    loss = hinge.sum() if weights_P is None else (hinge * weights_P).sum()
+    return TripletSums(loss, (hinge.detach() > 0).sum(), to_positive.detach().sum(), to_negative.detach().sum())
 
 
 CERTAIN = 1e-6  # nats per token: a rationale that is likelier has no finite odds
 
 
-def orpo_sum(rationale_P: Tensor, negative_P: Tensor) -> Tensor:
-    """−log σ(log odds(y⁺) − log odds(y⁻)) summed over pairs, odds(y) = p / (1 − p) at p = exp(−nll); 0 for no pairs.
+def orpo_sum(rationale_P: Tensor, negative_P: Tensor, weights_P: Tensor) -> Tensor:
+    """−log σ(log odds(y⁺) − log odds(y⁻)), weighted, summed over pairs; 0 for no pairs.
 
-    Both are mean negative log-likelihoods in nats per token.
+    odds(y) = p / (1 − p) at p = exp(−nll); given are mean negative log-likelihoods in nats per token.
     """
-    return F.softplus(_log_odds(negative_P) - _log_odds(rationale_P)).sum()
+    return (F.softplus(_log_odds(negative_P) - _log_odds(rationale_P)) * weights_P).sum()
 
 
 def _log_odds(nll_P: Tensor) -> Tensor:
@@ -76,9 +79,9 @@ def _log_odds(nll_P: Tensor) -> Tensor:
     return -nll_P - (-torch.expm1(-nll_P)).log()
 
 
-def redi_sum(negative_P: Tensor, floor: float) -> Tensor:
-    """Mean log-likelihoods of the negatives, none below −`floor`, summed over pairs; 0 for no pairs.
+def redi_sum(negative_P: Tensor, floor: float, weights_P: Tensor) -> Tensor:
+    """Mean log-likelihoods of the negatives, none below −`floor`, weighted, summed over pairs; 0 for no pairs.
 
     `negative_P` are mean negative log-likelihoods in nats per token; one that has reached the floor sends no gradient.
     """
-    return -negative_P.clamp(max=floor).sum()
+    return -(negative_P.clamp(max=floor) * weights_P).sum()

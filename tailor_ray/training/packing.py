@@ -49,6 +49,7 @@ class Pack:
     rep_token: Tensor  # (E) flat index, or number of a target
     rep_row: Tensor  # (E)
     rep_weight: Tensor  # (E)
+    pair_weight: Tensor  # (P)
     pairs: int
     tokens: int  # real tokens that are computed
     padding: int  # and padding ones
@@ -65,6 +66,7 @@ class Pack:
             "rep_token",
             "rep_row",
             "rep_weight",
+            "pair_weight",
         )
         moved: dict[str, Any] = {
             name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None
@@ -92,6 +94,7 @@ class _Targets:
     rep_token: list[int] = field(default_factory=list)
     rep_row: list[int] = field(default_factory=list)
     rep_weight: list[float] = field(default_factory=list)
+    pair_weight: list[float] = field(default_factory=list)
 
     def predict(self, source: Sequence[int] | range, target: Sequence[int], weight: float) -> range:
         """Returns the targets' numbers."""
@@ -126,8 +129,8 @@ class _Targets:
         self.rep_weight += [1.0 / length] * length
 
     def tensors(self) -> dict[str, Tensor]:
-        kinds = {"weight": torch.float32, "rep_weight": torch.float32}
-        names = ("source", "target", "weight", "rep_token", "rep_row", "rep_weight")
+        names = ("source", "target", "weight", "rep_token", "rep_row", "rep_weight", "pair_weight")
+        kinds = {name: torch.float32 for name in names if name.endswith("weight")}
         return {name: torch.tensor(getattr(self, name), dtype=kinds.get(name, torch.long)) for name in names}
 
 
@@ -136,9 +139,9 @@ def pack_tree(examples: Sequence[TokenExample], settings: PackSettings, share_ro
     root = _root_length(examples) if share_root else 0
     ids: list[int] = list(examples[0].prompt[:root])
     positions: list[int] = list(range(root))
-    out = _Targets()
+    out = _Targets(pair_weight=_pair_weights(examples))
     # one root serves all examples: its targets count once for each
-    out.predict(range(root - 1), ids[1:], settings.prompt_weight * len(examples))
+    out.predict(range(root - 1), ids[1:], settings.prompt_weight * sum(example.weight for example in examples))
     trunks, rationales, learnt = [], [], []
     for example in examples:
         start, trunk, rationale = len(ids), example.prompt[root:], example.rationale
@@ -146,10 +149,11 @@ def pack_tree(examples: Sequence[TokenExample], settings: PackSettings, share_ro
         rationales.append((start + len(trunk), len(rationale)))
         ids += [*trunk, *rationale]
         positions += range(root, root + len(trunk) + len(rationale))
+        prompt_weight = settings.prompt_weight * example.weight
         if root:
-            out.predict([root - 1], trunk[:1], settings.prompt_weight)
-        out.predict(range(start, start + len(trunk) - 1), trunk[1:], settings.prompt_weight)
-        learnt.append(out.predict(range(start + len(trunk) - 1, len(ids) - 1), rationale, 1.0))
+            out.predict([root - 1], trunk[:1], prompt_weight)
+        out.predict(range(start, start + len(trunk) - 1), trunk[1:], prompt_weight)
+        learnt.append(out.predict(range(start + len(trunk) - 1, len(ids) - 1), rationale, example.weight))
     if settings.likelihood:
         sides = _place_negatives(examples, rationales, learnt, ids, positions, out)
     else:
@@ -223,6 +227,10 @@ def _place_negatives(
     return sides
 
 
+def _pair_weights(examples: Sequence[TokenExample]) -> list[float]:
+    return [example.weight for example in examples if example.has_pair]
+
+
 def _root_length(examples: Sequence[TokenExample]) -> int:
     """Tokens that all prompts begin with; each keeps one token at least, whose hidden state starts its rationale."""
     if len(examples) < 2:
@@ -243,7 +251,7 @@ def pack_separate(examples: Sequence[TokenExample], settings: PackSettings, pad:
             sequences += [(example, example.negative, 2, pair)]
             pair += 1
     width = max(len(example.prompt) + len(side) for example, side, _, _ in sequences)
-    out = _Targets()
+    out = _Targets(pair_weight=_pair_weights(examples))
     rows = []
     for row, (example, side, kind, pair) in enumerate(sequences):
         start, prompt = row * width, len(example.prompt)
@@ -251,8 +259,9 @@ def pack_separate(examples: Sequence[TokenExample], settings: PackSettings, pad:
         rows.append(tokens + [pad] * (width - len(tokens)))
         source = range(start + prompt - 1, start + len(tokens) - 1)
         if kind == 0:
-            out.predict(range(start, start + prompt - 1), example.prompt[1:], settings.prompt_weight)
-            learnt = out.predict(source, side, 1.0)
+            prompt_weight = settings.prompt_weight * example.weight
+            out.predict(range(start, start + prompt - 1), example.prompt[1:], prompt_weight)
+            learnt = out.predict(source, side, example.weight)
         if settings.likelihood and kind == 2:
             out.compare(pairs + pair, source, side)
         elif settings.likelihood and example.has_pair:

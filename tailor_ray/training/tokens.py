@@ -27,6 +27,7 @@ TOKEN_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ID_COLUMNS),
+        pa.field("weight", pa.float64(), nullable=False),
     ]
 )
 Places = NDArray[np.int64]
@@ -42,6 +43,7 @@ class TokenExample:
     rationale: tuple[int, ...]
     positive: tuple[int, ...] = ()
     negative: tuple[int, ...] = ()
+    weight: float = 1.0
 
     @property
     def has_pair(self) -> bool:
@@ -78,12 +80,13 @@ class Rows:
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
         columns = [table.column(name) for name in TOKEN_SCHEMA.names]
-        self._names, *sides = (c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns)
+        self._names, *sides, weights = (c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns)
+        self._weights = weights.to_numpy()
         self._sides = [(side.values.to_numpy(), side.offsets.to_numpy()) for side in sides]
 
     def __getitem__(self, row: int) -> TokenExample:
         ids = (tuple(values[places[row] : places[row + 1]].tolist()) for values, places in self._sides)
-        return TokenExample(self._names[row].as_py(), *ids)
+        return TokenExample(self._names[row].as_py(), *ids, weight=float(self._weights[row]))
 
 
 def token_limit(model_config: Any, max_length: int) -> int:
@@ -138,7 +141,8 @@ def tokenize_examples(
             column.append(row)
     names = pa.array([examples[place].question_id for place in kept], pa.string())
     arrays = [pa.array(column, pa.list_(pa.int32())) for column in columns]
-    table = pa.Table.from_arrays([names, *arrays], schema=TOKEN_SCHEMA)
+    weights = pa.array([examples[place].weight for place in kept], pa.float64())
+    table = pa.Table.from_arrays([names, *arrays, weights], schema=TOKEN_SCHEMA)
     return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
 

@@ -32,18 +32,18 @@ def naive_loss(
         ids = torch.tensor([e.prompt + e.rationale])
         log_probabilities = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
         for place in range(1, ids.shape[1]):
-            weight = prompt_weight if place < len(e.prompt) else 1.0
+            weight = e.weight * (prompt_weight if place < len(e.prompt) else 1.0)
             nll.append(-weight * log_probabilities[place - 1, ids[0, place]])
             targets += 1
         if reflection != "triplet" and e.negative:
             right, wrong = (_log_likelihood(model, e.prompt, side) for side in (e.rationale, e.negative))
-            hinges.append(_orpo(right, wrong) if reflection == "orpo" else torch.clamp(wrong, min=-floor))
+            hinges.append(e.weight * (_orpo(right, wrong) if reflection == "orpo" else torch.clamp(wrong, min=-floor)))
         elif e.positive:
             h, plus, minus = (
                 _represent(model, e.prompt, side[:cap], representation, detached)
                 for side in (e.rationale, e.positive, e.negative)
             )
-            hinges.append(torch.clamp(margin - _cosine(h, plus) + _cosine(h, minus), min=0.0))
+            hinges.append(e.weight * torch.clamp(margin - _cosine(h, plus) + _cosine(h, minus), min=0.0))
     loss = torch.stack(nll).sum() / targets
     if hinges:
         loss = loss + triplet_weight * torch.stack(hinges).mean()

@@ -307,3 +307,17 @@ def test_the_reflections_differ():
     found = {kind: naive_loss(model, examples, reflection=kind, floor=FLOOR).item() for kind in ("orpo", "redi")}
     found |= {f"triplet {weight}": naive_loss(model, examples, triplet_weight=weight).item() for weight in (0.0, 0.5)}
     assert len({round(value, 4) for value in found.values()}) == 4
+
+
+@pytest.mark.parametrize("reflection", ["triplet", "orpo", "redi"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_weights_of_examples(reflection, separate):
+    model, attention, reference = twins("llama")
+    if separate:
+        model, attention = copy.deepcopy(reference), None
+    examples = random_examples(seed=47, pairs="some")
+    examples = [replace(e, weight=weight) for e, weight in zip(examples, (1.0, 0.25, 0.5, 2.0, 1.0), strict=True)]
+    examples = examples if reflection == "triplet" else without_positives(examples)
+    settings = PackSettings(0.1, "last", 192, likelihood=reflection != "triplet")
+    ours = our_loss(model, attention, examples, settings, separate=separate, passes=2, reflection=reflection)
+    assert_same(model, ours, reference, naive_loss(reference, examples, reflection=reflection, floor=FLOOR))

@@ -139,3 +139,34 @@ def test_the_result_depends_on_seed_round_and_content_alone():
     assert build(shuffled_lessons, shuffled_attempts) == first
     assert build(lessons, attempts, seed=1)[0] != first[0]
     assert build(lessons, attempts, round=2)[0] != first[0]
+
+
+def test_own_correct_attempts_are_examples_with_their_weight_beside_mistakes():
+    own = [attempt("a", f" own {n}\nAnswer: 4", Verdict.CORRECT, n) for n in range(5)]
+    own += [
+        attempt("a", "  own 0\nAnswer: 4 ", Verdict.CORRECT, 5),
+        attempt("a", " two\nAnswer: 4", Verdict.CORRECT, 6),
+    ]
+    attempts = [*own, attempt("a", " wrong", Verdict.WRONG, 7), attempt("c", " alone", Verdict.CORRECT)]
+    before, _ = build([lesson("a", "two"), lesson("b", "one")], attempts)
+    examples, counts = build([lesson("a", "two"), lesson("b", "one")], attempts, own_correct=9, own_correct_weight=0.5)
+    assert [e for e in examples if e.weight == 1.0] == before, "lessons are what they were"
+    found = [e for e in examples if e.weight == 0.5]
+    assert sorted(" ".join(e.rationale.split()) for e in found if e.question_id == "a") == [
+        f"own {n} Answer: 4"
+        for n in range(5)  # one of two equal ones, and none that is a lesson already
+    ]
+    assert {e.rationale for e in found if e.question_id == "c"} == {" alone"}, "no lesson is needed"
+    assert all(e.negative == " wrong" and e.positive not in (None, e.rationale) for e in found if e.question_id == "a")
+    assert (counts["own_correct"], counts["examples"], counts["questions"]) == (6, 8, 3)
+
+
+def test_at_most_so_many_own_correct_attempts_and_others_by_another_seed():
+    attempts = [attempt("a", f" own {n}", Verdict.CORRECT, n) for n in range(20)]
+    kept = []
+    for seed in (0, 0, 1):
+        examples, _ = build([], attempts, seed=seed, own_correct=3)
+        kept.append([e.rationale for e in examples])
+    assert len(set(kept[0])) == 3
+    assert kept[0] == kept[1] != kept[2]
+    assert build([], attempts)[0] == []
