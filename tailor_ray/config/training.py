@@ -79,6 +79,9 @@ class TrainingConfig(Section):
     """Share of the earlier lessons that `replay` keeps."""
     feedback: bool = True
     """Learn from lessons of kind feedback; off leaves the plain rationales (an ablation)."""
+    critique: bool = False
+    """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
+    rationale. Exams show the question alone all the same."""
     max_negatives: int = Field(default=4, ge=1)
     """Mistakes a question that may serve as negatives."""
     max_positives: int = Field(default=10, ge=1)
@@ -179,6 +182,8 @@ class TrainingConfig(Section):
                 "training.triplet_prompt_gradient=detached needs the tree: set training.attention to auto, or "
                 "triplet_prompt_gradient to attached"
             )
+        if self.critique and not self.feedback:
+            raise ValueError("training.critique learns from lessons of kind feedback: set training.feedback=true")
         if self.schedule == "constant" and self.final_learning_rate:
             raise ValueError(
                 "training.final_learning_rate is for the schedules linear and cosine: set training.schedule"

@@ -1,9 +1,8 @@
 """From lessons and attempts to training examples.
 
 In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, and where
-the settings ask for it per own correct attempt, with a positive and a negative where the question has them, and
-counts that name what was left out. What always holds:
-the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
+the settings ask for it per own correct attempt, with a positive and a negative where the question has them, per
+criticized mistake without them; and counts that name what was left out. What always holds: the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
 and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
 """
 
@@ -34,6 +33,8 @@ class Prompt(Protocol):
 
     def render(self, question: Question) -> str: ...
 
+    def critique(self, question: Question, mistake: str, feedback: str) -> str: ...
+
     def completion(self, rationale: str, answer: str) -> str: ...
 
 
@@ -57,7 +58,7 @@ def build_examples(
     chosen = _choose(lessons, known, config, seed, round, latest, counts)
     correct, wrong = _sort_attempts(attempts, known)
     examples = []
-    counts |= {"own_correct": 0} if config.own_correct else {}
+    counts |= dict.fromkeys((name for name in ("own_correct", "critique") if getattr(config, name)), 0)
     for question_id in sorted({*chosen, *correct} if config.own_correct else chosen):
         question = known[question_id]
         rng = random.Random(f"{seed}/{round}/{question_id}")
@@ -81,6 +82,14 @@ def build_examples(
             examples.append(TrainExample(question_id, asked, text, positive, negative, weight))
         if config.own_correct:
             counts["own_correct"] += len(attempts_kept)
+        if config.critique:
+            criticized = [
+                TrainExample(question_id, prompt.critique(question, lesson.mistake, lesson.feedback), text, None, None)
+                for lesson, text in texts
+                if lesson.mistake and lesson.feedback
+            ]
+            examples += criticized
+            counts["critique"] += len(criticized)
     counts["examples"] = len(examples)
     counts["questions"] = len({example.question_id for example in examples})
     alone = config.pairs == "likelihood"  # a mistake is compared with the rationale itself

@@ -1,6 +1,7 @@
 """Which examples a round trains on."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,9 @@ from tailor_ray.training.examples import build_examples
 class Prompt:
     def render(self, question: Question) -> str:
         return f"Question: {question.text}\nReasoning:"
+
+    def critique(self, question: Question, mistake: str, feedback: str) -> str:
+        return f"Question: {question.text}\nReasoning:{mistake}\nFeedback: {feedback}\nReasoning:"
 
     def completion(self, rationale: str, answer: str) -> str:
         return f" {rationale}\nAnswer: {answer}"
@@ -170,3 +174,18 @@ def test_at_most_so_many_own_correct_attempts_and_others_by_another_seed():
     assert len(set(kept[0])) == 3
     assert kept[0] == kept[1] != kept[2]
     assert build([], attempts)[0] == []
+
+
+def test_a_criticized_mistake_is_one_more_example_and_has_no_pair():
+    taught = [
+        lesson("a", "plain"),
+        replace(lesson("a", "mended", 2, LessonKind.FEEDBACK, " wrong"), feedback="No: 2+2."),
+    ]
+    attempts = [attempt("a", " wrong", Verdict.WRONG)]
+    before, _ = build(taught, attempts, round=2)
+    examples, counts = build(taught, attempts, round=2, critique=True)
+    (more,) = [e for e in examples if e not in before]
+    assert more.prompt == "Question: 2+2?\nReasoning: wrong\nFeedback: No: 2+2.\nReasoning:"
+    assert more.rationale == " mended\nAnswer: 4"
+    assert (more.positive, more.negative, more.weight) == (None, None, 1.0)
+    assert (counts["critique"], counts["examples"]) == (1, 3)
