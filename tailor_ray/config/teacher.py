@@ -238,6 +238,10 @@ class TeacherConfig(Section):
     """Rationales asked for a question in round 1; near-duplicates are dropped."""
     max_mistakes: int = Field(default=4, ge=1)
     """Distinct mistakes of one question that get feedback in a round."""
+    correction: Literal["rewrite", "continue"] = "rewrite"
+    """How a mistake is corrected: `rewrite` asks for the whole reasoning anew, `continue` for the student's own words
+    before its first wrong step, word for word, which is checked, and the right steps from there. What a rationale and
+    its mistake then begin with alike does not count as negative."""
     max_asks: int = Field(default=3, ge=1, le=10)
     """Times that one lesson is asked for before it counts as failed; each time with what was wrong."""
     min_accepted_share: Annotated[float, OPERATIONAL] = Field(default=0.2, ge=0, le=1)

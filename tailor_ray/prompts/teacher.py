@@ -48,6 +48,26 @@ the answer. Never mention the student, the hint or the reference answer in the c
 
 {form}"""
 
+CONTINUE = """\
+A student answered this question wrongly. Find the first wrong step and copy it word for word. Say in one or two \
+sentences what is wrong with it. Then write the reasoning as the student should have written it: begin with all that \
+the student wrote before that step, word for word, and go on from there to the answer, as if nobody had told it. Where \
+the very first step is wrong, nothing is kept. Never mention the student, the hint or the reference answer in it.
+
+<question>
+{question}
+</question>
+
+<attempt>
+{attempt}
+</attempt>
+
+<hint>
+{answer}
+</hint>
+
+{form}"""
+
 SCORE = """\
 Another teacher wrote this reasoning for a student. Score it from 1 (wrong or useless) to 5 (correct, complete, clear).
 
@@ -74,7 +94,11 @@ ANSWER_FORMS: Mapping[AnswerKind, str] = {
     AnswerKind.PYTHON: "the answer alone",
 }
 
-_TAGS = re.compile(r"<(/?)(question|attempt|hint|feedback|rationale|answer|reasoning|score)>", re.IGNORECASE)
+WRONG_STEP = "the student's first wrong step, copied word for word"
+
+_TAGS = re.compile(
+    r"<(/?)(question|attempt|hint|earlier|feedback|wrong_step|rationale|answer|reasoning|reasons|score)>", re.IGNORECASE
+)
 _PLACEHOLDER = re.compile(r"\{(question|choices|answer|attempt|form|problem|reasoning)\}")
 
 
@@ -90,11 +114,13 @@ class Templates:
 
 @dataclass(frozen=True, slots=True)
 class TeacherPrompt:
-    """Renders requests for one task; `structured` asks for JSON by schema instead of tagged text."""
+    """Renders requests for one task; `structured` asks for JSON by schema instead of tagged text, `continues` for
+    corrections that go on from the student's words."""
 
     kind: AnswerKind
     structured: bool = False
     templates: Templates = Templates()
+    continues: bool = False
 
     def rationale(self, question: Question) -> Messages:
         return self._messages(self.templates.rationale, question, LessonKind.RATIONALE)
@@ -125,10 +151,11 @@ class TeacherPrompt:
             return None
         texts = {
             "feedback": "where the student's reasoning first goes wrong",
+            "wrong_step": WRONG_STEP,
             "rationale": "the reasoning, step by step",
             "answer": ANSWER_FORMS[self.kind],
         }
-        names = [name for name in texts if name != "feedback" or lesson is LessonKind.FEEDBACK]
+        names = self._fields(lesson)
         schema = {
             "type": "object",
             "properties": {name: {"type": "string", "description": texts[name]} for name in names},
@@ -151,16 +178,28 @@ class TeacherPrompt:
     def _form(self, lesson: LessonKind) -> str:
         form = ANSWER_FORMS[self.kind]
         if self.structured:
-            names = ["`rationale` (the reasoning, step by step)", f"`answer` ({form})"]
-            if lesson is LessonKind.FEEDBACK:
-                names.insert(0, "`feedback` (where the student's reasoning first goes wrong)")
-            return f"Reply with one JSON object and nothing else. Its fields are texts: {', '.join(names)}."
-        first = "<feedback>where it goes wrong</feedback>\n" if lesson is LessonKind.FEEDBACK else ""
-        return (
-            "Reply in exactly this form:\n"
-            f"{first}<rationale>the reasoning, step by step</rationale>\n"
-            f"<answer>{form}</answer>"
-        )
+            first = "where the student's reasoning first goes wrong"
+            texts = {
+                "feedback": first,
+                "wrong_step": WRONG_STEP,
+                "rationale": "the reasoning, step by step",
+                "answer": form,
+            }
+            names = ", ".join(f"`{name}` ({texts[name]})" for name in self._fields(lesson))
+            return f"Reply with one JSON object and nothing else. Its fields are texts: {names}."
+        texts = {
+            "feedback": "where it goes wrong",
+            "wrong_step": WRONG_STEP,
+            "rationale": "the reasoning, step by step",
+        }
+        tags = [f"<{name}>{(texts | {'answer': form})[name]}</{name}>" for name in self._fields(lesson)]
+        return "\n".join(["Reply in exactly this form:", *tags])
+
+    def _fields(self, lesson: LessonKind) -> list[str]:
+        """What a reply consists of, in order."""
+        if lesson is LessonKind.RATIONALE:
+            return ["rationale", "answer"]
+        return ["feedback", *(["wrong_step"] if self.continues else []), "rationale", "answer"]
 
 
 def choice_lines(question: Question) -> str:

@@ -200,6 +200,7 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
         seed=config.seed,
         round=inputs.round,
         latest=max((r for r in taught if inputs.metrics(StageId(r, "teach"))["accepted"]), default=inputs.round),
+        branches=config.teacher.correction == "continue",
     )
     with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
         digest, counts = make_examples(job, len(asked), lambda _: bar.advance())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.parse import parse_score, strip_thinking
-from tailor_ray.prompts.teacher import Messages, TeacherPrompt, Templates
+from tailor_ray.prompts.teacher import CONTINUE, Messages, TeacherPrompt, Templates
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.budget import CAP_GROWTH
 from tailor_ray.teacher.dispatch import Settled
@@ -68,8 +68,10 @@ class Asker:
         self._grader = grader
         self._round = round_
         given = {name: text for name, text in config.prompts.model_dump().items() if text is not None}
+        self._continues = config.correction == "continue"
+        texts = Templates(**({"feedback": CONTINUE} | given if self._continues else given))
         self._prompts = {
-            endpoint.model: TeacherPrompt(grader.kind, endpoint.output == "json_schema", Templates(**given))
+            endpoint.model: TeacherPrompt(grader.kind, endpoint.output == "json_schema", texts, self._continues)
             for endpoint in config.teachers
         }
 
@@ -99,7 +101,8 @@ class Asker:
         reply = row.reply or ""
         if row.outcome == "answered":
             structured = ask.teachers[ask.turn].output == "json_schema"
-            judged = judge(ask.question, ask.kind, reply, self._grader, structured)
+            continued = ask.mistake.text if ask.mistake and self._continues else None
+            judged = judge(ask.question, ask.kind, reply, self._grader, structured, continued)
         elif row.outcome == "length":
             judged = Judged(reason="length", problem=CUT_OFF)
         else:

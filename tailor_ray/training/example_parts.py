@@ -47,7 +47,8 @@ class ExamplesJob:
 
     `student` is whose tokenizer is used; `special_tokens` says whether it adds its own to a prompt (off for chat
     templates, which write them). `questions`, `lessons` (by round, ascending) and `attempts` are folders of committed
-    stages, `out` is the stage's own. `latest` is the newest round that has lessons.
+    stages, `out` is the stage's own. `latest` is the newest round that has lessons. `branches` says that lessons go on
+    from a mistake's right beginning, which is no negative then.
     """
 
     config: TrainingConfig
@@ -61,6 +62,7 @@ class ExamplesJob:
     seed: int
     round: int
     latest: int
+    branches: bool = False
 
 
 def make_examples(
@@ -103,7 +105,8 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
         round=job.round,
         latest=job.latest,
     )
-    return commit_examples(job.out, index, examples, tokenizer, max_length, job.config, job.special_tokens, counts)
+    arguments = (job.config, job.special_tokens, counts, job.branches)
+    return commit_examples(job.out, index, examples, tokenizer, max_length, *arguments)
 
 
 def commit_examples(
@@ -115,9 +118,12 @@ def commit_examples(
     config: TrainingConfig,
     special_tokens: bool = True,
     counts: Mapping[str, int] = MappingProxyType({}),
+    branches: bool = False,
 ) -> Part:
     """Tokenize and write one part; its record adds to `counts` what became of the examples."""
-    data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens)
+    data = tokenize_examples(
+        examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens, branches
+    )
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
     ids = [data.table.column(name) for name in ID_COLUMNS]
     table = pa.Table.from_arrays([*texts.columns, *ids], schema=SCHEMA)

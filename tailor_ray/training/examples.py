@@ -1,9 +1,10 @@
 """From lessons and attempts to training examples.
 
 In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, and where
-the settings ask for it per own correct attempt, with a positive and a negative where the question has them, per
-criticized mistake without them; and counts that name what was left out. What always holds: the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
-and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
+the settings ask for it per own correct attempt, with a positive and a negative where the question has them, and per
+criticized mistake; and counts that name what was left out. What always holds: the result depends on the inputs'
+content, the settings, seed and round alone, not on the inputs' order; lessons and attempts of questions that are not
+among the given ones are ignored, so validation never leaks in.
 """
 
 from __future__ import annotations

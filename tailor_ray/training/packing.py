@@ -195,7 +195,9 @@ def _place_sides(
                 ids += side
                 positions += range(len(example.prompt), len(example.prompt) + len(side))
             first = spans[0] if settings.detached else (start, length)
-            for row, span in enumerate((first, *spans[-2:])):
+            positive, (start, length) = spans[-2:]
+            negative = (start + example.shared, length - example.shared)
+            for row, span in enumerate((first, positive, negative)):
                 out.represent(row * pairs + pair, *span, settings)
             pair += 1
         sides.append(spans)
@@ -218,8 +220,9 @@ def _place_negatives(
         side, spans = example.negative, []
         if side:
             spans.append((len(ids), len(side)))
-            out.stand(pair, targets)
-            out.compare(pairs + pair, [start - 1, *range(len(ids), len(ids) + len(side) - 1)], side)
+            source = [start - 1, *range(len(ids), len(ids) + len(side) - 1)]
+            out.stand(pair, targets[example.shared :])
+            out.compare(pairs + pair, source[example.shared :], side[example.shared :])
             ids += side
             positions += range(len(example.prompt), len(example.prompt) + len(side))
             pair += 1
@@ -262,12 +265,14 @@ def pack_separate(examples: Sequence[TokenExample], settings: PackSettings, pad:
             prompt_weight = settings.prompt_weight * example.weight
             out.predict(range(start, start + prompt - 1), example.prompt[1:], prompt_weight)
             learnt = out.predict(source, side, example.weight)
+        shared = example.shared
         if settings.likelihood and kind == 2:
-            out.compare(pairs + pair, source, side)
+            out.compare(pairs + pair, source[shared:], side[shared:])
         elif settings.likelihood and example.has_pair:
-            out.stand(pair, learnt)
+            out.stand(pair, learnt[shared:])
         elif example.has_pair:
-            out.represent(kind * pairs + pair, start + prompt, len(side), settings)
+            before = shared if kind == 2 else 0
+            out.represent(kind * pairs + pair, start + prompt + before, len(side) - before, settings)
     lengths = torch.tensor([len(example.prompt) + len(side) for example, side, _, _ in sequences])
     column = torch.arange(width)
     return Pack(

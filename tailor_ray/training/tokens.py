@@ -28,6 +28,7 @@ TOKEN_SCHEMA = pa.schema(
         pa.field("question_id", pa.string(), nullable=False),
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ID_COLUMNS),
         pa.field("weight", pa.float64(), nullable=False),
+        pa.field("shared", pa.int32(), nullable=False),
     ]
 )
 Places = NDArray[np.int64]
@@ -36,7 +37,8 @@ Places = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class TokenExample:
     """One example as ids. `positive` and `negative` are both there or both empty, for only a pair counts; where
-    likelihoods are compared, a negative is a pair with the rationale."""
+    likelihoods are compared, a negative is a pair with the rationale. The negative counts from token `shared` on: its
+    beginning is no mistake where the rationale begins alike."""
 
     question_id: str
     prompt: tuple[int, ...]
@@ -44,6 +46,7 @@ class TokenExample:
     positive: tuple[int, ...] = ()
     negative: tuple[int, ...] = ()
     weight: float = 1.0
+    shared: int = 0
 
     @property
     def has_pair(self) -> bool:
@@ -80,13 +83,15 @@ class Rows:
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
         columns = [table.column(name) for name in TOKEN_SCHEMA.names]
-        self._names, *sides, weights = (c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns)
-        self._weights = weights.to_numpy()
+        self._names, *sides, weights, shared = (
+            c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns
+        )
+        self._weights, self._shared = weights.to_numpy(), shared.to_numpy()
         self._sides = [(side.values.to_numpy(), side.offsets.to_numpy()) for side in sides]
 
     def __getitem__(self, row: int) -> TokenExample:
         ids = (tuple(values[places[row] : places[row + 1]].tolist()) for values, places in self._sides)
-        return TokenExample(self._names[row].as_py(), *ids, weight=float(self._weights[row]))
+        return TokenExample(self._names[row].as_py(), *ids, float(self._weights[row]), int(self._shared[row]))
 
 
 def token_limit(model_config: Any, max_length: int) -> int:
@@ -101,13 +106,15 @@ def tokenize_examples(
     rationale_cap: int,
     pairs: Literal["triplet", "likelihood", "none"] = "triplet",
     special_tokens: bool = True,
+    branches: bool = False,
 ) -> TokenData:
     """Token ids of every example that fits.
 
     A rationale is cut where prompt plus rationale reach `max_length`; a positive or negative there or at
     `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
     one token. `pairs` says what the self-reflection term compares: for likelihoods positives are left out and
-    negatives are cut at `max_length` alone, for none both are left out. `special_tokens` says whether the tokenizer
+    negatives are cut at `max_length` alone, for none both are left out. With `branches` a negative counts from where it
+    leaves its rationale. `special_tokens` says whether the tokenizer
     adds its own to a prompt; a chat template has written them already, and its turn's end ends a completion. Raises
     ModelError without an end token.
     """
@@ -142,7 +149,9 @@ def tokenize_examples(
     names = pa.array([examples[place].question_id for place in kept], pa.string())
     arrays = [pa.array(column, pa.list_(pa.int32())) for column in columns]
     weights = pa.array([examples[place].weight for place in kept], pa.float64())
-    table = pa.Table.from_arrays([names, *arrays, weights], schema=TOKEN_SCHEMA)
+    rows_of = zip(columns[1], columns[3], strict=True)
+    shared = pa.array([_branch(*both) if branches else 0 for both in rows_of], pa.int32())
+    table = pa.Table.from_arrays([names, *arrays, weights, shared], schema=TOKEN_SCHEMA)
     return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
 
@@ -153,6 +162,11 @@ def _sides(example: TrainExample, pairs: str) -> tuple[str, ...]:
     if pairs == "triplet" and example.positive is not None and example.negative is not None:
         return example.rationale, example.positive, example.negative
     return (example.rationale,)
+
+
+def _branch(rationale: list[int], negative: list[int]) -> int:
+    """Tokens that both begin with; one of each counts at least."""
+    return max(0, min(_shared(rationale, negative), len(rationale) - 1, len(negative) - 1))
 
 
 def _row(tokenizer: Any, prompt: list[int], row: list[int], side: str) -> list[int]:

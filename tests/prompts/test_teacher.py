@@ -7,7 +7,7 @@ import pytest
 
 from tailor_ray.config.run import parse_config
 from tailor_ray.errors import ConfigError
-from tailor_ray.prompts.teacher import TeacherPrompt, Templates, section, with_choices
+from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates, section, with_choices
 from tailor_ray.records import AnswerKind, LessonKind, Question
 
 QUESTION = Question("q", "How many {apples}?", "7")
@@ -31,6 +31,19 @@ def test_feedback_shows_the_attempt_and_the_answer():
     assert section(messages, "attempt") == "3 + 4 = 8"
     assert section(messages, "hint") == "7"
     assert "<feedback>" in text(messages)
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_correction_that_continues_asks_for_the_first_wrong_step(structured):
+    prompt = TeacherPrompt(AnswerKind.NUMBER, structured, Templates(feedback=CONTINUE), continues=True)
+    asked = text(prompt.feedback(QUESTION, "3 + 4 = 8"))
+    assert "word for word" in asked
+    assert "wrong_step" in asked
+    assert "wrong_step" not in text(prompt.rationale(QUESTION))
+    assert "wrong_step" not in text(TeacherPrompt(AnswerKind.NUMBER, structured).feedback(QUESTION, "3 + 4 = 8"))
+    if structured:
+        schema = prompt.response_format(LessonKind.FEEDBACK)["json_schema"]["schema"]
+        assert schema["required"] == ["feedback", "wrong_step", "rationale", "answer"]
 
 
 def test_choices_are_listed():

@@ -94,6 +94,50 @@ def test_feedback_without_what_went_wrong_is_none():
     assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
 
 
+def continued(rationale, wrong_step, attempt="Tom has 3. Then 3 + 4 = 8.\nAnswer: 8", answer="7"):
+    text = (
+        f"<feedback>3 + 4 is not 8.</feedback><wrong_step>{wrong_step}</wrong_step>"
+        f"<rationale>{rationale}</rationale><answer>{answer}</answer>"
+    )
+    return judge(QUESTION, LessonKind.FEEDBACK, text, NUMBER, continued=attempt)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "wrong_step", "kept"),
+    [
+        ("Tom has 3. Then 3 + 4 = 7.", "3 + 4 = 8", "Tom has 3. Then 3 + 4 = 7."),
+        ("Tom  has\n3. Then 3 + 4 = 7.", "3 + 4\n= 8", "Tom has 3. Then 3 + 4 = 7."),  # white space is the student's
+        ("Tom has 3. He buys 4, which makes 7.", "Then 3 + 4 = 8.", "Tom has 3. He buys 4, which makes 7."),
+        ("With 4 more Tom has 3 + 4 = 7.", "Tom has 3.", "With 4 more Tom has 3 + 4 = 7."),  # nothing to keep
+    ],
+)
+def test_a_correction_goes_on_from_the_students_words(rationale, wrong_step, kept):
+    lesson = continued(rationale, wrong_step)
+    assert (lesson.reason, lesson.rationale, lesson.answer) == (None, kept, "7")
+
+
+def test_a_wrong_conclusion_alone_leaves_all_steps():
+    attempt = "Tom has 3, and then 3 + 4 = 7.\nAnswer: 8"
+    lesson = continued("Tom has 3, and then 3 + 4 = 7.", "Answer: 8", attempt)
+    assert (lesson.reason, lesson.rationale) == (None, "Tom has 3, and then 3 + 4 = 7.")
+
+
+@pytest.mark.parametrize(
+    ("rationale", "wrong_step", "reason"),
+    [
+        ("Tom has 3. Then 3 + 4 = 7.", "3 + 4 = 9", "no_branch"),  # no step of the student's
+        ("Tom has 3. Then 3 + 4 = 7.", "", "no_branch"),
+        ("Tom had 3. Then 3 + 4 = 7.", "3 + 4 = 8", "not_continued"),  # other words
+        ("He buys 4 more, and then 3 + 4 = 7.", "3 + 4 = 8", "not_continued"),
+        ("Tom has 3. Then 3 + 4 = 8. No, it is 7.", "3 + 4 = 8", "not_continued"),  # the mistake again
+        ("Tom has 3. Then 3 + 4 = 9.", "3 + 4 = 8", "wrong_answer"),
+    ],
+)
+def test_a_correction_that_does_not_go_on_from_them_is_none(rationale, wrong_step, reason):
+    answer = "9" if reason == "wrong_answer" else "7"
+    assert continued(rationale, wrong_step, answer=answer).reason == reason
+
+
 def test_words_of_the_question_are_no_giveaway():
     assert gives_away("The student has 3 books.", "How many apples are left?")
     assert not gives_away("The student has 3 books.", "A student has 3 books. How many are left?")

@@ -321,3 +321,25 @@ def test_weights_of_examples(reflection, separate):
     settings = PackSettings(0.1, "last", 192, likelihood=reflection != "triplet")
     ours = our_loss(model, attention, examples, settings, separate=separate, passes=2, reflection=reflection)
     assert_same(model, ours, reference, naive_loss(reference, examples, reflection=reflection, floor=FLOOR))
+
+
+@pytest.mark.parametrize("reflection", ["triplet", "orpo", "redi"])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("representation", ["last", "mean"])
+def test_of_a_mistake_only_what_follows_the_branch_counts(reflection, separate, representation):
+    model, attention, reference = twins("llama")
+    if separate:
+        model, attention = copy.deepcopy(reference), None
+    whole = [
+        TokenExample("a", (3, 4, 5), (6, 7, 8, 9), (10, 11), (6, 7, 12), shared=2),
+        TokenExample("b", (3, 4, 9, 9), (6, 7), (10,), (8, 9), shared=0),
+        TokenExample("c", (3, 4, 7), (6, 7, 5), (13, 11, 1), (6, 7), shared=1),
+    ]
+    examples = whole if reflection == "triplet" else without_positives(whole)
+    settings = PackSettings(0.1, representation, 192, likelihood=reflection != "triplet")
+    ours = our_loss(model, attention, examples, settings, separate=separate, reflection=reflection)
+    found = {"reflection": reflection, "floor": FLOOR, "representation": representation}
+    assert_same(model, ours, reference, naive_loss(reference, examples, **found))
+    if reflection != "triplet" or representation == "mean":
+        unbranched = naive_loss(reference, [replace(e, shared=0) for e in examples], **found)
+        assert abs(unbranched.item() - ours.item()) > 1e-4, "or the branch changes nothing"

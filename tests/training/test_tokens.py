@@ -61,6 +61,20 @@ def test_likelihoods_need_a_mistake_alone_and_take_it_whole(tokenizer):
     assert not one.has_pair
 
 
+@pytest.mark.parametrize("pairs", ["triplet", "likelihood"])
+def test_a_negative_counts_from_where_it_leaves_its_rationale(tokenizer, pairs):
+    def shared(rationale, negative, branches=True):
+        given = example(rationale=rationale, negative=negative)
+        (one,) = tokenize_examples([given], tokenizer, 64, 64, pairs, branches=branches).examples
+        assert one.rationale[: one.shared] == one.negative[: one.shared]
+        return tokenizer.decode(one.negative[: one.shared])
+
+    assert shared(" so two and", " so nine more") == " so "
+    assert shared(" so two", " all nine") == " "
+    assert shared(" so two and", " so nine more", branches=False) == ""
+    assert shared(" so two", " so two") == " so two", "something is left to count"
+
+
 @pytest.mark.parametrize("missing", ["positive", "negative"])
 def test_half_a_pair_is_none(tokenizer, missing):
     (one,) = tokenize_examples([example(**{missing: None})], tokenizer, 64, 64).examples
