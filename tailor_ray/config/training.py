@@ -79,6 +79,13 @@ class TrainingConfig(Section):
     """Share of the earlier lessons that `replay` keeps."""
     feedback: bool = True
     """Learn from lessons of kind feedback; off leaves the plain rationales (an ablation)."""
+    rationales: int | None = Field(default=None, ge=1)
+    """Rationales of a question that are learnt from, of those that were asked for or that a committee wrote; None takes
+    all. Feedback is not among them."""
+    choose: Literal["first", "fit"] = "first"
+    """Which ones: the first, or those that fit the student as given best, by one forward pass on CPU for each."""
+    fit_by: Literal["nll", "rank"] = "nll"
+    """What fits: the mean negative log-likelihood of a rationale's tokens, or their mean rank among all; least is best."""
     critique: bool = False
     """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
     rationale. Exams show the question alone all the same."""
@@ -181,6 +188,10 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.triplet_prompt_gradient=detached needs the tree: set training.attention to auto, or "
                 "triplet_prompt_gradient to attached"
+            )
+        if self.choose == "fit" and self.rationales is None:
+            raise ValueError(
+                "training.choose=fit needs training.rationales, how many of a question are kept: set it to 1"
             )
         if self.critique and not self.feedback:
             raise ValueError("training.critique learns from lessons of kind feedback: set training.feedback=true")

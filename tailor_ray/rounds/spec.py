@@ -17,7 +17,7 @@ from tailor_ray.layout import BASE_STUDENT, QUESTIONS, StageId, student_after
 
 EXAMPLE_SETTINGS = (
     *("lessons", "replay_share", "feedback", "max_negatives", "max_positives", "own_positives", "gold_rationales"),
-    *("critique", "own_correct", "own_correct_weight", "max_length", "rationale_cap"),
+    *("rationales", "choose", "fit_by", "critique", "own_correct", "own_correct_weight", "max_length", "rationale_cap"),
 )  # of the section `training`: what an example is made of
 
 

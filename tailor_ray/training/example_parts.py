@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name i
 class ExamplesJob:
     """What a round's examples are made of; picklable.
 
-    `student` is whose tokenizer is used; `special_tokens` says whether it adds its own to a prompt (off for chat
+    `student` is whose tokenizer is used, and by whom lessons are chosen that are to fit; `special_tokens` says whether it adds its own to a prompt (off for chat
     templates, which write them). `questions`, `lessons` (by round, ascending) and `attempts` are folders of committed
     stages, `out` is the stage's own. `latest` is the newest round that has lessons. `branches` says that lessons go on
     from a mistake's right beginning, which is no negative then.
@@ -104,9 +104,19 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
         seed=job.seed,
         round=job.round,
         latest=job.latest,
+        fit=partial(_fit, job, tokenizer, max_length),
     )
     arguments = (job.config, job.special_tokens, counts, job.branches)
     return commit_examples(job.out, index, examples, tokenizer, max_length, *arguments)
+
+
+def _fit(job: ExamplesJob, tokenizer: Any, max_length: int, rows: Sequence[tuple[str, str]]) -> list[float]:
+    from tailor_ray.training.fit import fit_scores, student_on_cpu
+
+    if not rows:
+        return []
+    student = student_on_cpu(job.student)
+    return fit_scores(student, tokenizer, rows, max_length, job.special_tokens, job.config.fit_by)
 
 
 def commit_examples(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from tailor_ray.config.training import TrainingConfig
@@ -27,6 +27,9 @@ class Answered(Protocol):
     def text(self) -> str: ...
     @property
     def verdict(self) -> str: ...
+
+
+Fit = Callable[[Sequence[tuple[str, str]]], list[float]]  # of prompts with completions; the less the better
 
 
 class Prompt(Protocol):
@@ -48,8 +51,10 @@ def build_examples(
     seed: int,
     round: int,
     latest: int,
+    fit: Fit | None = None,
 ) -> tuple[list[TrainExample], dict[str, int]]:
-    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons.
+    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons, `fit` is
+    needed for `training.choose: fit`.
 
     Counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an example may be in both),
     `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by `training.lessons`/`feedback`).
@@ -57,6 +62,8 @@ def build_examples(
     known = {question.id: question for question in questions}
     counts = dict.fromkeys(("duplicate_lessons", "lessons_left_out"), 0)
     chosen = _choose(lessons, known, config, seed, round, latest, counts)
+    if config.rationales:
+        chosen = _fitting(chosen, known, prompt, config, fit, counts)
     correct, wrong = _sort_attempts(attempts, known)
     examples = []
     counts |= dict.fromkeys((name for name in ("own_correct", "critique") if getattr(config, name)), 0)
@@ -153,6 +160,29 @@ def _choose(
             seen.add((lesson.question_id, lesson.text))
             chosen[lesson.question_id].append(lesson)
     return chosen
+
+
+def _fitting(
+    chosen: dict[str, list[Lesson]],
+    known: dict[str, Question],
+    prompt: Prompt,
+    config: TrainingConfig,
+    fit: Fit | None,
+    counts: dict[str, int],
+) -> dict[str, list[Lesson]]:
+    """The lessons less the rationales that are too many of a question; those that stay keep their order."""
+    ranked = {
+        name: [lesson for lesson in lessons if lesson.kind == LessonKind.RATIONALE] for name, lessons in chosen.items()
+    }
+    if config.choose == "fit":
+        assert fit is not None, "choosing by fit takes a student"
+        some = [one for lessons in ranked.values() if len(lessons) > (config.rationales or 0) for one in lessons]
+        rows = [(prompt.render(known[one.question_id]), prompt.completion(one.text, one.answer)) for one in some]
+        scores = dict(zip(map(id, some), fit(rows), strict=True))
+        ranked = {name: sorted(lessons, key=lambda one: scores.get(id(one), 0.0)) for name, lessons in ranked.items()}
+    spare = {id(one) for lessons in ranked.values() for one in lessons[config.rationales :]}
+    counts["rationales_left_out"] = len(spare)
+    return {name: [one for one in lessons if id(one) not in spare] for name, lessons in chosen.items()}
 
 
 def _wanted(lesson: Lesson, latest: int, config: TrainingConfig, seed: int, round: int) -> bool:

@@ -33,9 +33,9 @@ def attempt(question: str, text: str, verdict: Verdict, sample: int = 0) -> Atte
 QUESTIONS = [Question("a", "2+2?", "4", None, "gold"), Question("b", "1+3?", "4"), Question("c", "4+0?", "4")]
 
 
-def build(taught, attempts=(), seed=0, round=1, **settings):
+def build(taught, attempts=(), seed=0, round=1, fit=None, **settings):
     latest = max((lesson.round for lesson in taught), default=round)
-    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round, latest)
+    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round, latest, fit)
 
 
 def test_one_example_a_lesson_with_its_pair():
@@ -189,3 +189,24 @@ def test_a_criticized_mistake_is_one_more_example_and_has_no_pair():
     assert more.rationale == " mended\nAnswer: 4"
     assert (more.positive, more.negative, more.weight) == (None, None, 1.0)
     assert (counts["critique"], counts["examples"]) == (1, 3)
+
+
+def test_of_several_rationales_the_first_or_the_fitting_ones_are_learnt_from():
+    taught = [lesson("a", text) for text in ("long and odd", "odd", "plain")] + [lesson("b", "alone")]
+    taught.append(lesson("a", "feedback", 2, LessonKind.FEEDBACK, " wrong"))
+    asked = []
+
+    def fit(rows):
+        asked.extend(rows)
+        return [float(len(completion)) for _, completion in rows]
+
+    def learnt(**settings):
+        examples, counts = build(taught, round=2, fit=fit, **settings)
+        return [e.rationale.split("\n")[0].strip() for e in examples], counts.get("rationales_left_out")
+
+    assert learnt() == (["long and odd", "odd", "plain", "feedback", "alone"], None)
+    assert learnt(rationales=2) == (["long and odd", "odd", "feedback", "alone"], 1)
+    assert asked == []
+    assert learnt(rationales=2, choose="fit") == (["odd", "plain", "feedback", "alone"], 1)
+    assert learnt(rationales=1, choose="fit") == (["odd", "feedback", "alone"], 2)
+    assert {prompt for prompt, _ in asked} == {"Question: 2+2?\nReasoning:"}, "who has no rival is not asked about"

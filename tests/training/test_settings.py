@@ -20,6 +20,7 @@ from tailor_ray.training.engine import choose_dtype
             r"detached needs the tree: set training\.attention",
         ),
         (["final_learning_rate=0.1"], r"final_learning_rate .*set training\.schedule"),
+        (["choose=fit"], r"choose=fit needs training\.rationales"),
         (["critique=true", "feedback=false"], r"critique .*set training\.feedback=true"),
         (["replay_share=1.5"], r"training\.replay_share.*less than 1"),
         (["candidates=1"], r"training\.candidates.*greater than or equal to 2"),
