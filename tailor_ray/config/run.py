@@ -81,6 +81,13 @@ class RunConfig(Section):
             )
         return self
 
+    def asked_teacher(self) -> TeacherConfig:
+        """The section `teacher` with the words that a rationale may have for this run's student."""
+        if self.teacher.max_words != "auto":
+            return self.teacher
+        tokens = min(self.exam.max_new_tokens, self.evaluation.max_new_tokens)
+        return self.teacher.model_copy(update={"max_words": max(10, tokens // 2)})
+
     def results(self) -> dict[str, Any]:
         """The settings that change results."""
         return result_settings(self)

@@ -85,7 +85,7 @@ class TrainingConfig(Section):
     choose: Literal["first", "fit"] = "first"
     """Which ones: the first, or those that fit the student as given best, by one forward pass on CPU for each."""
     fit_by: Literal["nll", "rank"] = "nll"
-    """What fits: the mean negative log-likelihood of a rationale's tokens, or their mean rank among all; least is best."""
+    """What fits: the mean negative log-likelihood of a rationale's tokens, or their mean rank; the least is best."""
     critique: bool = False
     """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
     rationale. Exams show the question alone all the same."""
@@ -190,9 +190,7 @@ class TrainingConfig(Section):
                 "triplet_prompt_gradient to attached"
             )
         if self.choose == "fit" and self.rationales is None:
-            raise ValueError(
-                "training.choose=fit needs training.rationales, how many of a question are kept: set it to 1"
-            )
+            raise ValueError("training.choose=fit needs training.rationales, how many are kept of a question: set that")
         if self.critique and not self.feedback:
             raise ValueError("training.critique learns from lessons of kind feedback: set training.feedback=true")
         if self.schedule == "constant" and self.final_learning_rate:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tailor_ray.answers import Grader
 from tailor_ray.prompts.parse import parse_reply
+from tailor_ray.prompts.plain import plain_text, typeset
 from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
 
 # Words by which a rationale shows that its writer was shown the answer or an attempt; the group is what it speaks of.
@@ -55,7 +56,8 @@ def judge(
     """Judge a whole reply; `structured`: an object was asked for, so that prose is none. `continued` is the attempt
     that the rationale is to go on from; what is kept of it is the student's, to the letter."""
     reply = parse_reply(text)
-    rationale = reply.rationale
+    latex = grader.kind is AnswerKind.MATH
+    rationale = reply.rationale if continued is not None else plain_text(reply.rationale, latex)
     if rationale and (reply.markup is not None or (structured and reply.form == "prose")):
         return Judged(reason="malformed", problem="it is not laid out in the form that was asked for.")
     if max(len(rationale.split()), len(re.findall(r"\w+", rationale))) < FEWEST_WORDS:  # "80(.95)=76" is one word
@@ -73,7 +75,10 @@ def judge(
         branch = branch_off(continued, reply.wrong_step or "", rationale)
         if isinstance(branch, Judged):
             return branch
-        rationale = "".join(branch)
+        kept, rest = branch
+        rationale = f"{kept}{plain_text(rest, latex)}"
+    if (left := typeset(rationale, latex)) is not None:
+        return Judged(reason="markup", problem=f"its rationale is typeset ({left!r}); write plain text.")
     conclusion = rationale if reply.answer is None else f"{rationale}\nAnswer: {reply.answer}"
     grade = grader.grade(question, conclusion)
     if grade.verdict is not Verdict.CORRECT:

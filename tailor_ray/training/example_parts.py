@@ -45,10 +45,10 @@ SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name i
 class ExamplesJob:
     """What a round's examples are made of; picklable.
 
-    `student` is whose tokenizer is used, and by whom lessons are chosen that are to fit; `special_tokens` says whether it adds its own to a prompt (off for chat
-    templates, which write them). `questions`, `lessons` (by round, ascending) and `attempts` are folders of committed
-    stages, `out` is the stage's own. `latest` is the newest round that has lessons. `branches` says that lessons go on
-    from a mistake's right beginning, which is no negative then.
+    `student` is whose tokenizer is used, and by whom lessons are chosen that are to fit; `special_tokens` says whether
+    the tokenizer adds its own to a prompt (off for chat templates, which write them). `questions`, `lessons` (by round,
+    ascending) and `attempts` are folders of committed stages, `out` is the stage's own. `latest` is the newest round
+    that has lessons. `branches` says that lessons go on from a mistake's right beginning, which is no negative then.
     """
 
     config: TrainingConfig

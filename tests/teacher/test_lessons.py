@@ -94,6 +94,14 @@ def test_feedback_without_what_went_wrong_is_none():
     assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
 
 
+def test_a_typeset_rationale_is_made_plain_or_refused():
+    lesson = judged(reply(r"**First** he has 3, then 3 \times 1 + 4 = \boxed{7}."))
+    assert (lesson.reason, lesson.rationale) == (None, "First he has 3, then 3 * 1 + 4 = 7.")
+    refused = judged(reply(r"He has \sqrt{9} and buys 4, so 3 + 4 = 7."))
+    assert refused.reason == "markup"
+    assert "plain text" in refused.problem
+
+
 def continued(rationale, wrong_step, attempt="Tom has 3. Then 3 + 4 = 8.\nAnswer: 8", answer="7"):
     text = (
         f"<feedback>3 + 4 is not 8.</feedback><wrong_step>{wrong_step}</wrong_step>"
@@ -114,6 +122,11 @@ def continued(rationale, wrong_step, attempt="Tom has 3. Then 3 + 4 = 8.\nAnswer
 def test_a_correction_goes_on_from_the_students_words(rationale, wrong_step, kept):
     lesson = continued(rationale, wrong_step)
     assert (lesson.reason, lesson.rationale, lesson.answer) == (None, kept, "7")
+
+
+def test_what_is_kept_of_the_students_words_stays_theirs_to_the_letter():
+    lesson = continued("**Tom** has 3. Then **3 + 4 = 7**.", "3 + 4 = 8", "**Tom** has 3. Then 3 + 4 = 8.\nAnswer: 8")
+    assert lesson.reason == "markup", "the student's own Markdown is not taught"
 
 
 def test_a_wrong_conclusion_alone_leaves_all_steps():
