@@ -93,7 +93,8 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _built(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
     """How examples are made; round 1 has no lessons of kind feedback to learn from or to leave out."""
-    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if round_ > 1 or name != "feedback"}
+    later = () if round_ > 1 else ("feedback", "critique")
+    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if name not in later}
     return built | {"pairs": config.training.pairs}
 
 
