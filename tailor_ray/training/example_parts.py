@@ -38,7 +38,8 @@ LEFT_OUT = {
     "truncated": "their rationale was cut at training.max_length",
     "skipped": "their prompt leaves no room for a rationale: raise training.max_length",
 }
-SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name in ID_COLUMNS)])
+TOKEN_COLUMNS = (*ID_COLUMNS, "shared")  # beside the texts' own columns
+SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name in TOKEN_COLUMNS)])
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def commit_examples(
         examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens, branches
     )
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
-    ids = [data.table.column(name) for name in ID_COLUMNS]
-    table = pa.Table.from_arrays([*texts.columns, *ids], schema=SCHEMA)
+    tokens = [data.table.column(name) for name in TOKEN_COLUMNS]
+    table = pa.Table.from_arrays([*texts.columns, *tokens], schema=SCHEMA)
     shape = PartShape.of(data.table)
     info: dict[str, Any] = {PLANNING: shape.to_info()}
     info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[3] > 0).sum())}
