@@ -83,7 +83,7 @@ class TrainingConfig(Section):
     """Rationales of a question that are learnt from, of those that were asked for or that a committee wrote; None takes
     all. Feedback is not among them."""
     choose: Literal["first", "fit"] = "first"
-    """Which ones: the first, or those that fit the student as given best, by one forward pass on CPU for each."""
+    """Which ones: any, always the same, or those that fit the student as given best, by a forward pass on CPU each."""
     fit_by: Literal["nll", "rank"] = "nll"
     """What fits: the mean negative log-likelihood of a rationale's tokens, or their mean rank; the least is best."""
     critique: bool = False

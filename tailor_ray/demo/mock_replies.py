@@ -119,8 +119,8 @@ def _correct(question: str, attempt: str, continues: bool, draw: int) -> Known |
     routes = [(one, first_fault(one, attempt)) for one in (solution, *ways)]
     nearest, fault = max(routes, key=lambda route: route[1].done)  # of equals the first
     kept = attempt[: fault.start].rstrip()
-    if continues and kept.strip():
-        rationale = f"{kept.lstrip()} {_rest(nearest, fault, draw)}".rstrip()
+    if continues and (kept.strip() or fault.slip):
+        rationale = f"{kept.lstrip()} {_rest(nearest, fault, draw)}".strip()
     else:
         rationale = ways[draw % len(ways)].rationale if ways else solution.rationale
     return Known(rationale, solution.answer, fault.said, fault.step)

@@ -78,7 +78,7 @@ def parse_reply(text: str) -> Reply:
 
 def parse_score(text: str) -> int | None:
     """A peer's score from 1 to 5; None when the reply gives none."""
-    text = re.sub(r"<reasons>.*?</reasons>", "", strip_thinking(text), flags=re.DOTALL)
+    text = strip_thinking(text).rpartition("</reasons>")[2]
     found = re.search(r"<score>\s*([1-5])\s*</score>", text) or re.search(r"(?<![\d.])([1-5])(?![\d.]|\s*/\s*10)", text)
     return int(found.group(1)) if found else None
 

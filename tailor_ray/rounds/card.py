@@ -32,7 +32,7 @@ def model_card(config: RunConfig, taught: Mapping[int, Mapping[str, Any]], train
         *("---", "library_name: transformers", "pipeline_tag: text-generation"),
         *("tags: [reasoning, distillation, tailor-ray]", "---", "", f"# {config.name}, round {max(taught)}", ""),
         "A small causal language model that learnt step-by-step reasoning from a larger one, in rounds: on the",
-        f"teacher's rationales (weighted cross-entropy) and on its own mistakes ({REFLECTIONS[config.training.pairs]}).",
+        f"teacher's rationales (weighted cross-entropy) and its own mistakes ({REFLECTIONS[config.training.pairs]}).",
         "Made by tailor-ray.",
         "",
         f"- Data: {_plain(data)}",

@@ -110,8 +110,11 @@ def branch_off(attempt: str, wrong_step: str, rationale: str) -> tuple[str, str]
 
 
 def _words(text: str) -> re.Pattern[str]:
-    """These words with any white space between them."""
-    return re.compile(r"\s+".join(map(re.escape, text.split())))
+    """These words with any white space between them, and no more of a word or number before or behind."""
+    words = text.split()
+    before = r"(?<!\w)" if words and words[0][0].isalnum() else ""
+    behind = r"(?!\w|[.,]\d)" if words and words[-1][-1].isalnum() else ""
+    return re.compile(before + r"\s+".join(map(re.escape, words)) + behind)
 
 
 def gives_away(rationale: str, question: str) -> bool:

@@ -117,6 +117,7 @@ def test_the_first_error_of_an_attempt_is_found(attempt: str, says: str):
         ("There are 20 + 7 = 27. Then add 27 + 5 = 32.\nAnswer: 32", "Then add 27 + 5 = 32", 1),
         ("20 + 7 = 27. 27 - 5 = 22.\nAnswer: 27", "Answer: 27", 2),
         ("20 + 7 = 27.\nAnswer: 27", "Answer: 27", 1),
+        ("20 + 7 = 27 apples are left. That is it.\nAnswer: 27", "That is it.", 1),
         ("20 + 7 = 27. 27 - 5 = 22. 22 - 1 = 21. Answer: 21", "22 - 1 = 21", 2),
         (" I guess.\nAnswer: 3", "I guess.", 0),
     ],

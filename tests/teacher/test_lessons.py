@@ -116,6 +116,7 @@ def continued(rationale, wrong_step, attempt="Tom has 3. Then 3 + 4 = 8.\nAnswer
         ("Tom has 3. Then 3 + 4 = 7.", "3 + 4 = 8", "Tom has 3. Then 3 + 4 = 7."),
         ("Tom  has\n3. Then 3 + 4 = 7.", "3 + 4\n= 8", "Tom has 3. Then 3 + 4 = 7."),  # white space is the student's
         ("Tom has 3. He buys 4, which makes 7.", "Then 3 + 4 = 8.", "Tom has 3. He buys 4, which makes 7."),
+        ("Tom has 3. Then 3 + 4 = 7.", "8.", "Tom has 3. Then 3 + 4 = 7."),
         ("With 4 more Tom has 3 + 4 = 7.", "Tom has 3.", "With 4 more Tom has 3 + 4 = 7."),  # nothing to keep
     ],
 )
@@ -133,6 +134,19 @@ def test_a_wrong_conclusion_alone_leaves_all_steps():
     attempt = "Tom has 3, and then 3 + 4 = 7.\nAnswer: 8"
     lesson = continued("Tom has 3, and then 3 + 4 = 7.", "Answer: 8", attempt)
     assert (lesson.reason, lesson.rationale) == (None, "Tom has 3, and then 3 + 4 = 7.")
+
+
+def test_part_of_a_word_or_number_is_no_step_and_none_that_is_repeated():
+    question = Question("q", "Six bags of four?", "24")
+    text = "<feedback>No.</feedback><wrong_step>{}</wrong_step><rationale>{}</rationale><answer>24</answer>"
+
+    def judge_it(step, rationale, attempt="Six bags of four: 6 * 4 = 2.\nAnswer: 2"):
+        said = text.format(step, rationale)
+        return judge(question, LessonKind.FEEDBACK, said, NUMBER, continued=attempt).reason
+
+    assert judge_it("6 * 4 = 2", "Six bags of four: 6 * 4 = 24.") is None, "24 is not the wrong 2 again"
+    assert judge_it("6 * 4 = 2", "Six bags of four: 6 * 4 = 2 4.") == "not_continued"
+    assert judge_it("6 * 4 = 2", "Six bags: 6 * 4 = 24.", "Six bags: 6 * 4 = 23.\nAnswer: 23") == "no_branch"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family, Slots, Step, calculate
 
 _EQUATION = re.compile(r"(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _LAST_NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)
 
 
@@ -111,7 +112,9 @@ def first_fault(solution: Solution, attempt: str) -> Fault:
 
 
 def _conclusion(attempt: str, after: int, done: int, said: str) -> Fault:
-    """What the attempt says behind its last right step, as its wrong one; all of it, where it says nothing more."""
+    """What the attempt says behind its last right step's sentence, as its wrong one; else all of it."""
+    sentence = _SENTENCE_END.search(attempt, after) if after else None
+    after = sentence.end() if sentence else after
     words = re.compile(r"[\w(][^\n]*").search(attempt, after)
     if words is None:
         return Fault(said, attempt.strip(), len(attempt) - len(attempt.lstrip()), 0)
