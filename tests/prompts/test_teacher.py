@@ -82,7 +82,7 @@ def test_a_peer_is_asked_for_reasons_first_and_for_clarity():
     assert "clear" in asked
     assert "complete" in asked
     assert parse_score("<reasons>Steps 1 and 2 are clear.</reasons>\n<score>4</score>") == 4
-    assert parse_score("<reasons>Steps 1 and 2 are clear.</reasons> I say 5.") == 5
+    assert parse_score("<reasons>Steps 1 and 2 are clear.</reasons> I say 5") == 5
     assert parse_score("<reasons>Steps 1 and 2 are clear.</reasons>") is None
 
 
