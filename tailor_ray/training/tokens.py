@@ -91,7 +91,9 @@ class Rows:
 
     def __getitem__(self, row: int) -> TokenExample:
         ids = (tuple(values[places[row] : places[row + 1]].tolist()) for values, places in self._sides)
-        return TokenExample(self._names[row].as_py(), *ids, float(self._weights[row]), int(self._shared[row]))
+        prompt, rationale, positive, negative = ids
+        weight, shared = float(self._weights[row]), int(self._shared[row])
+        return TokenExample(self._names[row].as_py(), prompt, rationale, positive, negative, weight, shared)
 
 
 def token_limit(model_config: Any, max_length: int) -> int:
