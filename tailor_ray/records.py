@@ -131,6 +131,7 @@ class TrainExample(Row):
     rationale: str
     positive: str | None  # another correct rationale of the same question
     negative: str | None  # one of the student's own wrong rationales of it
+    weight: float = 1.0  # of both its terms
 
 
 QUESTION_SCHEMA = pa.schema(
@@ -183,6 +184,7 @@ TRAIN_EXAMPLE_SCHEMA = pa.schema(
         pa.field("rationale", pa.string(), nullable=False),
         pa.field("positive", pa.string()),
         pa.field("negative", pa.string()),
+        pa.field("weight", pa.float64(), nullable=False),
     ]
 )
 

@@ -47,12 +47,24 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
         "cooler_exam": {"triplet_weight": 0.1},
         "steeper_decay": {"triplet_weight": 0.1, "round_decay": 0.5},
         "steeper_decay_plain": {**without, "round_decay": 0.5},
+        "orpo": {"reflection": "orpo"},
+        "redi": {"reflection": "redi", "redi_weight": 0.2},
+        "own_correct": {"triplet_weight": 0.0, "own_correct": 1, "own_correct_weight": 0.5},
+        "own_correct_orpo": {"reflection": "orpo", "own_correct": 1, "own_correct_weight": 0.5},
+        "critique": {"triplet_weight": 0.0, "critique": True},
+        "continue": {"triplet_weight": 0.0},
+        "continue_orpo": {"reflection": "orpo"},
+        "fit": {"triplet_weight": 0.0, "rationales": 1, "choose": "fit"},
+        "hinted": {"triplet_weight": 0.0},
+        "plain_equal_tokens": without,
     }
     assert {"full", *expected} == ablation.VARIANTS.keys()
     for variant, changed in expected.items():
         assert resolved(variant).training == full.model_copy(update=changed)
     other = {name for name in expected if resolved(name).exam != resolved("full").exam}
     assert other == {"more_mistakes", "cooler_exam"}
+    taught = {name for name in expected if resolved(name).teacher != resolved("full").teacher}
+    assert taught == {"more_mistakes", "continue", "continue_orpo", "fit", "hinted"}
 
 
 def test_lanes_share_the_runs_out_and_each_waits_for_earlier_ones_only():
@@ -97,7 +109,12 @@ def test_what_is_copied_is_what_the_variant_would_do_itself(tmp_path, variant):
                 commit_manifest(stage_folder(store, stage.id), manifest)
     ablation.begin(take, (variant, 2))
     group = Commits(take, Store.open(take.storage).child(take.name)).missing()
-    next_ones = {ablation.STUDENT: "round 1 exam", ablation.BEGUN: "round 1 examples", ablation.ROUND_1: "round 2 exam"}
+    next_ones = {
+        ablation.STUDENT: "round 1 exam",
+        ablation.EXAMINED: "round 1 exam",
+        ablation.BEGUN: "round 1 examples",
+        ablation.ROUND_1: "round 2 exam",
+    }
     assert str(group[0].id) == next_ones[stages]
 
 
@@ -125,8 +142,64 @@ def test_summary_by_hand():
     rows = ablation.table(result).splitlines()
     assert len(rows) == 2 + 4
     assert "95.0%" in rows[2]
-    assert rows[2].endswith("|  | 0.00781 |")
-    assert rows[5].endswith("| 0.00781 |  |")
+    assert result["full"]["to_plain"]["seeds"] == [0.8, 0.0]
+    assert "| +40.0 | (-468.2 – +548.2) | (+0.0 – +80.0) |" in rows[2]  # 0.4 ± 12.706 · 0.5657 / √2
+    assert "to_plain" not in result["plain"]
+
+
+def test_teacher_tokens_make_a_point_dear_or_cheap():
+    right = {"full": [answers("1111"), answers("1100")], "plain": [answers("1110"), answers("1000")]}
+    right["plain_equal_tokens"] = [answers("1111"), answers("1000")]
+    tokens = {name: [300, 500] for name in right}
+    begun = {name: [0.25, 0.25] for name in right}
+    result = ablation.summary(right, tokens, begun)
+    assert result["full"]["teacher_tokens"] == 400
+    assert result["full"]["gain_over_round_0"] == 0.5
+    assert result["full"]["tokens_per_point"] == 8
+    assert result["full"]["to_plain_equal_tokens"]["seeds"] == [0.0, 0.25]
+    assert "to_plain_equal_tokens" not in result["plain"]
+    assert ablation.summary(right, tokens, {name: [1.0, 1.0] for name in right})["full"]["tokens_per_point"] is None
+
+
+def test_one_seed_has_a_difference_and_no_interval():
+    result = ablation.summary({"full": [answers("1111")], "plain": [answers("1110")]})
+    assert result["full"]["to_plain"] == {
+        "mean": 0.25,
+        "t95": [None, None],
+        "bootstrap95": [None, None],
+        "seeds": [0.25],
+    }
+    assert "| +25.0 |  |  |" in ablation.table(result)
+    json.dumps(result, allow_nan=False)
+
+
+def write_teaching(store, name, rounds, tokens):
+    run = store.child(name)
+    run.write_bytes("run.yaml", f"rounds: {{max_rounds: {rounds}}}\n".encode())
+    for number, paid in enumerate(tokens, 1):
+        metrics = {"input_tokens": paid, "output_tokens": 1}
+        folder = stage_folder(run, ablation.StageId(number, "teach"))
+        commit_manifest(folder, Manifest("teach", number, "", {}, {}, 1.0, metrics))
+
+
+def test_plain_distillation_spends_as_many_tokens_or_more(tmp_path):
+    store = Store.open(str(tmp_path))
+    write_teaching(store, "full-3", 2, [99, 149])
+    write_teaching(store, "plain-3", 2, [99, 149])
+    assert ablation.teacher_tokens(store.child("full-3"), "full") == 250
+    assert ablation.teacher_tokens(store.child("plain-3"), "plain") == 100, "what it leaves out it need not have paid"
+    assert ablation._as_many_rationales(str(tmp_path), 3, "full") == 3
+    write_teaching(store, "redi-3", 2, [99])
+    assert ablation.teacher_tokens(store.child("redi-3"), "redi") is None, "its last round is to come"
+    assert ablation.teacher_tokens(store.child("none-3"), "redi") is None
+
+
+def test_equal_tokens_come_after_what_they_are_measured_by():
+    (lane,) = ablation.lanes_of(["plain_equal_tokens"], [5], 1, "redi")
+    names = [name for name, _ in lane]
+    assert names[-1] == "plain_equal_tokens"
+    assert {"plain", "redi"} < set(names)
+    assert set(ablation.CHOICE).isdisjoint(ablation.SHOW)
 
 
 def test_pairs_are_formed_within_a_seed_only():

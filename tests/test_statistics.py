@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailor_ray.statistics import accuracy, binomial_p_value, paired_p_value, sign_flip_p_value, wilson_interval
+from tailor_ray.statistics import (
+    accuracy,
+    binomial_p_value,
+    bootstrap_interval,
+    paired_p_value,
+    sign_flip_p_value,
+    t_interval,
+    wilson_interval,
+)
 
 
 def test_wilson_matches_published_values():
@@ -62,3 +70,28 @@ def test_sign_flips_by_hand():
     assert sign_flip_p_value([]) == 1.0
     with pytest.raises(ValueError, match="at most 20"):
         sign_flip_p_value([0.1] * 21)
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"),
+    [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (8, 2.3646), (9, 2.3060), (16, 2.1314), (31, 2.0423)],
+)
+def test_t_intervals_have_the_published_quantiles(count, quantile):
+    differences = [0.0] * (count - 1) + [1.0]  # mean 1/n, variance (n - 1) / n / (n - 1) = 1/n
+    low, high = t_interval(differences)
+    assert (low + high) / 2 == pytest.approx(1 / count)
+    assert (high - low) / 2 == pytest.approx(quantile / count, rel=1e-4)
+
+
+def test_a_bootstrap_by_hand():
+    low, high = bootstrap_interval([0.0, 1.0])  # means 0, 1/2 and 1 in a quarter, a half and a quarter of the draws
+    assert (low, high) == (0.0, 1.0)
+    assert bootstrap_interval([0.02] * 8) == pytest.approx((0.02, 0.02))
+    gains = [0.01, 0.03, 0.02, 0.00, 0.04, 0.02, 0.01, 0.03]
+    low, high = bootstrap_interval(gains)
+    assert t_interval(gains)[0] < low < sum(gains) / 8 < high < t_interval(gains)[1]
+    assert bootstrap_interval(gains) == (low, high)
+
+
+def test_one_difference_says_nothing():
+    assert t_interval([0.5]) == bootstrap_interval([0.5]) == (-math.inf, math.inf)

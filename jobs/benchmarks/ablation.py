@@ -1,23 +1,31 @@
-"""Does the method teach? The full method against what is left when a part is taken away, at equal training steps.
+"""Does the method teach? The full method, what is left when a part is taken away, and switches beside it.
 
     python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml] [--storage runs/ablation]
-        [--seeds 1 2 3] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--report FILE]
+        [--seeds 1 2 3 … | --show] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--report FILE]
+
+The unit is the seed: all variants of one have its questions, its schooled student and its first exam, and a variant's
+figure is its difference to plain distillation, paired by seed, with a 95 % interval over the seeds by Student's t and a
+bootstrap beside it. Variants are chosen on seeds 1 to 8; `--show` takes the seeds 11 to 18, for what was chosen alone.
+All take equal steps. At equal teacher tokens plain distillation is `plain_equal_tokens`, which asks for as many
+rationales of a question as cost what `--against` spends, or more.
 
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
 seed may be run alone. Without --variants it is the method and what is left of it; TRIED are settings that were tried to
-make its gain larger. What two variants do alike is done once and copied: questions, schooled student, first exam and
-first lessons by all variants of a seed, and the whole first round by those that differ in feedback alone, which comes
-in round 2. Lanes are processes side by side that share the machine's cores; each has its own Ray and keeps its engines
-and workers from run to run. Prints a table of the last round's test accuracy, and as its last line one JSON object:
-for each variant accuracy_mean, ci95 (Wilson, all seeds' questions together) and seeds (the accuracy of each);
-p_value_full_vs_plain and its like are exact McNemar tests over the same questions of all seeds, against the full method
-and against plain distillation at either decay of the learning rate.
+make its gain larger, SWITCHES are ways beside the paper's. What two variants do alike is done once and copied:
+questions, schooled student, first exam and first lessons by all variants of a seed, and the whole first round by those
+that differ in feedback alone, which comes in round 2. Lanes are processes side by side that share the machine's cores;
+each has its own Ray and keeps its engines and workers from run to run. Prints a table of the last round's test
+accuracy, and as its last line one JSON object: for each variant accuracy_mean, ci95 (Wilson, all seeds' questions
+together), seeds (the accuracy of each), to_plain with mean, t95 and bootstrap95, teacher_tokens (a seed's, of the
+lessons that it learns from) and tokens_per_point gained over round 0; p_value_full_vs_plain and its like are exact
+McNemar tests over the same questions of all seeds, p_value_by_seed_… take only the seeds to be independent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -25,11 +33,20 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tailor_ray.config import RunConfig, load_config
-from tailor_ray.layout import StageId, stage_folder
+from tailor_ray.layout import RUN_FILE, StageId, stage_folder
 from tailor_ray.records import Attempt, Verdict, from_table
-from tailor_ray.statistics import paired_p_value, sign_flip_p_value, wilson_interval
+from tailor_ray.statistics import (
+    bootstrap_interval,
+    paired_p_value,
+    sign_flip_p_value,
+    t_interval,
+    wilson_interval,
+)
 from tailor_ray.storage import Store, read_manifest, read_part, stage_parts
 
 FULL, PLAIN, LIGHT, DECAY_PLAIN = "full", "plain", "light_reflection", "steeper_decay_plain"
@@ -48,9 +65,27 @@ TRIED: dict[str, tuple[str, ...]] = {
     "steeper_decay": (*PARTS[LIGHT], "training.round_decay=0.5"),
     DECAY_PLAIN: (*PARTS[PLAIN], "training.round_decay=0.5"),
 }
-VARIANTS = PARTS | TRIED
+# Beside no triplet term, so that each shows what it adds to learning from the teacher's lessons and feedback.
+_BARE = PARTS["without_reflection"]
+EQUAL_TOKENS = "plain_equal_tokens"
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "orpo": ("training.reflection=orpo",),
+    "redi": ("training.reflection=redi", "training.redi_weight=0.2"),  # 0.8 is for rates of 1e-6, not of 1e-3
+    "own_correct": (*_BARE, "training.own_correct=1", "training.own_correct_weight=0.5"),
+    "own_correct_orpo": ("training.own_correct=1", "training.own_correct_weight=0.5", "training.reflection=orpo"),
+    "critique": (*_BARE, "training.critique=true"),
+    "continue": (*_BARE, "teacher.correction=continue"),
+    "continue_orpo": ("teacher.correction=continue", "training.reflection=orpo"),
+    "fit": (*_BARE, "teacher.rationales=3", "training.rationales=1", "training.choose=fit"),
+    "hinted": (*_BARE, "teacher.last_try=hinted"),
+    EQUAL_TOKENS: PARTS[PLAIN],
+}
+VARIANTS = PARTS | TRIED | SWITCHES
+CHOICE, SHOW = list(range(1, 9)), list(range(11, 19))  # seeds to choose by, and those that take no part in it
+MOST_RATIONALES = 8
 STUDENT = tuple(StageId(0, stage) for stage in ("questions", "student", "evaluate"))
-BEGUN = (*STUDENT, StageId(1, "exam"), StageId(1, "teach"))
+EXAMINED = (*STUDENT, StageId(1, "exam"))
+BEGUN = (*EXAMINED, StageId(1, "teach"))
 ROUND_1 = (*BEGUN, StageId(1, "examples"), StageId(1, "train"), StageId(1, "evaluate"))
 BEGINS_AS = {  # a variant's first stages are another's
     "without_feedback": (FULL, ROUND_1),
@@ -59,6 +94,9 @@ BEGINS_AS = {  # a variant's first stages are another's
     LIGHT: (FULL, BEGUN),
     **dict.fromkeys(TRIED, (FULL, BEGUN)),
     **dict.fromkeys(("more_mistakes", "cooler_exam"), (FULL, STUDENT)),
+    **dict.fromkeys(SWITCHES, (FULL, BEGUN)),
+    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", EQUAL_TOKENS), (FULL, EXAMINED)),
+    "critique": ("without_reflection", ROUND_1),
 }
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
@@ -71,10 +109,11 @@ def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: in
     return [*share, *extra, f"storage={storage}", f"name={variant}-{seed}", f"seed={seed}", *VARIANTS[variant]]
 
 
-def lanes_of(variants: list[str], seeds: list[int], lanes: int) -> list[list[Task]]:
-    """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it begins as."""
-    order = sorted(VARIANTS, key=lambda name: len(_chain(name)))
-    ordered = [name for name in order if any(name in _chain(wanted) for wanted in variants)]
+def lanes_of(variants: list[str], seeds: list[int], lanes: int, against: str = FULL) -> list[list[Task]]:
+    """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it needs."""
+    wanted = [*variants, *((against, PLAIN) if EQUAL_TOKENS in variants else ())]
+    order = sorted(VARIANTS, key=lambda name: (name == EQUAL_TOKENS, len(_chain(name))))
+    ordered = [name for name in order if any(name in _chain(one) for one in wanted)]
     whole = len(seeds) // lanes * lanes
     out: list[list[Task]] = [[] for _ in range(lanes)]
     for index, seed in enumerate(seeds[:whole]):
@@ -90,21 +129,55 @@ def _chain(variant: str) -> list[str]:
     return [variant, *(_chain(BEGINS_AS[variant][0]) if variant in BEGINS_AS else ())]
 
 
-def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int) -> None:
+def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int, against: str = FULL) -> None:
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
     from tailor_ray.rounds.launch import run
     from tailor_ray.rounds.services import Staff
 
     os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand
-    runs = [load_config(config, overrides(*task, storage, extra, lanes)) for task in tasks]
-    with connected(runs[0].cluster):
-        staff = Staff(runs[0])
-        for task, one in zip(tasks, runs, strict=True):
+    first = load_config(config, overrides(*tasks[0], storage, extra, lanes))
+    with connected(first.cluster):
+        staff = Staff(first)
+        for task in tasks:
+            settings = overrides(*task, storage, extra, lanes)
+            if task[0] == EQUAL_TOKENS:
+                settings.append(f"teacher.rationales={_as_many_rationales(storage, task[1], against)}")
+            one = load_config(config, settings)
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
             run(one, staff)
         staff.dismiss()
+
+
+def _as_many_rationales(storage: str, seed: int, against: str) -> int:
+    """Rationales of a question at which plain distillation pays no fewer tokens than the run of this seed paid."""
+    paid = [_wait_for_tokens(Store.open(storage).child(f"{name}-{seed}"), name) for name in (against, PLAIN)]
+    return min(MOST_RATIONALES, -(-paid[0] // max(1, paid[1])))
+
+
+def _wait_for_tokens(run: Store, variant: str) -> int:
+    while (paid := teacher_tokens(run, variant)) is None:
+        time.sleep(POLL_S)
+    return paid
+
+
+def teacher_tokens(run: Store, variant: str) -> int | None:
+    """Prompt and reply tokens of the lessons that the variant learns from; None before its last round has them.
+
+    Feedback that is asked for and left out, so that runs may share it, is not counted.
+    """
+    ends = _rounds(run)
+    found = [read_manifest(stage_folder(run, StageId(number, "teach"))) for number in range(1, ends + 1)]
+    if not found or not all(found):
+        return None
+    learnt = found[:1] if "training.feedback=false" in VARIANTS[variant] else found
+    return sum(one.metrics["input_tokens"] + one.metrics["output_tokens"] for one in learnt if one is not None)
+
+
+def _rounds(run: Store) -> int:
+    """Of the run's settings; 0 before it has any."""
+    return yaml.safe_load(run.read_bytes(RUN_FILE))["rounds"]["max_rounds"] if run.exists(RUN_FILE) else 0
 
 
 def finish(lanes: list[subprocess.Popen[bytes]]) -> None:
@@ -148,15 +221,43 @@ def paired(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> float:
     return paired_p_value([first for first, _ in pairs], [second for _, second in pairs])
 
 
-def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
-    """The last line: each variant's figures, and how sure its difference from full and plain ones is."""
+def begun_with(config: RunConfig) -> float:
+    """Test accuracy of the student as given."""
+    folder = stage_folder(Store.open(config.storage).child(config.name), StageId(0, "evaluate"))
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{config.name} has no round 0"
+    return float(manifest.metrics["test"]["accuracy"])
+
+
+def summary(
+    right: dict[str, list[dict[str, bool]]],
+    tokens: dict[str, list[int]] | None = None,
+    begun: dict[str, list[float]] | None = None,
+) -> dict[str, object]:
+    """The last line: each variant's figures, and how sure its difference from full and plain ones is.
+
+    By variant and seed: the answers, the teacher's tokens, the accuracy before round 1.
+    """
     result: dict[str, object] = {}
     for variant, by_seed in right.items():
         shares = [_share(answers) for answers in by_seed]
         correct, total = sum(sum(answers.values()) for answers in by_seed), sum(map(len, by_seed))
-        interval = [round(bound, 4) for bound in wilson_interval(correct, total)]
         accuracies = [round(share, 4) for share in shares]
-        result[variant] = {"accuracy_mean": round(sum(shares) / len(shares), 4), "ci95": interval, "seeds": accuracies}
+        found: dict[str, object] = {
+            "accuracy_mean": round(sum(shares) / len(shares), 4),
+            "ci95": _rounded(wilson_interval(correct, total)),
+            "seeds": accuracies,
+        }
+        if PLAIN in right and variant != PLAIN:
+            found["to_plain"] = _difference(by_seed, right[PLAIN])
+        if EQUAL_TOKENS in right and variant not in (PLAIN, EQUAL_TOKENS):
+            found["to_plain_equal_tokens"] = _difference(by_seed, right[EQUAL_TOKENS])
+        if tokens and begun:
+            spent = sum(tokens[variant]) / len(tokens[variant])
+            gained = 100 * sum(share - first for share, first in zip(shares, begun[variant], strict=True)) / len(shares)
+            found |= {"teacher_tokens": round(spent), "gain_over_round_0": round(gained / 100, 4)}
+            found["tokens_per_point"] = round(spent / gained) if gained > 0 else None
+        result[variant] = found
     for reference, variant in product((FULL, PLAIN, DECAY_PLAIN), right):
         if reference in right and variant != reference:
             result[f"p_value_{reference}_vs_{variant}"] = paired(right[reference], right[variant])
@@ -166,25 +267,45 @@ def summary(right: dict[str, list[dict[str, bool]]]) -> dict[str, object]:
     return result
 
 
+def _difference(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> dict[str, object]:
+    """Of accuracies, paired by seed; an interval of null bounds where there is one seed alone."""
+    gains = [_share(mine) - _share(theirs) for mine, theirs in zip(one, other, strict=True)]
+    intervals = {"t95": t_interval(gains), "bootstrap95": bootstrap_interval(gains)}
+    shown = {name: _rounded(bounds) for name, bounds in intervals.items()}
+    return {"mean": round(sum(gains) / len(gains), 4), **shown, "seeds": [round(gain, 4) for gain in gains]}
+
+
+def _rounded(bounds: tuple[float, float]) -> list[float | None]:
+    return [round(bound, 4) if math.isfinite(bound) else None for bound in bounds]
+
+
 def _share(answers: dict[str, bool]) -> float:
     return sum(answers.values()) / len(answers)
 
 
 def table(result: dict[str, object]) -> str:
-    lines = ["| variant | test accuracy | 95 % interval | by seed | p against full | p against plain |"]
-    lines.append("|---" * 6 + "|")
+    heads = ["variant", "test accuracy", "by seed", "to plain", "95 % by t", "bootstrap"]
+    heads += ["to plain at equal tokens", "teacher tokens", "tokens per point"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in VARIANTS:
         row = result.get(variant)
         if not isinstance(row, dict):
             continue
-        low, high = row["ci95"]
         seeds = ", ".join(f"{share:.1%}" for share in row["seeds"])
-        cells = [variant, f"{row['accuracy_mean']:.1%}", f"{low:.1%} – {high:.1%}", seeds]
-        for reference in (FULL, PLAIN):
-            p = result.get(f"p_value_{reference}_vs_{variant}")
-            cells.append("" if p is None else f"{p:.3g}")
+        cells = [variant, f"{row['accuracy_mean']:.1%}", seeds, *_shown(row.get("to_plain"))]
+        cells.append(" ".join(_shown(row.get("to_plain_equal_tokens"))[:2]).strip())
+        cells += [f"{row[name]:,}" if row.get(name) else "" for name in ("teacher_tokens", "tokens_per_point")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shown(difference: Any) -> list[str]:
+    """A difference in points, its two intervals."""
+    if difference is None:
+        return ["", "", ""]
+    bounds = [difference[name] for name in ("t95", "bootstrap95")]
+    shown = ["" if low is None else f"({100 * low:+.1f} – {100 * high:+.1f})" for low, high in bounds]
+    return [f"{100 * difference['mean']:+.1f}", *shown]
 
 
 def _say(text: str) -> None:
@@ -194,7 +315,9 @@ def _say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="jobs/ablation.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=CHOICE)
+    parser.add_argument("--show", dest="seeds", action="store_const", const=SHOW, help="seeds 11 to 18")
+    parser.add_argument("--against", choices=VARIANTS, default=FULL, help=f"whose tokens {EQUAL_TOKENS} spends")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(PARTS))
     parser.add_argument("--storage", default="runs/ablation")
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
@@ -203,9 +326,9 @@ def main() -> None:
     parser.add_argument("--set", dest="extra", action="append", default=[], help="a.b=c, for every run")
     given = parser.parse_args()
     storage = str(Path(given.storage).resolve())
-    tasks = lanes_of(given.variants, given.seeds, given.lanes)
+    tasks = lanes_of(given.variants, given.seeds, given.lanes, given.against)
     if given.lane is not None:
-        run_lane(given.config, tasks[given.lane], storage, given.extra, given.lanes)
+        run_lane(given.config, tasks[given.lane], storage, given.extra, given.lanes, given.against)
         return
     started = time.monotonic()
     command = [sys.executable, *sys.argv, "--lanes", str(given.lanes)]
@@ -216,15 +339,18 @@ def main() -> None:
             if tasks[lane]
         ]
     )
-    right = {
-        variant: [
-            test_answers(load_config(given.config, overrides(variant, seed, storage, given.extra)))
-            for seed in given.seeds
-        ]
-        for variant in VARIANTS
-        if variant in given.variants
+    runs = {
+        name: [load_config(given.config, overrides(name, seed, storage, given.extra)) for seed in given.seeds]
+        for name in VARIANTS
+        if name in given.variants
     }
-    result = {**summary(right), "seconds": round(time.monotonic() - started)}
+    right = {name: [test_answers(one) for one in by_seed] for name, by_seed in runs.items()}
+    tokens = {
+        name: [teacher_tokens(Store.open(storage).child(one.name), name) or 0 for one in by_seed]
+        for name, by_seed in runs.items()
+    }
+    begun = {name: [begun_with(one) for one in by_seed] for name, by_seed in runs.items()}
+    result = {**summary(right, tokens, begun), "seconds": round(time.monotonic() - started)}
     text = f"{table(result)}\n"
     if given.report:
         Path(given.report).write_text(f"{text}\n{json.dumps(result)}\n", encoding="utf-8")

@@ -129,7 +129,7 @@ def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> 
     targets = sum(target_count(e) for e in batch)
     pack = pack_tree(batch, SETTINGS, share_root).to(student.device, student.dtype)
     sums = loss(pack)
-    total = sums.mle / targets + TRIPLET_WEIGHT * sums.triplet.loss / len(batch)
+    total = sums.mle / targets + TRIPLET_WEIGHT * sums.reflection / len(batch)
     total.backward()
     return float(total.detach())
 

@@ -91,7 +91,7 @@ def packed(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
         pairs=pairs,
     ).to(student.device, student.dtype)
     sums = loss(pack)
-    total = sums.mle / targets + TRIPLET_WEIGHT * sums.triplet.loss / pairs
+    total = sums.mle / targets + TRIPLET_WEIGHT * sums.reflection / pairs
     total.backward()
     return float(total.detach())
 

@@ -69,12 +69,24 @@ class RunConfig(Section):
                 f"evaluation.max_new_tokens={self.evaluation.max_new_tokens} is under a quarter of "
                 f"exam.max_new_tokens={self.exam.max_new_tokens}: most answers would be cut off; raise the former"
             )
+        if self.teacher.correction == "continue" and self.student.thinking:
+            raise ValueError(
+                "teacher.correction=continue goes on from the student's words, and those of a student that thinks are "
+                "thoughts: set student.thinking=false or correction to rewrite"
+            )
         if self.student.engines == "auto" and any(teacher.serve for teacher in self.teacher.teachers):
             raise ValueError(
                 "teacher.serve shares the cluster with the student's engines, and student.engines=auto takes every "
                 "GPU: set it to a number"
             )
         return self
+
+    def asked_teacher(self) -> TeacherConfig:
+        """The section `teacher` with the words that a rationale may have for this run's student."""
+        if self.teacher.max_words != "auto":
+            return self.teacher
+        tokens = min(self.exam.max_new_tokens, self.evaluation.max_new_tokens)
+        return self.teacher.model_copy(update={"max_words": max(10, tokens // 2)})
 
     def results(self) -> dict[str, Any]:
         """The settings that change results."""

@@ -193,6 +193,8 @@ class PromptsConfig(Section):
     """System message of every request; an empty one sends none."""
     rationale: str | None = None
     """Asks for a rationale; needs {question} and {form}."""
+    hinted: str | None = None
+    """Asks for a rationale and shows the answer, for `last_try`; needs {question}, {answer} and {form}."""
     feedback: str | None = None
     """Asks what went wrong and for a corrected rationale; needs {question}, {attempt}, {answer} and {form}."""
     again: str | None = None
@@ -202,6 +204,7 @@ class PromptsConfig(Section):
     def _placeholders(self) -> PromptsConfig:
         needed = {
             "rationale": ("question", "form"),
+            "hinted": ("question", "answer", "form"),
             "feedback": ("question", "attempt", "answer", "form"),
             "again": ("problem",),
         }
@@ -238,8 +241,18 @@ class TeacherConfig(Section):
     """Rationales asked for a question in round 1; near-duplicates are dropped."""
     max_mistakes: int = Field(default=4, ge=1)
     """Distinct mistakes of one question that get feedback in a round."""
+    correction: Literal["rewrite", "continue"] = "rewrite"
+    """How a mistake is corrected: `rewrite` asks for the whole reasoning anew, `continue` for the student's own words
+    before its first wrong step, word for word, which is checked, and the right steps from there. What a rationale and
+    its mistake then begin with alike does not count as negative."""
     max_asks: int = Field(default=3, ge=1, le=10)
     """Times that one lesson is asked for before it counts as failed; each time with what was wrong."""
+    last_try: Literal["blind", "hinted"] = "blind"
+    """Of a rationale that was refused until its last ask: `hinted` shows the right answer then. What speaks of a hint
+    is refused all the same."""
+    max_words: Annotated[int, Field(ge=10)] | Literal["auto"] = "auto"
+    """Words of a rationale that teachers are asked for at most; auto takes half as many as the student has tokens, the
+    lesser of `exam.max_new_tokens` and `evaluation.max_new_tokens`."""
     min_accepted_share: Annotated[float, OPERATIONAL] = Field(default=0.2, ge=0, le=1)
     """Below this share of accepted lessons the round stops before it trains on too little."""
     max_attempts: Annotated[int, OPERATIONAL] = Field(default=8, ge=1)
@@ -284,6 +297,8 @@ class TeacherConfig(Section):
         names = [endpoint.model for endpoint in self.teachers]
         if len(set(names)) < len(names):
             raise ValueError(f"teacher.teachers: each teacher needs a model of its own, not {', '.join(names)}")
+        if self.last_try == "hinted" and self.max_asks == 1:
+            raise ValueError("teacher.last_try=hinted shows the answer at the last of several asks: raise max_asks")
         if self.peer_scores and (self.arrangement != "committee" or len(self.teachers) < 2):
             raise ValueError("teacher.peer_scores needs arrangement: committee and a second teacher")
         return self

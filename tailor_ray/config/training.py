@@ -49,16 +49,27 @@ class TrainingConfig(Section):
 
     prompt_weight: float = Field(default=0.1, ge=0)
     """Weight of prompt tokens in the MLE term; rationale tokens weigh 1."""
+    reflection: Literal["triplet", "orpo", "redi", "none"] = "triplet"
+    """What the self-reflection term makes of the student's mistakes. `triplet`, the paper's, parts the hidden states of
+    right and wrong rationales. The others part their likelihoods and need no other right rationale: `orpo` is the
+    log-sigmoid of the odds ratio of rationale and mistake, by the mean over their tokens; `redi` takes the mistake's
+    mean log-likelihood itself and wants a small `learning_rate`. `none` learns from the teacher alone."""
     triplet_weight: float = Field(default=0.5, ge=0)
-    """Weight of the self-reflection term; 0 switches it off."""
+    """Weight of the term `triplet`; 0 switches it off."""
     triplet_margin: float = Field(default=1.0, ge=0)
-    """Margin of the self-reflection term."""
+    """Margin of the term `triplet`."""
     triplet_representation: Literal["last", "mean"] = "last"
     """What stands for a rationale: the hidden state of its last token, or the mean over its tokens."""
     triplet_prompt_gradient: Literal["attached", "detached"] = "attached"
     """Whether the triplet term's gradient flows through the prompt; `detached` is the reference's way, and dearer."""
     rationale_cap: int = Field(default=192, ge=1)
-    """Tokens of a rationale that the triplet term sees."""
+    """Tokens of a rationale that the triplet term sees; likelihoods are those of whole rationales."""
+    orpo_weight: float = Field(default=0.1, ge=0)
+    """Weight of the term `orpo`; 0 switches it off."""
+    redi_weight: float = Field(default=0.8, ge=0)
+    """Weight of the term `redi`, beside the mean over all targets, those of prompts too; 0 switches it off."""
+    redi_floor: float = Field(default=2.0, gt=0)
+    """Nats per token from which a mistake is unlikely enough: `redi` pushes it no further, lest it runs away."""
 
     start: Literal["last", "base"] = "last"
     """Continue from the previous round's student, or begin each round with the student as given."""
@@ -68,12 +79,27 @@ class TrainingConfig(Section):
     """Share of the earlier lessons that `replay` keeps."""
     feedback: bool = True
     """Learn from lessons of kind feedback; off leaves the plain rationales (an ablation)."""
+    rationales: int | None = Field(default=None, ge=1)
+    """Rationales of a question that are learnt from, of those that were asked for or that a committee wrote; None takes
+    all. Feedback is not among them."""
+    choose: Literal["first", "fit"] = "first"
+    """Which ones: any, always the same, or those that fit the student as given best, by a forward pass on CPU each."""
+    fit_by: Literal["nll", "rank"] = "nll"
+    """What fits: the mean negative log-likelihood of a rationale's tokens, or their mean rank; the least is best."""
+    critique: bool = False
+    """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
+    rationale. Exams show the question alone all the same."""
     max_negatives: int = Field(default=4, ge=1)
     """Mistakes a question that may serve as negatives."""
     max_positives: int = Field(default=10, ge=1)
     """Other correct rationales a question that may serve as positives."""
     own_positives: bool = True
     """The student's own correct attempts may serve as positives."""
+    own_correct: int = Field(default=0, ge=0)
+    """The student's own correct attempts of the latest exam that are learnt as examples: so many distinct ones per
+    question, whether it has lessons or not."""
+    own_correct_weight: float = Field(default=1.0, gt=0)
+    """Weight of such an example, in both terms; a lesson's is 1."""
     gold_rationales: bool = False
     """The task's gold rationales may serve as positives."""
     select: Literal["last", "validation_loss"] = "last"
@@ -129,6 +155,24 @@ class TrainingConfig(Section):
     max_shard_size: Annotated[str, OPERATIONAL] = "4GB"
     """Safetensors files of the exported student are split above this size."""
 
+    @property
+    def reflection_weight(self) -> float:
+        """Of the chosen self-reflection term; 0 where there is none."""
+        weights = {"triplet": self.triplet_weight, "orpo": self.orpo_weight, "redi": self.redi_weight}
+        return weights.get(self.reflection, 0.0)
+
+    @property
+    def pairs(self) -> Literal["triplet", "likelihood", "none"]:
+        """What the self-reflection term compares: a rationale with another and a mistake, or with a mistake alone."""
+        if not self.reflection_weight:
+            return "none"
+        return "triplet" if self.reflection == "triplet" else "likelihood"
+
+    @property
+    def detached(self) -> bool:
+        """Whether the self-reflection term sends no gradient into the prompt."""
+        return self.pairs == "triplet" and self.triplet_prompt_gradient == "detached"
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if self.offload_optimizer and self.zero_stage == 0:
@@ -140,11 +184,15 @@ class TrainingConfig(Section):
                 f"training.batch_size={self.batch_size} cannot be split into training.accumulation={self.accumulation} "
                 f"passes on training.workers={self.workers}: raise batch_size or lower one of the others"
             )
-        if self.attention == "separate" and self.triplet_prompt_gradient == "detached" and self.triplet_weight:
+        if self.attention == "separate" and self.detached:
             raise ValueError(
                 "training.triplet_prompt_gradient=detached needs the tree: set training.attention to auto, or "
                 "triplet_prompt_gradient to attached"
             )
+        if self.choose == "fit" and self.rationales is None:
+            raise ValueError("training.choose=fit needs training.rationales, how many are kept of a question: set that")
+        if self.critique and not self.feedback:
+            raise ValueError("training.critique learns from lessons of kind feedback: set training.feedback=true")
         if self.schedule == "constant" and self.final_learning_rate:
             raise ValueError(
                 "training.final_learning_rate is for the schedules linear and cosine: set training.schedule"

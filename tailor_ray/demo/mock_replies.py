@@ -1,8 +1,8 @@
 """What the mock teacher says: it reads the prompt that it was sent, and answers from it alone.
 
 In: a chat request's body. Out: the reply's text. The question and the student's attempt are taken out of the prompt;
-arithmetic is solved, other questions are looked up in recorded rationales. Whether an answer is to be wrong is said
-by the caller. The same request gives the same reply.
+arithmetic is solved, other questions are looked up in recorded rationales. A first lesson goes the usual way, later
+ones another. Whether an answer is to be wrong is said by the caller. The same request gives the same reply.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from typing import Any
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.teacher import section, with_choices
 from tailor_ray.records import Question
-from tailor_ray.tasks.arithmetic import find_error, solve
+from tailor_ray.tasks.arithmetic import Fault, Solution, first_fault, other_ways, solve
 
 _LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=\D*\Z)")
 STYLES = 3
+OPENERS = ("", "Then ", "So ")  # of a step that the student's words are followed by
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A question's way to its answer. `feedback` says where an attempt goes wrong."""
+    """A question's way to its answer. `feedback` says where an attempt goes wrong, `wrong_step` is its first wrong step
+    word for word."""
 
     rationale: str
     answer: str
     feedback: str
+    wrong_step: str = ""
 
 
 class Answers:
@@ -64,35 +67,70 @@ class Answers:
         rationale, answer = row
         found = _LAST_NUMBER.search(attempt)
         ends = f"It ends with {found.group(0)}" if found else "It reaches no answer"
-        return Known(rationale, answer, f"{ends}, where the steps lead to {answer}.")
+        first = attempt.strip().partition("\n")[0]
+        return Known(rationale, answer, f"{ends}, where the steps lead to {answer}.", first)
 
 
 def compose(body: Mapping[str, Any], answers: Answers | None, wrong: bool, draw: int) -> str:
     """The reply to a request; `draw` is a number of the request's hash, by which wordings and errors vary."""
     messages: Sequence[Mapping[str, Any]] = body.get("messages", [])
     question = section(messages, "question") or _last_user(messages)
-    attempt = section(messages, "attempt")
-    known = answers.find(question, attempt or "") if answers else _solve(question, attempt or "", draw)
+    attempt, earlier = section(messages, "attempt"), section(messages, "earlier")
+    schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+    continues = "wrong_step" in (schema or {}).get("properties", {}) or "<wrong_step>" in _last_user(messages[:2])
+    if answers:
+        known = answers.find(question, attempt or "")
+    elif attempt is None:
+        known = _solve(question, earlier or "", draw)
+    else:
+        known = _correct(question, attempt, continues, draw)
     reasoning = section(messages, "reasoning")
     if reasoning is not None:
-        return f"<score>{5 if known and known.answer in reasoning else 1}</score>"
+        right = known is not None and known.answer in reasoning
+        says = "It reaches the right answer step by step." if right else "It does not reach the right answer."
+        return f"<reasons>{says}</reasons>\n<score>{5 if right else 1}</score>"
     if known is None:
         known = Known("This question is not one that I can solve.", "unknown", "The question is not clear to me.")
     if wrong:
         known = _spoil(known, draw)
-    schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
     if schema:
-        fields = {"feedback": known.feedback, "rationale": known.rationale, "answer": known.answer}
-        return json.dumps({name: fields.get(name, "") for name in schema.get("properties", {})})
+        return json.dumps({name: getattr(known, name, "") for name in schema.get("properties", {})})
     first = f"<feedback>{known.feedback}</feedback>\n" if attempt is not None else ""
+    first += f"<wrong_step>{known.wrong_step}</wrong_step>\n" if continues else ""
     return f"{first}<rationale>{known.rationale}</rationale>\n<answer>{known.answer}</answer>"
 
 
-def _solve(question: str, attempt: str, draw: int) -> Known | None:
+def _solve(question: str, earlier: str, draw: int) -> Known | None:
+    """A rationale in one of the usual wordings; where some were given earlier, one that is none of them."""
     solution = solve(question, draw % STYLES)
     if solution is None:
         return None
-    return Known(solution.rationale, solution.answer, find_error(solution, attempt))
+    ways = [way for way in other_ways(question) if way.rationale not in earlier] if earlier else []
+    chosen = ways[draw % len(ways)] if ways else solution
+    return Known(chosen.rationale, chosen.answer, "")
+
+
+def _correct(question: str, attempt: str, continues: bool, draw: int) -> Known | None:
+    """What is wrong by the route that the attempt follows longest, and its correction: in words of its own, or going on
+    from the student's."""
+    solution, ways = solve(question, draw % STYLES), other_ways(question)
+    if solution is None:
+        return None
+    routes = [(one, first_fault(one, attempt)) for one in (solution, *ways)]
+    nearest, fault = max(routes, key=lambda route: route[1].done)  # of equals the first
+    kept = attempt[: fault.start].rstrip()
+    if continues and (kept.strip() or fault.slip):
+        rationale = f"{kept.lstrip()} {_rest(nearest, fault, draw)}".strip()
+    else:
+        rationale = ways[draw % len(ways)].rationale if ways else solution.rationale
+    return Known(rationale, solution.answer, fault.said, fault.step)
+
+
+def _rest(solution: Solution, fault: Fault, draw: int) -> str:
+    """The steps from the first wrong one on; a slip stands within a sentence."""
+    opener = OPENERS[draw % len(OPENERS)]
+    steps = [f"{opener}{step}." for step in solution.steps[fault.done :]]
+    return " ".join([steps[0].removeprefix(opener), *steps[1:]] if fault.slip else steps)
 
 
 def _spoil(known: Known, draw: int) -> Known:
@@ -110,7 +148,7 @@ def _spoil(known: Known, draw: int) -> Known:
         except ValueError:
             other = f"not {answer}"
     rationale = re.sub(rf"(?<![\w.]){re.escape(answer)}(?![\w.]*\w)", other, known.rationale)
-    return Known(rationale, other, known.feedback)
+    return Known(rationale, other, known.feedback, known.wrong_step)
 
 
 def _last_user(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -36,16 +36,16 @@ def about_answers(what: str, counts: Mapping[str, Any], setting: str, limit: int
         )
 
 
-def about_pairs(round_: int, counts: Mapping[str, Any], triplet_weight: float) -> Iterator[str]:
-    """On a round's examples: the self-reflection term needs another right rationale and a mistake of the student's."""
+def about_pairs(round_: int, counts: Mapping[str, Any], weight: float, reflection: str = "triplet") -> Iterator[str]:
+    """On a round's examples: the self-reflection term needs a mistake of the student's, the triplet term another right
+    rationale besides."""
     examples, pairs = counts.get("examples", 0), counts.get("with_pair", counts.get("examples", 0))
-    if not triplet_weight or pairs >= FEW * examples:
+    if not weight or pairs >= FEW * examples:
         return
-    says = (
-        f"round {round_}: {pairs:,} of {examples:,} examples have a pair (another right rationale and an own "
-        "mistake), so the self-reflection term hardly counts"
-    )
-    if counts.get("without_positive", 0) > examples / 2:
+    triplet = reflection == "triplet"
+    what = "a pair (another right rationale and an own mistake)" if triplet else "an own mistake"
+    says = f"round {round_}: {pairs:,} of {examples:,} examples have {what}, so the self-reflection term hardly counts"
+    if triplet and counts.get("without_positive", 0) > examples / 2:
         says += (
             f"; {counts['without_positive']:,} lack another right rationale: set teacher.rationales to 2 or more, or "
             "training.gold_rationales=true where the task has its own"
@@ -69,8 +69,9 @@ def about_run(stages: Mapping[tuple[int, str], Any], settings: Mapping[str, Any]
             limit = setting("exam", "max_new_tokens")
             yield from about_answers(f"round {number} exam", metrics, "exam.max_new_tokens", limit)
         elif stage == "examples":
-            weight = setting("training", "triplet_weight")
-            yield from about_pairs(number, metrics, 0.5 if weight is None else weight)
+            reflection = setting("training", "reflection") or "triplet"
+            weight = 0.0 if reflection == "none" else setting("training", f"{reflection}_weight")
+            yield from about_pairs(number, metrics, 0.5 if weight is None else weight, reflection)
         elif stage == "evaluate":
             limit = setting("evaluation", "max_new_tokens")
             counts = metrics.get("test") or {}

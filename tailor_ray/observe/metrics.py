@@ -48,7 +48,7 @@ TABLE = {
         Metric("teacher_spent_usd", "gauge", "USD", "Dollars paid to the teacher in this run"),
         Metric("teacher_left_usd", "gauge", "USD", "Dollars left in the run's budget"),
         Metric("ledger_hits", "counter", "requests", "Teacher requests answered from the ledger, at no cost"),
-        Metric("training_loss", "gauge", "nats", "Loss of the last step, by term: total, mle, triplet", ("term",)),
+        Metric("training_loss", "gauge", "nats", "Loss of the last step, by term: total, mle, reflection", ("term",)),
         Metric("training_tokens", "counter", "tokens", "Tokens through training's forward pass"),
         Metric("training_steps", "counter", "steps", "Optimizer steps taken"),
         Metric("round", "gauge", "", "Round under way; 0 is the evaluation of the student as given"),

@@ -19,7 +19,11 @@ CHANGES = {"fixed": GREEN, "regressed": RED, "stubborn": GREY, "undecided": VIOL
 OUTCOMES = {"accepted": GREEN, "rejected": AMBER, "failed": RED}
 STAGE_COLORS = dict(zip(STAGES, (GREY, VIOLET, BLUE, AMBER, TEAL, GREEN, RED), strict=True))
 STAGE_NAMES = {"teach": "teach, after the exam"}
-LOSSES = {"loss": ("total", BLUE), "mle": ("learning from the teacher", GREEN), "triplet": ("self-reflection", AMBER)}
+LOSSES = {
+    "loss": ("total", BLUE),
+    "mle": ("learning from the teacher", GREEN),
+    "reflection": ("self-reflection", AMBER),
+}
 MAX_POINTS = 600  # of one loss curve: more than the pixels that show it
 
 
@@ -122,7 +126,7 @@ def _time(rounds: list[dict[str, Any]]) -> Chart | None:
 
 
 def read_losses(record: RunRecord) -> dict[int, list[dict[str, Any]]]:
-    """Each round's training steps {step, loss, mle, triplet, …}, thinned to about MAX_POINTS; NaN is null."""
+    """Each round's training steps {step, loss, mle, reflection, …}, thinned to about MAX_POINTS; NaN is null."""
     curves = {}
     for number in record.rounds:
         steps = record.steps(number)

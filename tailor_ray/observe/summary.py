@@ -71,7 +71,7 @@ class RunRecord:
         return find_part(self.folder(number, stage), prefix, index)
 
     def steps(self, number: int) -> list[dict[str, Any]]:
-        """The rows {step, loss, mle, triplet, …} of the round's training; empty before it has committed."""
+        """The rows {step, loss, mle, reflection, …} of the round's training; empty before it has committed."""
         if (number, "train") not in self.stages:
             return []
         log = self.folder(number, "train").child(layout.LOG)

@@ -228,7 +228,7 @@ class WeightsAndBiases:
         )
         for stage in STAGES:
             self._run.define_metric(f"{stage}/*", step_metric="round")
-        for name in ("loss", "mle", "triplet", "learning_rate", "tokens", "seconds"):
+        for name in ("loss", "mle", "reflection", "learning_rate", "tokens", "seconds"):
             self._run.define_metric(f"train/{name}", step_metric="train/step")
 
     def log(self, rows: Sequence[tuple[int, Scalars]], axis: str) -> None:

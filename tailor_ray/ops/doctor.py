@@ -258,7 +258,9 @@ def teacher(config: RunConfig) -> Iterator[Line]:
                 found = f"{model} will be served on the cluster"
             else:
                 check_prices(config.teacher)
-                found = f"{where} answers the request for a lesson in {try_lesson(config.teacher, endpoint):.1f} s"
+                found = (
+                    f"{where} answers the request for a lesson in {try_lesson(config.asked_teacher(), endpoint):.1f} s"
+                )
         except TailorError as error:
             yield Line("teacher", f"{where} did not answer the request for a lesson", str(error))
         else:

@@ -89,7 +89,7 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
         question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
         wrong = [tried.attempt] if tried and tried.attempt.verdict is Verdict.WRONG else []
         grader = grader_for(config.task)
-        with open_teacher(config.teacher) as teacher:
+        with open_teacher(config.asked_teacher()) as teacher:
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
             yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")
@@ -102,7 +102,8 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
         return
     text, kind = outcome.text or "", LessonKind.FEEDBACK if wrong else LessonKind.RATIONALE
     yield Line("teacher writes", f"after {outcome.seconds:.1f} s{_block(text)}")
-    judged = judge(question, kind, text, grader, endpoint.output == "json_schema")
+    continued = wrong[0].text if wrong and config.teacher.correction == "continue" else None
+    judged = judge(question, kind, text, grader, endpoint.output == "json_schema", continued)
     if judged.reason is not None:
         yield Line("lesson", f"refused as {judged.reason}: {judged.problem}", "a run asks again; look at the prompt")
         return

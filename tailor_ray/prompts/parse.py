@@ -1,10 +1,10 @@
 """Reading a teacher's reply: JSON by schema, tagged text, text under headings, or plain prose with a conclusion.
 
 In: the reply's text as received. Out: a Reply with the rationale (its conclusion line removed), the answer that it
-states, and for feedback what went wrong. Thinking that a model left in its reply is cut away; an object or tags are
-found wherever they stand. Nothing is judged here, and any text at all is read without an error, in time that grows
-with its length and not faster: what cannot be found is None or empty. `Reply.markup` is what of our form is left in a
-text that should have none.
+states, and for feedback what went wrong and the student's first wrong step. Thinking that a model left in its reply is
+cut away; an object or tags are found wherever they stand. Nothing is judged here, and any text at all is read without
+an error, in time that grows with its length and not faster: what cannot be found is None or empty. `Reply.markup` is
+what of our form is left in a text that should have none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FIELDS = ("feedback", "rationale", "answer")
+FIELDS = ("feedback", "wrong_step", "rationale", "answer")
 
 _THINKING = r"think(?:ing)?|thoughts?|reflection|scratchpad"
 _CLOSED = re.compile(rf"</(?:{_THINKING})>|\[/(?:{_THINKING})\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
@@ -58,6 +58,7 @@ class Reply:
     rationale: str
     answer: str | None
     feedback: str | None
+    wrong_step: str | None = None
     form: str = field(default="prose", compare=False)
     markup: str | None = field(default=None, compare=False)
 
@@ -72,12 +73,12 @@ def parse_reply(text: str) -> Reply:
     rationale, stated = split_conclusion(fields.get("rationale") or "")
     answer, feedback = fields.get("answer") or stated, fields.get("feedback")
     left = next(filter(None, map(_LEFT.search, (rationale, answer or "", feedback or ""))), None)
-    return Reply(rationale, answer, feedback, form, left and left.group(0))
+    return Reply(rationale, answer, feedback, fields.get("wrong_step"), form, left and left.group(0))
 
 
 def parse_score(text: str) -> int | None:
     """A peer's score from 1 to 5; None when the reply gives none."""
-    text = strip_thinking(text)
+    text = strip_thinking(text).rpartition("</reasons>")[2]
     found = re.search(r"<score>\s*([1-5])\s*</score>", text) or re.search(r"(?<![\d.])([1-5])(?![\d.]|\s*/\s*10)", text)
     return int(found.group(1)) if found else None
 

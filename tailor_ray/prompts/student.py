@@ -84,6 +84,17 @@ class StudentPrompt:
             return self.prefix + self._block(question)
         return self.chat([*self._demo_turns(), {"role": "user", "content": self._asked(question)}], True)
 
+    def critique(self, question: Question, mistake: str, feedback: str) -> str:
+        """The prompt of a second try, after an own mistake and what a teacher said of it; for training alone."""
+        if self.chat is None or self.style == "plain":
+            return f"{self.prefix}{self._block(question)}{mistake.rstrip()}\nFeedback: {feedback.strip()}\nReasoning:"
+        turns = [
+            {"role": "user", "content": self._asked(question)},
+            {"role": "assistant", "content": mistake.strip()},
+            {"role": "user", "content": feedback.strip()},
+        ]
+        return self.chat([*self._demo_turns(), *turns], True)
+
     def completion(self, rationale: str, answer: str) -> str:
         """What the student is to write after `render`: the rationale, and the conclusion once, as the last line."""
         if self.style == "plain":

@@ -29,6 +29,28 @@ Solve this question step by step.
 
 {form}"""
 
+HINTED = """\
+Solve this question step by step. The hint is its right answer: find the way there, and write it as if nobody had told \
+the answer. Never mention the hint.
+
+<question>
+{question}
+</question>
+
+<hint>
+{answer}
+</hint>
+
+{form}"""
+
+ANOTHER = """\
+These ways are known already. Take another route to the answer; where there is none, explain it in other words and in \
+another order.
+
+<earlier>
+{earlier}
+</earlier>"""
+
 FEEDBACK = """\
 A student answered this question wrongly. Say in one or two sentences where the student's reasoning first goes wrong, \
 then write the reasoning as the student should have written it: complete, from the start, and as if nobody had told \
@@ -48,8 +70,30 @@ the answer. Never mention the student, the hint or the reference answer in the c
 
 {form}"""
 
+CONTINUE = """\
+A student answered this question wrongly. Find the first wrong step and copy it word for word. Say in one or two \
+sentences what is wrong with it. Then write the reasoning as the student should have written it: begin with all that \
+the student wrote before that step, word for word, and go on from there to the answer, as if nobody had told it. Where \
+the very first step is wrong, nothing is kept. Never mention the student, the hint or the reference answer in it.
+
+<question>
+{question}
+</question>
+
+<attempt>
+{attempt}
+</attempt>
+
+<hint>
+{answer}
+</hint>
+
+{form}"""
+
 SCORE = """\
-Another teacher wrote this reasoning for a student. Score it from 1 (wrong or useless) to 5 (correct, complete, clear).
+Another teacher wrote this reasoning for a student. Its answer is right. Judge how clear and how complete it is: can a \
+student follow each step, and is no step missing or needless? Give your reasons first, then a score from 1 (unclear or \
+full of gaps) to 5 (clear and complete).
 
 <question>
 {question}
@@ -60,6 +104,7 @@ Another teacher wrote this reasoning for a student. Score it from 1 (wrong or us
 </reasoning>
 
 Reply in exactly this form:
+<reasons>one or two sentences</reasons>
 <score>a whole number from 1 to 5</score>"""
 
 AGAIN = "That reply cannot be used: {problem} Write the whole reply again, in the same form."
@@ -74,8 +119,12 @@ ANSWER_FORMS: Mapping[AnswerKind, str] = {
     AnswerKind.PYTHON: "the answer alone",
 }
 
-_TAGS = re.compile(r"<(/?)(question|attempt|hint|feedback|rationale|answer|reasoning|score)>", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"\{(question|choices|answer|attempt|form|problem|reasoning)\}")
+WRONG_STEP = "the student's first wrong step, copied word for word"
+
+_TAGS = re.compile(
+    r"<(/?)(question|attempt|hint|earlier|feedback|wrong_step|rationale|answer|reasoning|reasons|score)>", re.IGNORECASE
+)
+_PLACEHOLDER = re.compile(r"\{(question|choices|answer|attempt|form|problem|reasoning|earlier)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +133,33 @@ class Templates:
 
     system: str = SYSTEM
     rationale: str = RATIONALE
+    hinted: str = HINTED
     feedback: str = FEEDBACK
     again: str = AGAIN
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherPrompt:
-    """Renders requests for one task; `structured` asks for JSON by schema instead of tagged text."""
+    """Renders requests for one task; `structured` asks for JSON by schema instead of tagged text, `continues` for
+    corrections that go on from the student's words, `words` bounds a rationale."""
 
     kind: AnswerKind
     structured: bool = False
     templates: Templates = Templates()
+    continues: bool = False
+    words: int | None = None
 
-    def rationale(self, question: Question) -> Messages:
-        return self._messages(self.templates.rationale, question, LessonKind.RATIONALE)
+    def rationale(self, question: Question, earlier: Sequence[str] = ()) -> Messages:
+        """Where there are `earlier` rationales they are shown, and another route is asked for."""
+        messages = self._messages(self.templates.rationale, question, LessonKind.RATIONALE)
+        if not earlier:
+            return messages
+        known = _fill(ANOTHER, {"earlier": "\n\n".join(map(_defuse, earlier))})
+        return [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n\n{known}"}]
+
+    def hinted(self, question: Question) -> Messages:
+        """Asks for a rationale and shows the answer."""
+        return self._messages(self.templates.hinted, question, LessonKind.RATIONALE)
 
     def feedback(self, question: Question, attempt: str) -> Messages:
         return self._messages(self.templates.feedback, question, LessonKind.FEEDBACK, attempt)
@@ -125,10 +187,11 @@ class TeacherPrompt:
             return None
         texts = {
             "feedback": "where the student's reasoning first goes wrong",
+            "wrong_step": WRONG_STEP,
             "rationale": "the reasoning, step by step",
             "answer": ANSWER_FORMS[self.kind],
         }
-        names = [name for name in texts if name != "feedback" or lesson is LessonKind.FEEDBACK]
+        names = self._fields(lesson)
         schema = {
             "type": "object",
             "properties": {name: {"type": "string", "description": texts[name]} for name in names},
@@ -150,17 +213,34 @@ class TeacherPrompt:
 
     def _form(self, lesson: LessonKind) -> str:
         form = ANSWER_FORMS[self.kind]
+        without = "Markdown" if self.kind is AnswerKind.MATH else "Markdown or LaTeX"
+        bound = f", in at most {self.words} words" if self.words else ""
+        return f"Write the reasoning as plain text without {without}{bound}. {self._layout(lesson, form)}"
+
+    def _layout(self, lesson: LessonKind, form: str) -> str:
         if self.structured:
-            names = ["`rationale` (the reasoning, step by step)", f"`answer` ({form})"]
-            if lesson is LessonKind.FEEDBACK:
-                names.insert(0, "`feedback` (where the student's reasoning first goes wrong)")
-            return f"Reply with one JSON object and nothing else. Its fields are texts: {', '.join(names)}."
-        first = "<feedback>where it goes wrong</feedback>\n" if lesson is LessonKind.FEEDBACK else ""
-        return (
-            "Reply in exactly this form:\n"
-            f"{first}<rationale>the reasoning, step by step</rationale>\n"
-            f"<answer>{form}</answer>"
-        )
+            first = "where the student's reasoning first goes wrong"
+            texts = {
+                "feedback": first,
+                "wrong_step": WRONG_STEP,
+                "rationale": "the reasoning, step by step",
+                "answer": form,
+            }
+            names = ", ".join(f"`{name}` ({texts[name]})" for name in self._fields(lesson))
+            return f"Reply with one JSON object and nothing else. Its fields are texts: {names}."
+        texts = {
+            "feedback": "where it goes wrong",
+            "wrong_step": WRONG_STEP,
+            "rationale": "the reasoning, step by step",
+        }
+        tags = [f"<{name}>{(texts | {'answer': form})[name]}</{name}>" for name in self._fields(lesson)]
+        return "\n".join(["Reply in exactly this form:", *tags])
+
+    def _fields(self, lesson: LessonKind) -> list[str]:
+        """What a reply consists of, in order."""
+        if lesson is LessonKind.RATIONALE:
+            return ["rationale", "answer"]
+        return ["feedback", *(["wrong_step"] if self.continues else []), "rationale", "answer"]
 
 
 def choice_lines(question: Question) -> str:

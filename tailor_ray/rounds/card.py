@@ -14,6 +14,8 @@ from tailor_ray.config import RunConfig
 
 SECTIONS = ("task", "student", "exam", "teacher", "training")  # of the settings that change results
 
+REFLECTIONS = {"triplet": "triplet loss", "likelihood": "as less likely", "none": "by the lessons on them alone"}
+
 
 def model_card(config: RunConfig, taught: Mapping[int, Mapping[str, Any]], trained: Mapping[str, Any]) -> str:
     """Markdown with the front matter that the hub reads.
@@ -30,7 +32,8 @@ def model_card(config: RunConfig, taught: Mapping[int, Mapping[str, Any]], train
         *("---", "library_name: transformers", "pipeline_tag: text-generation"),
         *("tags: [reasoning, distillation, tailor-ray]", "---", "", f"# {config.name}, round {max(taught)}", ""),
         "A small causal language model that learnt step-by-step reasoning from a larger one, in rounds: on the",
-        "teacher's rationales (weighted cross-entropy) and on its own mistakes (triplet loss). Made by tailor-ray.",
+        f"teacher's rationales (weighted cross-entropy) and its own mistakes ({REFLECTIONS[config.training.pairs]}).",
+        "Made by tailor-ray.",
         "",
         f"- Data: {_plain(data)}",
         f"- Student as given: {_plain(given)}",

@@ -67,7 +67,7 @@ class Services:
             identify(self._config.student.model, self._config.student.revision)
         if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
             self._served = self._served_teachers()
-            self._teacher = self._opened.enter_context(open_teacher(self._config.teacher))
+            self._teacher = self._opened.enter_context(open_teacher(self._config.asked_teacher()))
             first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
             check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
 

@@ -17,7 +17,7 @@ from tailor_ray.layout import BASE_STUDENT, QUESTIONS, StageId, student_after
 
 EXAMPLE_SETTINGS = (
     *("lessons", "replay_share", "feedback", "max_negatives", "max_positives", "own_positives", "gold_rationales"),
-    *("max_length", "rationale_cap"),
+    *("rationales", "choose", "fit_by", "critique", "own_correct", "own_correct_weight", "max_length", "rationale_cap"),
 )  # of the section `training`: what an example is made of
 
 
@@ -69,7 +69,7 @@ def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[
         StageSpec(teach, {"teacher": settings["teacher"], "seed": seed}, (QUESTIONS, exam, *taught)),
         StageSpec(
             examples,
-            {"training": _built(settings, round_), "student": served, "seed": seed},
+            {"training": _built(config, settings, round_), "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, exam, teach, *taught),
         ),
         StageSpec(
@@ -91,10 +91,11 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings["student"].items() if name not in made_of}
 
 
-def _built(settings: dict[str, Any], round_: int) -> dict[str, Any]:
+def _built(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
     """How examples are made; round 1 has no lessons of kind feedback to learn from or to leave out."""
-    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if round_ > 1 or name != "feedback"}
-    return built | {"pairs": settings["training"]["triplet_weight"] > 0}
+    later = () if round_ > 1 else ("feedback", "critique")
+    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if name not in later}
+    return built | {"pairs": config.training.pairs}
 
 
 def _trained(settings: dict[str, Any]) -> dict[str, Any]:

@@ -200,10 +200,11 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
         seed=config.seed,
         round=inputs.round,
         latest=max((r for r in taught if inputs.metrics(StageId(r, "teach"))["accepted"]), default=inputs.round),
+        branches=config.teacher.correction == "continue",
     )
     with services.progress.stage(f"round {inputs.round} examples", total=len(asked), unit="parts") as bar:
         digest, counts = make_examples(job, len(asked), lambda _: bar.advance())
-    for text in advice.about_pairs(inputs.round, counts, config.training.triplet_weight):
+    for text in advice.about_pairs(inputs.round, counts, config.training.reflection_weight, config.training.reflection):
         log.warning("%s", text)
     return StageResult(counts, {EXAMPLES: digest})
 

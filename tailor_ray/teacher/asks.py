@@ -1,8 +1,9 @@
 """`Ask`: one lesson that is wanted, and its way through requests, judgement, other tries, other teachers and peers.
 
 A shard of the exam becomes asks; each ask has at most one request open. `advance` takes a settled request and returns
-the next one to send, or None when the ask is done: accepted, or failed with the reason of its last request. What an
-ask does depends on its own replies alone, so the order in which replies arrive changes nothing.
+the next one to send, or None when the ask is done: accepted, or failed with the reason of its last request; then comes
+`following`, for what waited for it. What an ask does depends on its own replies and on those that it waited for alone,
+so the order in which replies arrive changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.parse import parse_score, strip_thinking
-from tailor_ray.prompts.teacher import Messages, TeacherPrompt, Templates
+from tailor_ray.prompts.teacher import CONTINUE, Messages, TeacherPrompt, Templates
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.budget import CAP_GROWTH
 from tailor_ray.teacher.dispatch import Settled
@@ -36,7 +37,8 @@ class Ended:
 
 @dataclass(slots=True)
 class Ask:
-    """One wanted lesson. `sample` tells apart several rationales of one question."""
+    """One wanted lesson. `sample` tells apart several rationales of one question: all but the first wait for the one
+    before, are shown those that were accepted (`earlier`) and asked for another route."""
 
     question: Question
     kind: LessonKind
@@ -52,6 +54,13 @@ class Ask:
     messages: Messages = field(default_factory=list)
     peers: list[EndpointConfig] = field(default_factory=list)  # still to score the accepted lesson
     scores: list[int] = field(default_factory=list)
+    then: Ask | None = None  # what waits for this one
+    earlier: list[str] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        """Asks that wait for this one's end, also those that wait for them."""
+        return 0 if self.then is None else 1 + self.then.waiting
 
     @property
     def order(self) -> tuple[str, str, int, int, str]:
@@ -68,8 +77,16 @@ class Asker:
         self._grader = grader
         self._round = round_
         given = {name: text for name, text in config.prompts.model_dump().items() if text is not None}
+        self._continues = config.correction == "continue"
+        texts = Templates(**({"feedback": CONTINUE} | given if self._continues else given))
         self._prompts = {
-            endpoint.model: TeacherPrompt(grader.kind, endpoint.output == "json_schema", Templates(**given))
+            endpoint.model: TeacherPrompt(
+                grader.kind,
+                endpoint.output == "json_schema",
+                texts,
+                self._continues,
+                None if config.max_words == "auto" else config.max_words,
+            )
             for endpoint in config.teachers
         }
 
@@ -85,11 +102,21 @@ class Asker:
             priority = (-len(wrong) / len(own) if own else 0.0, int(question.id in taught), question.id)
             for mistake, sample in self._wanted(wrong):
                 kind = LessonKind.RATIONALE if mistake is None else LessonKind.FEEDBACK
-                asks += [Ask(question, kind, mistake, sample, group, priority) for group in self._groups()]
+                made = [Ask(question, kind, mistake, sample, group, priority) for group in self._groups()]
+                for before, ask in zip(asks[-len(made) :] if sample else (), made, strict=False):
+                    before.then = ask
+                asks += made
         return asks
 
     def first(self, ask: Ask) -> TeacherRequest:
         return self._open(ask)
+
+    def following(self, ask: Ask) -> TeacherRequest | None:
+        """The first request of what waited for this ask, which is done; None where nothing did."""
+        if ask.then is None:
+            return None
+        ask.then.earlier = [*ask.earlier, *([ask.accepted.rationale] if ask.accepted else [])]
+        return self._open(ask.then)
 
     def advance(self, ask: Ask, settled: Settled) -> TeacherRequest | None:
         """Judge the reply; see the module's contract."""
@@ -99,7 +126,8 @@ class Asker:
         reply = row.reply or ""
         if row.outcome == "answered":
             structured = ask.teachers[ask.turn].output == "json_schema"
-            judged = judge(ask.question, ask.kind, reply, self._grader, structured)
+            continued = ask.mistake.text if ask.mistake and self._continues else None
+            judged = judge(ask.question, ask.kind, reply, self._grader, structured, continued)
         elif row.outcome == "length":
             judged = Judged(reason="length", problem=CUT_OFF)
         else:
@@ -123,12 +151,16 @@ class Asker:
         """Change what is asked by what was wrong; False where nothing is left to change.
 
         A reply that was cut gets twice the cap, within a bound; of one that was cut in its thinking there is nothing
-        to show, so the same is asked again.
+        to show, so the same is asked again. The last ask of all begins afresh where it may give a hint.
         """
         endpoint = ask.teachers[ask.turn]
         cap = ask.cap
         if judged.reason == "length":
             ask.cap = min(2 * cap, CAP_GROWTH * endpoint.max_tokens)
+        last = ask.tries == self._config.max_asks - 1 and ask.turn == len(ask.teachers) - 1
+        if last and ask.mistake is None and self._config.last_try == "hinted":
+            ask.messages = self._prompts[endpoint.model].hinted(ask.question)
+            return True
         if judged.reason != "length" or strip_thinking(reply):
             ask.messages = self._prompts[endpoint.model].again(ask.messages, reply, judged.problem)
             return True
@@ -180,7 +212,7 @@ class Asker:
     def _open(self, ask: Ask) -> TeacherRequest:
         prompt = self._prompts[ask.teachers[ask.turn].model]
         if ask.mistake is None:
-            ask.messages = prompt.rationale(ask.question)
+            ask.messages = prompt.rationale(ask.question, ask.earlier)
         else:
             ask.messages = prompt.feedback(ask.question, ask.mistake.text)
         ask.cap = ask.teachers[ask.turn].max_tokens

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tailor_ray.answers import Grader
 from tailor_ray.prompts.parse import parse_reply
+from tailor_ray.prompts.plain import plain_text, typeset
 from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
 
 # Words by which a rationale shows that its writer was shown the answer or an attempt; the group is what it speaks of.
@@ -44,10 +45,19 @@ class Judged:
     problem: str = ""
 
 
-def judge(question: Question, kind: LessonKind, text: str, grader: Grader, structured: bool = False) -> Judged:
-    """Judge a whole reply; `structured`: an object was asked for, so that prose is none."""
+def judge(
+    question: Question,
+    kind: LessonKind,
+    text: str,
+    grader: Grader,
+    structured: bool = False,
+    continued: str | None = None,
+) -> Judged:
+    """Judge a whole reply; `structured`: an object was asked for, so that prose is none. `continued` is the attempt
+    that the rationale is to go on from; what is kept of it is the student's, to the letter."""
     reply = parse_reply(text)
-    rationale = reply.rationale
+    latex = grader.kind is AnswerKind.MATH
+    rationale = reply.rationale if continued is not None else plain_text(reply.rationale, latex)
     if rationale and (reply.markup is not None or (structured and reply.form == "prose")):
         return Judged(reason="malformed", problem="it is not laid out in the form that was asked for.")
     if max(len(rationale.split()), len(re.findall(r"\w+", rationale))) < FEWEST_WORDS:  # "80(.95)=76" is one word
@@ -61,6 +71,14 @@ def judge(question: Question, kind: LessonKind, text: str, grader: Grader, struc
         )
     if kind is LessonKind.FEEDBACK and not reply.feedback:
         return Judged(reason="no_feedback", problem="it does not say where the student's reasoning goes wrong.")
+    if continued is not None:
+        branch = branch_off(continued, reply.wrong_step or "", rationale)
+        if isinstance(branch, Judged):
+            return branch
+        kept, rest = branch
+        rationale = f"{kept}{plain_text(rest, latex)}"
+    if (left := typeset(rationale, latex)) is not None:
+        return Judged(reason="markup", problem=f"its rationale is typeset ({left!r}); write plain text.")
     conclusion = rationale if reply.answer is None else f"{rationale}\nAnswer: {reply.answer}"
     grade = grader.grade(question, conclusion)
     if grade.verdict is not Verdict.CORRECT:
@@ -68,6 +86,35 @@ def judge(question: Question, kind: LessonKind, text: str, grader: Grader, struc
     if not _reaches(question, rationale, grader.kind):
         return Judged(reason="unsupported", problem="its rationale does not arrive at the answer that it states.")
     return Judged(rationale, grade.answer or question.answer, reply.feedback)
+
+
+def branch_off(attempt: str, wrong_step: str, rationale: str) -> tuple[str, str] | Judged:
+    """The attempt's words before its first wrong step, as the student wrote them, and what the rationale says after
+    them; white space may differ. A Judged where the step is none of the attempt's, or other words come before it."""
+    wrong = _words(wrong_step)
+    place = wrong.search(attempt) if wrong_step.strip() else None
+    if place is None:
+        return Judged(reason="no_branch", problem="its wrong_step is not copied word for word from the attempt.")
+    kept = attempt[: place.start()].lstrip()
+    begun = _words(kept).match(rationale)
+    rest = rationale[begun.end() :] if begun else ""
+    if begun is None or wrong.match(rest.lstrip()):
+        return Judged(
+            reason="not_continued",
+            problem="its rationale does not begin with the student's words before the wrong step, word for word, and "
+            "go on otherwise.",
+        )
+    if kept != kept.rstrip():
+        rest = rest.lstrip()
+    return (kept, rest) if rest else (kept.rstrip(), "")
+
+
+def _words(text: str) -> re.Pattern[str]:
+    """These words with any white space between them, and no more of a word or number before or behind."""
+    words = text.split()
+    before = r"(?<!\w)" if words and words[0][0].isalnum() else ""
+    behind = r"(?!\w|[.,]\d)" if words and words[-1][-1].isalnum() else ""
+    return re.compile(before + r"\s+".join(map(re.escape, words)) + behind)
 
 
 def gives_away(rationale: str, question: str) -> bool:

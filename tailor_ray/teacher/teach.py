@@ -226,7 +226,7 @@ class _Stage:
         elif not asks:
             self._commit(work)
         else:
-            self._send(first)
+            self._send([(work, ask, request) for work, ask, request in first if ask.sample == 0])
 
     def _still_holds(self, info: dict[str, Any], work: _Work) -> bool:
         """Whether a part that an earlier driver committed is what this one would make of it."""
@@ -268,7 +268,7 @@ class _Stage:
                 new[request.key] = request
             self._state.waiting[request.key].append((work, ask))
             if request.key in self._state.undecided:
-                self._leave_open(work)
+                self._leave_open(work, ask)
         self._pool.submit(list(new.values()))
 
     def _take_settled(self, settled: list[Settled]) -> None:
@@ -276,8 +276,8 @@ class _Stage:
         for one in settled:
             if one.undecided:
                 self._state.undecided[one.request.key] = one
-                for work, _ in self._state.waiting[one.request.key]:
-                    self._leave_open(work)
+                for work, ask in self._state.waiting[one.request.key]:
+                    self._leave_open(work, ask)
                 continue
             for work, ask in self._state.waiting.pop(one.request.key):
                 request = self._asker.advance(ask, one)
@@ -285,6 +285,9 @@ class _Stage:
                 if request is not None:
                     following.append((work, ask, request))
                     continue
+                waited = self._asker.following(ask)
+                if waited is not None and ask.then is not None:
+                    following.append((work, ask.then, waited))
                 work.left -= 1
                 self._state.counts["done"] += 1
                 self._state.ends.add(ask)
@@ -294,9 +297,9 @@ class _Stage:
                     self._set_aside()
         self._send(following)
 
-    def _leave_open(self, work: _Work) -> None:
-        """One more of the part's asks is without a verdict."""
-        work.undecided += 1
+    def _leave_open(self, work: _Work, ask: Ask) -> None:
+        """One more of the part's asks is without a verdict, and with it those that wait for it."""
+        work.undecided += 1 + ask.waiting
         if work.left == work.undecided:
             self._set_aside()
 

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,16 +38,18 @@ LEFT_OUT = {
     "truncated": "their rationale was cut at training.max_length",
     "skipped": "their prompt leaves no room for a rationale: raise training.max_length",
 }
-SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name in ID_COLUMNS)])
+TOKEN_COLUMNS = (*ID_COLUMNS, "shared")  # beside the texts' own columns
+SCHEMA = pa.schema([*TRAIN_EXAMPLE_SCHEMA, *(TOKEN_SCHEMA.field(name) for name in TOKEN_COLUMNS)])
 
 
 @dataclass(frozen=True)
 class ExamplesJob:
     """What a round's examples are made of; picklable.
 
-    `student` is whose tokenizer is used; `special_tokens` says whether it adds its own to a prompt (off for chat
-    templates, which write them). `questions`, `lessons` (by round, ascending) and `attempts` are folders of committed
-    stages, `out` is the stage's own. `latest` is the newest round that has lessons.
+    `student` is whose tokenizer is used, and by whom lessons are chosen that are to fit; `special_tokens` says whether
+    the tokenizer adds its own to a prompt (off for chat templates, which write them). `questions`, `lessons` (by round,
+    ascending) and `attempts` are folders of committed stages, `out` is the stage's own. `latest` is the newest round
+    that has lessons. `branches` says that lessons go on from a mistake's right beginning, which is no negative then.
     """
 
     config: TrainingConfig
@@ -61,6 +63,7 @@ class ExamplesJob:
     seed: int
     round: int
     latest: int
+    branches: bool = False
 
 
 def make_examples(
@@ -102,8 +105,19 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
         seed=job.seed,
         round=job.round,
         latest=job.latest,
+        fit=partial(_fit, job, tokenizer, max_length),
     )
-    return commit_examples(job.out, index, examples, tokenizer, max_length, job.config, job.special_tokens, counts)
+    arguments = (job.config, job.special_tokens, counts, job.branches)
+    return commit_examples(job.out, index, examples, tokenizer, max_length, *arguments)
+
+
+def _fit(job: ExamplesJob, tokenizer: Any, max_length: int, rows: Sequence[tuple[str, str]]) -> list[float]:
+    from tailor_ray.training.fit import fit_scores, student_on_cpu
+
+    if not rows:
+        return []
+    student = student_on_cpu(job.student)
+    return fit_scores(student, tokenizer, rows, max_length, job.special_tokens, job.config.fit_by)
 
 
 def commit_examples(
@@ -115,15 +129,18 @@ def commit_examples(
     config: TrainingConfig,
     special_tokens: bool = True,
     counts: Mapping[str, int] = MappingProxyType({}),
+    branches: bool = False,
 ) -> Part:
     """Tokenize and write one part; its record adds to `counts` what became of the examples."""
-    pairs = config.triplet_weight > 0
-    data = tokenize_examples(examples, tokenizer, max_length, config.rationale_cap, pairs, special_tokens)
+    data = tokenize_examples(
+        examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens, branches
+    )
     texts = to_table([examples[row] for row in data.kept], TRAIN_EXAMPLE_SCHEMA)
-    table = pa.Table.from_arrays([*texts.columns, *data.table.columns[1:]], schema=SCHEMA)
+    tokens = [data.table.column(name) for name in TOKEN_COLUMNS]
+    table = pa.Table.from_arrays([*texts.columns, *tokens], schema=SCHEMA)
     shape = PartShape.of(data.table)
     info: dict[str, Any] = {PLANNING: shape.to_info()}
-    info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[2] > 0).sum())}
+    info["counts"] = {**counts, "with_pair_trained": int((shape.lengths[3] > 0).sum())}
     info["counts"]["boundary_moved"] = data.moved
     for what, ids in (("truncated", data.truncated), ("skipped", data.skipped)):
         info["counts"][what] = len(ids)

@@ -1,16 +1,17 @@
 """From lessons and attempts to training examples.
 
-In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, with a
-positive and a negative where the question has them, and counts that name what was left out. What always holds:
-the result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order; lessons
-and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
+In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, and where
+the settings ask for it per own correct attempt, with a positive and a negative where the question has them, and per
+criticized mistake; and counts that name what was left out. What always holds: the result depends on the inputs'
+content, the settings, seed and round alone, not on the inputs' order; lessons and attempts of questions that are not
+among the given ones are ignored, so validation never leaks in.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from tailor_ray.config.training import TrainingConfig
@@ -28,10 +29,15 @@ class Answered(Protocol):
     def verdict(self) -> str: ...
 
 
+Fit = Callable[[Sequence[tuple[str, str]]], list[float]]  # of prompts with completions; the less the better
+
+
 class Prompt(Protocol):
     """What this room needs of `prompts.student.StudentPrompt`."""
 
     def render(self, question: Question) -> str: ...
+
+    def critique(self, question: Question, mistake: str, feedback: str) -> str: ...
 
     def completion(self, rationale: str, answer: str) -> str: ...
 
@@ -45,8 +51,10 @@ def build_examples(
     seed: int,
     round: int,
     latest: int,
+    fit: Fit | None = None,
 ) -> tuple[list[TrainExample], dict[str, int]]:
-    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons.
+    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons, `fit` is
+    needed for `training.choose: fit`.
 
     Counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an example may be in both),
     `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by `training.lessons`/`feedback`).
@@ -54,32 +62,46 @@ def build_examples(
     known = {question.id: question for question in questions}
     counts = dict.fromkeys(("duplicate_lessons", "lessons_left_out"), 0)
     chosen = _choose(lessons, known, config, seed, round, latest, counts)
+    if config.rationales:
+        chosen = _fitting(chosen, known, prompt, config, fit, counts)
     correct, wrong = _sort_attempts(attempts, known)
     examples = []
-    for question_id in sorted(chosen):
+    counts |= dict.fromkeys((name for name in ("own_correct", "critique") if getattr(config, name)), 0)
+    for question_id in sorted({*chosen, *correct} if config.own_correct else chosen):
         question = known[question_id]
         rng = random.Random(f"{seed}/{round}/{question_id}")
-        texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in chosen[question_id]]
+        taught = chosen.get(question_id, [])
+        texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in taught]
         own = sorted(correct[question_id]) if config.own_positives else []
         gold = [prompt.completion(question.rationale or "", question.answer)] if _use_gold(question, config) else []
         positives = list(dict.fromkeys([text for _, text in texts] + own + gold))
         rng.shuffle(positives)
-        negatives = _negatives(wrong[question_id], chosen[question_id], rng)[: config.max_negatives]
+        negatives = _negatives(wrong[question_id], taught, rng)[: config.max_negatives]
         asked = prompt.render(question)
-        for index, (lesson, text) in enumerate(texts):
+        attempts_kept = _own_correct(correct[question_id], [text for _, text in texts], config.own_correct, rng)
+        learnt = [(text, _negative(lesson, negatives, index), 1.0) for index, (lesson, text) in enumerate(texts)]
+        learnt += [
+            (text, _negative(None, negatives, index), config.own_correct_weight)
+            for index, text in enumerate(attempts_kept, start=len(texts))
+        ]
+        for index, (text, negative, weight) in enumerate(learnt):
             others = [other for other in positives if other != text][: config.max_positives]
-            examples.append(
-                TrainExample(
-                    question_id=question_id,
-                    prompt=asked,
-                    rationale=text,
-                    positive=others[index % len(others)] if others else None,
-                    negative=_negative(lesson, negatives, index),
-                )
-            )
+            positive = others[index % len(others)] if others else None
+            examples.append(TrainExample(question_id, asked, text, positive, negative, weight))
+        if config.own_correct:
+            counts["own_correct"] += len(attempts_kept)
+        if config.critique:
+            criticized = [
+                TrainExample(question_id, prompt.critique(question, lesson.mistake, lesson.feedback), text, None, None)
+                for lesson, text in texts
+                if lesson.mistake and lesson.feedback
+            ]
+            examples += criticized
+            counts["critique"] += len(criticized)
     counts["examples"] = len(examples)
-    counts["questions"] = len(chosen)
-    counts["with_pair"] = sum(e.positive is not None and e.negative is not None for e in examples)
+    counts["questions"] = len({example.question_id for example in examples})
+    alone = config.pairs == "likelihood"  # a mistake is compared with the rationale itself
+    counts["with_pair"] = sum((alone or e.positive is not None) and e.negative is not None for e in examples)
     counts["without_positive"] = sum(e.positive is None for e in examples)
     counts["without_negative"] = sum(e.negative is None for e in examples)
     return examples, counts
@@ -97,9 +119,21 @@ def _negatives(wrong: set[str], lessons: list[Lesson], rng: random.Random) -> li
     return sorted(shuffled, key=lambda text: text not in corrected)
 
 
-def _negative(lesson: Lesson, negatives: list[str], index: int) -> str | None:
+def _own_correct(correct: set[str], taught: list[str], count: int, rng: random.Random) -> list[str]:
+    """At most `count` attempts that differ from each other and from the lessons by more than white space."""
+    seen = {" ".join(text.split()) for text in taught}
+    kept: list[str] = []
+    for text in rng.sample(sorted(correct), len(correct)) if count else ():
+        words = " ".join(text.split())
+        if words not in seen and len(kept) < count:
+            seen.add(words)
+            kept.append(text)
+    return kept
+
+
+def _negative(lesson: Lesson | None, negatives: list[str], index: int) -> str | None:
     """The mistake that the lesson corrects if the student still makes it, else one of the others by turns."""
-    if lesson.mistake is not None and lesson.mistake in negatives:
+    if lesson is not None and lesson.mistake is not None and lesson.mistake in negatives:
         return lesson.mistake
     return negatives[index % len(negatives)] if negatives else None
 
@@ -126,6 +160,29 @@ def _choose(
             seen.add((lesson.question_id, lesson.text))
             chosen[lesson.question_id].append(lesson)
     return chosen
+
+
+def _fitting(
+    chosen: dict[str, list[Lesson]],
+    known: dict[str, Question],
+    prompt: Prompt,
+    config: TrainingConfig,
+    fit: Fit | None,
+    counts: dict[str, int],
+) -> dict[str, list[Lesson]]:
+    """The lessons less the rationales that are too many of a question; those that stay keep their order."""
+    ranked = {
+        name: [lesson for lesson in lessons if lesson.kind == LessonKind.RATIONALE] for name, lessons in chosen.items()
+    }
+    if config.choose == "fit":
+        assert fit is not None, "choosing by fit takes a student"
+        some = [one for lessons in ranked.values() if len(lessons) > (config.rationales or 0) for one in lessons]
+        rows = [(prompt.render(known[one.question_id]), prompt.completion(one.text, one.answer)) for one in some]
+        scores = dict(zip(map(id, some), fit(rows), strict=True))
+        ranked = {name: sorted(lessons, key=lambda one: scores.get(id(one), 0.0)) for name, lessons in ranked.items()}
+    spare = {id(one) for lessons in ranked.values() for one in lessons[config.rationales :]}
+    counts["rationales_left_out"] = len(spare)
+    return {name: [one for one in lessons if id(one) not in spare] for name, lessons in chosen.items()}
 
 
 def _wanted(lesson: Lesson, latest: int, config: TrainingConfig, seed: int, round: int) -> bool:

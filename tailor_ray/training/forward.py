@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tailor_ray.training.losses import TripletSums, mle_sum, triplet_sums
+from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, token_nll, triplet_sums
 from tailor_ray.training.packing import Pack
 from tailor_ray.training.tree import TreeAttention
 
@@ -24,30 +24,64 @@ class Sums(NamedTuple):
     """Unnormalized terms of one pass; a tuple, for DeepSpeed looks for the tensors in it."""
 
     mle: Tensor
-    triplet: TripletSums
+    reflection: Tensor
 
 
 class StudentLoss(nn.Module):
     """A student with its two loss terms; this is what DeepSpeed wraps, so that one forward call is one pass."""
 
-    def __init__(self, student: Any, attention: TreeAttention | None, margin: float) -> None:
+    def __init__(
+        self,
+        student: Any,
+        attention: TreeAttention | None,
+        margin: float,
+        reflection: str = "triplet",
+        floor: float = 2.0,
+    ) -> None:
+        """`reflection` is `training.reflection`, `margin` the triplet term's, `floor` that of `redi`."""
         super().__init__()
         self.student = student
         self.attention = attention
-        self.margin = margin
+        self.margin, self.reflection, self.floor = margin, reflection, floor
 
     def forward(self, pack: Pack) -> Sums:
         hidden_TH = hidden_states(self.student, self.attention, pack)
+        if pack.likelihood:
+            return self._likelihoods(hidden_TH, pack)
         mle = self._mle(hidden_TH, pack)
         reps = hidden_TH.new_zeros((3 * pack.pairs, hidden_TH.shape[1]), dtype=torch.float32)
         weighted = hidden_TH.index_select(0, pack.rep_token).float() * pack.rep_weight[:, None]
         reps = reps.index_add(0, pack.rep_row, weighted)
         rationale, positive, negative = reps.view(3, pack.pairs, hidden_TH.shape[1])
-        return Sums(mle, triplet_sums(rationale, positive, negative, self.margin))
+        return Sums(mle, triplet_sums(rationale, positive, negative, self.margin, pack.pair_weight).loss)
+
+    def _likelihoods(self, hidden_TH: Tensor, pack: Pack) -> Sums:
+        """Both terms from each target's likelihood; what a mean is worth is known when all its tokens are."""
+        nll_K = self._token_nll(hidden_TH, pack)
+        means = nll_K.new_zeros(2 * pack.pairs)
+        means = means.index_add(0, pack.rep_row, nll_K.index_select(0, pack.rep_token) * pack.rep_weight)
+        rationale, negative = means.view(2, pack.pairs)
+        if self.reflection == "orpo":
+            reflection = orpo_sum(rationale, negative, pack.pair_weight)
+        else:
+            reflection = redi_sum(negative, self.floor, pack.pair_weight)
+        return Sums((nll_K * pack.weight).sum(), reflection)
+
+    def _token_nll(self, hidden_TH: Tensor, pack: Pack) -> Tensor:
+        """(K); of more targets than a slice holds, logits are made again in the backward pass."""
+        head, size = self.student.get_output_embeddings(), self._slice(hidden_TH.device)
+        hidden_KH = hidden_TH.index_select(0, pack.source)
+        if len(pack.source) <= size:
+            return token_nll(head(hidden_KH), pack.target)
+        parts = zip(hidden_KH.split(size), pack.target.split(size), strict=True)
+        return torch.cat([checkpoint(_nll_part, head, *part, use_reentrant=False) for part in parts])
+
+    def _slice(self, device: torch.device) -> int:
+        """Targets whose logits are made at once."""
+        return max(1, logits_at_once(device) // self.student.config.get_text_config().vocab_size)
 
     def _mle(self, hidden_TH: Tensor, pack: Pack) -> Tensor:
-        head = self.student.get_output_embeddings()
-        size = max(1, logits_at_once(hidden_TH.device) // self.student.config.get_text_config().vocab_size)
+        head, size = self.student.get_output_embeddings(), self._slice(hidden_TH.device)
         hidden_KH = hidden_TH.index_select(0, pack.source)
         if len(pack.source) > size and type(head) is nn.Linear and head.bias is None:
             return _SlicedHead.apply(hidden_KH, head.weight, pack.target, pack.weight, size)
@@ -69,6 +103,10 @@ def logits_at_once(device: torch.device) -> int:
 
 def _part(head: Callable[[Tensor], Tensor], hidden_KH: Tensor, target_K: Tensor, weight_K: Tensor) -> Tensor:
     return mle_sum(head(hidden_KH), target_K, weight_K)
+
+
+def _nll_part(head: Callable[[Tensor], Tensor], hidden_KH: Tensor, target_K: Tensor) -> Tensor:
+    return token_nll(head(hidden_KH), target_K)
 
 
 class _SlicedHead(torch.autograd.Function):

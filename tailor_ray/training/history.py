@@ -16,7 +16,7 @@ STEP_SCHEMA = pa.schema(
         ("step", pa.int32()),
         ("loss", pa.float64()),
         ("mle", pa.float64()),
-        ("triplet", pa.float64()),
+        ("reflection", pa.float64()),
         ("learning_rate", pa.float64()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),

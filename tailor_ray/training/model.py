@@ -50,8 +50,8 @@ class Student:
     def pad_id(self) -> int:
         return first_id(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
 
-    def loss_module(self, margin: float) -> StudentLoss:
-        return StudentLoss(self.model, self.attention, margin)
+    def loss_module(self, margin: float, reflection: str = "triplet", floor: float = 2.0) -> StudentLoss:
+        return StudentLoss(self.model, self.attention, margin, reflection, floor)
 
 
 def first_id(*candidates: int | None) -> int:
@@ -124,7 +124,7 @@ def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tu
         return attention, "the prompt computed once (tree)"
     if config.attention == "tree":
         raise ModelError(f"training.attention=tree does not work for this student: {reason}; set it to auto")
-    if config.triplet_prompt_gradient == "detached" and config.triplet_weight:
+    if config.detached:
         raise ModelError(
             f"training.triplet_prompt_gradient=detached needs the tree, which is not used here ({reason}); "
             "set it to attached"

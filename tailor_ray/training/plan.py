@@ -93,7 +93,7 @@ class Plan:
             Schedule(questions, config.batch_size, config.epochs, seed, config.steps),
             np.concatenate([shape.lengths.sum(0, dtype=np.int32) for shape in shapes]),
             np.concatenate([shape.lengths[0] + shape.lengths[1] - 1 for shape in shapes]),
-            np.concatenate([shape.lengths[2] > 0 for shape in shapes]),
+            np.concatenate([shape.lengths[3] > 0 for shape in shapes]),
             shared if shared >= MIN_ROOT else 0,
             config,
             workers,

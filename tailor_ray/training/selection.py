@@ -111,7 +111,7 @@ class Selection:
         student = self.student
         special = prompt.style == "plain"
         return tokenize_examples(
-            examples, student.tokenizer, student.max_length, self.config.rationale_cap, False, special
+            examples, student.tokenizer, student.max_length, self.config.rationale_cap, "none", special
         ).examples
 
 

@@ -71,9 +71,12 @@ class Stepper:
         self.engine, self.student, self.config = engine, student, config
         self.round, self.rank, self.device, self.dtype = round, rank, device, dtype
         self.skipped, self.scaled = 0, False  # scaled: a step has counted, so the scale is found
-        detached = config.triplet_prompt_gradient == "detached"
         self.pack_settings = PackSettings(
-            config.prompt_weight, config.triplet_representation, config.rationale_cap, detached
+            config.prompt_weight,
+            config.triplet_representation,
+            config.rationale_cap,
+            config.detached,
+            config.pairs == "likelihood",
         )
         self._passes: Iterator[_Pass] = iter(())
         self._next = -1  # the step that `_passes` goes on with
@@ -84,32 +87,33 @@ class Stepper:
         begun = time.perf_counter()
         rate = learning_rate(step, self.plan.steps, self.config, self.round)
         self.engine.set_learning_rate(rate)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # mle, triplet, tokens
+        weight = self.config.reflection_weight
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # mle, reflection, tokens
         if step != self._next:
             self._passes = ahead(self._from(step))
         self._next = step + 1
         for targets, pairs, pack, counted, last in self._passes:
             sums: Sums = self.engine.inner(pack)
-            loss = sums.mle / targets + self.config.triplet_weight * sums.triplet.loss / max(1, pairs)
+            loss = sums.mle / targets + weight * sums.reflection / max(1, pairs)
             self.engine.backward(loss if counted else loss * 0.0, last_pass=last)
             if counted:
                 totals += torch.stack(
-                    [sums.mle.detach(), sums.triplet.loss.detach(), sums.mle.new_tensor(pack.tokens)]
+                    [sums.mle.detach(), sums.reflection.detach(), sums.mle.new_tensor(pack.tokens)]
                 ).double()
             if last:
                 break
         norm, skipped = self.engine.step()
         if self.plan.workers > 1:
             dist.all_reduce(totals)
-        mle_total, triplet_total, tokens = totals.tolist()
-        mle, triplet = mle_total / targets, triplet_total / max(1, pairs)
-        loss_value = mle + self.config.triplet_weight * triplet
+        mle_total, reflection_total, tokens = totals.tolist()
+        mle, reflection = mle_total / targets, reflection_total / max(1, pairs)
+        loss_value = mle + weight * reflection
         self._check(step, loss_value, norm, skipped)
         return {
             "step": step,
             "loss": loss_value,
             "mle": mle,
-            "triplet": triplet,
+            "reflection": reflection,
             "learning_rate": rate,
             "tokens": round(tokens),
             "seconds": time.perf_counter() - begun,

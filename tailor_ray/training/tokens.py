@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ TOKEN_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ID_COLUMNS),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("shared", pa.int32(), nullable=False),
     ]
 )
 Places = NDArray[np.int64]
@@ -34,17 +36,21 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """One example as ids. `positive` and `negative` are both there or both empty, for only a pair counts."""
+    """One example as ids. `positive` and `negative` are both there or both empty, for only a pair counts; where
+    likelihoods are compared, a negative is a pair with the rationale. The negative counts from token `shared` on: its
+    beginning is no mistake where the rationale begins alike."""
 
     question_id: str
     prompt: tuple[int, ...]
     rationale: tuple[int, ...]
     positive: tuple[int, ...] = ()
     negative: tuple[int, ...] = ()
+    weight: float = 1.0
+    shared: int = 0
 
     @property
     def has_pair(self) -> bool:
-        return bool(self.positive)
+        return bool(self.negative)
 
     @property
     def tokens(self) -> int:
@@ -77,12 +83,17 @@ class Rows:
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
         columns = [table.column(name) for name in TOKEN_SCHEMA.names]
-        self._names, *sides = (c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns)
+        self._names, *sides, weights, shared = (
+            c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns
+        )
+        self._weights, self._shared = weights.to_numpy(), shared.to_numpy()
         self._sides = [(side.values.to_numpy(), side.offsets.to_numpy()) for side in sides]
 
     def __getitem__(self, row: int) -> TokenExample:
         ids = (tuple(values[places[row] : places[row + 1]].tolist()) for values, places in self._sides)
-        return TokenExample(self._names[row].as_py(), *ids)
+        prompt, rationale, positive, negative = ids
+        weight, shared = float(self._weights[row]), int(self._shared[row])
+        return TokenExample(self._names[row].as_py(), prompt, rationale, positive, negative, weight, shared)
 
 
 def token_limit(model_config: Any, max_length: int) -> int:
@@ -95,14 +106,17 @@ def tokenize_examples(
     tokenizer: Any,
     max_length: int,
     rationale_cap: int,
-    pairs: bool = True,
+    pairs: Literal["triplet", "likelihood", "none"] = "triplet",
     special_tokens: bool = True,
+    branches: bool = False,
 ) -> TokenData:
     """Token ids of every example that fits.
 
     A rationale is cut where prompt plus rationale reach `max_length`; a positive or negative there or at
     `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
-    one token. With `pairs` off, positives and negatives are left out. `special_tokens` says whether the tokenizer
+    one token. `pairs` says what the self-reflection term compares: for likelihoods positives are left out and
+    negatives are cut at `max_length` alone, for none both are left out. With `branches` a negative counts from where it
+    leaves its rationale. `special_tokens` says whether the tokenizer
     adds its own to a prompt; a chat template has written them already, and its turn's end ends a completion. Raises
     ModelError without an end token.
     """
@@ -111,6 +125,7 @@ def tokenize_examples(
     turn = None if special_tokens else turn_end(tokenizer)
     end = tokenizer.eos_token_id if turn is None else turn
     sides = [_sides(example, pairs) for example in examples]
+    rationale_cap = max_length if pairs == "likelihood" else rationale_cap
     texts = dict.fromkeys(e.prompt + side for e, own in zip(examples, sides, strict=True) for side in ("", *own))
     ids = dict(zip(texts, text_ids(tokenizer, list(texts), special_tokens), strict=True))
     columns: list[list[list[int]]] = [[] for _ in SIDES]
@@ -130,19 +145,30 @@ def tokenize_examples(
             truncated.append(example.question_id)
         most = (room, min(room, rationale_cap), min(room, rationale_cap))
         rows = [row[:length] for row, length in zip(rows, most, strict=False)]
+        rows = [rows[0], [], rows[1]] if len(rows) == 2 else rows  # a mistake without another right rationale
         for column, row in zip(columns, [prompt[:cut], *rows, [], []], strict=False):
             column.append(row)
     names = pa.array([examples[place].question_id for place in kept], pa.string())
     arrays = [pa.array(column, pa.list_(pa.int32())) for column in columns]
-    table = pa.Table.from_arrays([names, *arrays], schema=TOKEN_SCHEMA)
+    weights = pa.array([examples[place].weight for place in kept], pa.float64())
+    rows_of = zip(columns[1], columns[3], strict=True)
+    shared = pa.array([_branch(*both) if branches else 0 for both in rows_of], pa.int32())
+    table = pa.Table.from_arrays([names, *arrays, weights, shared], schema=TOKEN_SCHEMA)
     return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
 
-def _sides(example: TrainExample, pairs: bool) -> tuple[str, ...]:
+def _sides(example: TrainExample, pairs: str) -> tuple[str, ...]:
     """What follows the prompt; half a pair counts for nothing."""
-    if pairs and example.positive is not None and example.negative is not None:
+    if pairs == "likelihood" and example.negative is not None:
+        return example.rationale, example.negative
+    if pairs == "triplet" and example.positive is not None and example.negative is not None:
         return example.rationale, example.positive, example.negative
     return (example.rationale,)
+
+
+def _branch(rationale: list[int], negative: list[int]) -> int:
+    """Tokens that both begin with; one of each counts at least."""
+    return max(0, min(_shared(rationale, negative), len(rationale) - 1, len(negative) - 1))
 
 
 def _row(tokenizer: Any, prompt: list[int], row: list[int], side: str) -> list[int]:

@@ -96,7 +96,8 @@ class _Worker:
         student = _together(lambda: self._load(folder, dtype))
         plan, parts, counts = self._plan()
         with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
-            engine = Engine(student.loss_module(config.triplet_margin), config, self.workers, dtype)
+            module = student.loss_module(config.triplet_margin, config.reflection, config.redi_floor)
+            engine = Engine(module, config, self.workers, dtype)
             checkpoints = Checkpoints(
                 task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
             )
@@ -220,7 +221,7 @@ class _Worker:
 
 def _observe(row: dict[str, Any]) -> None:
     """The step's figures as Ray metrics: microseconds, where `ray.train.report` takes 1.7 s."""
-    for term, name in (("total", "loss"), ("mle", "mle"), ("triplet", "triplet")):
+    for term, name in (("total", "loss"), ("mle", "mle"), ("reflection", "reflection")):
         metrics.gauge("training_loss", row[name], term=term)
     metrics.count("training_tokens", row["tokens"])
     metrics.count("training_steps")

@@ -41,7 +41,7 @@ def losses_and_gradients(kind: str, dtype: torch.dtype, device: str):
         (reference, None, pack_separate(examples, settings, pad=0)),
     ):
         sums = StudentLoss(net, layout, 1.0)(pack)
-        loss = sums.mle / targets + 0.5 * sums.triplet.loss / pairs
+        loss = sums.mle / targets + 0.5 * sums.reflection / pairs
         loss.backward()
         found.append((loss.item(), [p.grad.float().cpu() for p in net.parameters()]))
     return found
@@ -78,7 +78,7 @@ def test_rows_of_varying_length_are_no_further_from_the_truth_than_separate_pass
         pack = pack.to("cuda", torch.bfloat16)
         assert not tree or pack.tree.lengths is not None
         sums = StudentLoss(model, attention, 1.0)(pack)
-        loss = sums.mle / sum(map(target_count, examples)) + 0.5 * sums.triplet.loss / sum(e.has_pair for e in examples)
+        loss = sums.mle / sum(map(target_count, examples)) + 0.5 * sums.reflection / sum(e.has_pair for e in examples)
         loss.backward()
         errors = [
             ((mine.grad.double().cpu() - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-9)).item()

@@ -77,7 +77,7 @@ def test_figures_and_files(made, undisturbed):
     assert [row["step"] for row in rows] == list(range(42))
     assert rows[-1]["loss"] == result.loss_last
     assert sum(row["tokens"] for row in rows) == result.tokens
-    assert rows[0]["loss"] == pytest.approx(rows[0]["mle"] + 0.5 * rows[0]["triplet"])
+    assert rows[0]["loss"] == pytest.approx(rows[0]["mle"] + 0.5 * rows[0]["reflection"])
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert {entry.path for entry in result.model.files} >= wanted
     assert read_model(out) == result.model

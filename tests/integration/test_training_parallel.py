@@ -17,6 +17,9 @@ LORA = {"rank": 4}
 # workers, ZeRO stage, precision, adapters
 EXPORTS = [(1, 1, "float32", LORA), (2, 3, "float32", LORA), (1, 1, "bfloat16", None), (2, 3, "bfloat16", None)]
 SPREADS = [(workers, stage, passes) for workers in (1, 2) for stage in (0, 1, 2, 3) for passes in (1, 4)]
+LIKELIHOOD_SPREADS = [
+    (*spread, reflection) for reflection in ("orpo", "redi") for spread in ((1, 0, 1), (1, 1, 4), (2, 1, 1), (2, 3, 4))
+]
 
 
 def _start(folder, workers, rank):
@@ -53,6 +56,16 @@ def test_the_same_parameters_however_the_step_is_spread(trained, spread):
     for name, value in expected.items():
         # AdamW moved each by up to 20 · 1e-3; what differs is the order in which float32 sums were made
         assert abs(found[name] - value).max() < 2e-5, name
+
+
+@pytest.mark.parametrize("reflection", ["orpo", "redi"])
+def test_likelihoods_of_mistakes_however_the_step_is_spread(trained, reflection):
+    first, *others = (weights(trained, spread) for spread in LIKELIHOOD_SPREADS if spread[3] == reflection)
+    for found in others:
+        for name, value in first.items():
+            assert abs(found[name] - value).max() < 2e-5, name
+    triplet = weights(trained, SPREADS[0])
+    assert any(abs(triplet[name] - value).max() > 1e-3 for name, value in first.items()), "or nothing was reflected on"
 
 
 def test_training_moved_the_parameters(trained):

@@ -18,7 +18,7 @@ from tailor_ray.training.model import Student, load_student
 from tailor_ray.training.plan import Plan
 from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import tokenize_examples
-from tests.integration.test_training_parallel import EXPORTS, SPREADS, STEPS
+from tests.integration.test_training_parallel import EXPORTS, LIKELIHOOD_SPREADS, SPREADS, STEPS
 from tests.training.parts import of_examples
 from tests.training.students import make_examples
 
@@ -27,22 +27,23 @@ def train(
     folder: Path, workers: int, rank: int, dtype: torch.dtype, **settings: Any
 ) -> tuple[Student, Engine, list[float]]:
     """The student, its optimizer and the losses after STEPS steps."""
-    config = TrainingConfig(epochs=99, learning_rate=1e-3, warmup_steps=2, batch_size=11, **settings)
+    config = TrainingConfig(epochs=99, learning_rate=1e-3, warmup_steps=2, batch_size=11, redi_floor=4.0, **settings)
     student = load_student(folder / "student", config, dtype, seed=0)
     # 40 examples of 23 questions do not divide by 11 or 2: nothing is dropped, shards are uneven
-    data = tokenize_examples(make_examples(40, questions=23), student.tokenizer, 256, 192)
+    data = tokenize_examples(make_examples(40, questions=23), student.tokenizer, 256, 192, config.pairs)
     shapes, rows = of_examples(data)
     plan = Plan.of(shapes, config, 5, workers)
-    engine = Engine(student.loss_module(1.0), config, workers, dtype)
+    engine = Engine(student.loss_module(1.0, config.reflection, config.redi_floor), config, workers, dtype)
     stepper = Stepper(plan, rows, engine, student, config, 1, rank, torch.device("cpu"), dtype)
     return student, engine, [stepper.step(step)["loss"] for step in range(STEPS)]
 
 
-def run(folder: Path, workers: int, rank: int, stage: int, passes: int) -> None:
-    _, engine, losses = train(folder, workers, rank, torch.float32, zero_stage=stage, accumulation=passes)
+def run(folder: Path, workers: int, rank: int, stage: int, passes: int, reflection: str = "triplet") -> None:
+    settings = {"zero_stage": stage, "accumulation": passes, "reflection": reflection}
+    _, engine, losses = train(folder, workers, rank, torch.float32, **settings)
     state = engine.state_dict()
     if rank == 0:
-        name = f"{workers}-{stage}-{passes}"
+        name = f"{workers}-{stage}-{passes}" + (f"-{reflection}" if reflection != "triplet" else "")
         plain = {key.removeprefix("student."): value.float().clone().contiguous() for key, value in state.items()}
         save_file(plain, folder / name)
         (folder / f"{name}.json").write_text(json.dumps(losses))
@@ -80,9 +81,9 @@ def share_held(folder: Path) -> None:
 def main() -> None:
     folder, workers, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers)
-    for spread_workers, stage, passes in SPREADS:
-        if spread_workers == workers:
-            run(folder, workers, rank, stage, passes)
+    for spread in (*SPREADS, *LIKELIHOOD_SPREADS):
+        if spread[0] == workers:
+            run(folder, workers, rank, *spread[1:])
     for export_workers, stage, dtype, lora in EXPORTS:
         if export_workers == workers:
             export(folder, workers, rank, stage, dtype, lora)

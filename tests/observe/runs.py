@@ -202,11 +202,11 @@ def _examples(run, number, count):
 
 def _train(run, rng, number):
     steps = [
-        {"step": at + 1, "mle": 1.9 / number * 0.985**at + rng.random() * 0.06, "triplet": 0.9 * 0.99**at}
+        {"step": at + 1, "mle": 1.9 / number * 0.985**at + rng.random() * 0.06, "reflection": 0.9 * 0.99**at}
         | {"learning_rate": 1e-3, "tokens": 9000, "seconds": 0.2}
         for at in range(150)
     ]
-    rows = [{**row, "loss": row["mle"] + 0.5 * row["triplet"]} for row in steps]
+    rows = [{**row, "loss": row["mle"] + 0.5 * row["reflection"]} for row in steps]
     log = stage_folder(run, number, "train").child(layout.LOG)
     commit_part(log, layout.STEPS, 0, pa.Table.from_pylist(rows))
     metrics = {"examples": 400 * number, "with_pair": 210 * number, "steps": 150, "tokens": 9000 * 150}

@@ -36,6 +36,16 @@ def test_examples_without_pairs_say_what_is_missing_and_what_to_set():
     assert "180 lack a mistake: raise exam.samples" in text
 
 
+def test_where_likelihoods_are_compared_another_right_rationale_is_not_missed():
+    counts = {"examples": 196, "with_pair": 6, "without_positive": 185, "without_negative": 190}
+    (text,) = about_pairs(1, counts, 0.1, "orpo")
+    assert "6 of 196 examples have an own mistake" in text
+    assert "lack another" not in text
+    assert "190 lack a mistake" in text
+    settings = {"training": {"reflection": "none", "triplet_weight": 0.5}}
+    assert list(about_run({(1, "examples"): counts}, settings)) == []
+
+
 @pytest.mark.parametrize(
     ("counts", "weight"),
     [({"examples": 196, "with_pair": 6}, 0.0), ({"examples": 196, "with_pair": 20}, 0.5), ({"examples": 0}, 0.5)],

@@ -43,7 +43,7 @@ def test_tensorboard_reads_every_figure_once(tmp_path):
     send(observe(trackers=["tensorboard"]), run, times=2)
     events = EventAccumulator(str(tmp_path / "run/trackers/tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
-    assert set(events.Tags()["tensors"]) >= FIGURES | {"train/mle", "train/triplet"}
+    assert set(events.Tags()["tensors"]) >= FIGURES | {"train/mle", "train/reflection"}
     accuracy = events.Tensors("evaluate/test/accuracy")
     assert [event.step for event in accuracy] == [0, 1, 2]
     expected = load_run(run).stages[2, "evaluate"].metrics["test"]["accuracy"]
@@ -75,7 +75,7 @@ def test_wandb_works_offline(tmp_path, monkeypatch):
     (file,) = (tmp_path / "wb").rglob("run-*.wandb")
     data = file.read_bytes()
     assert b"evaluate/test/accuracy" in data
-    assert b"train/triplet" in data
+    assert b"train/reflection" in data
     assert not any(b"f" * 40 in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert len(run.read_json(SENT)["wandb"]) == 9  # 3 + 5 stages and a curve
 

@@ -190,3 +190,18 @@ def test_a_tokenizer_without_a_template_says_what_to_set(tokenizer_folder):
         prompt.render(Question("q", "5 and 5?", "10"))
     with pytest.raises(ConfigError, match=r"student\.prompt_style"):
         StudentPrompt("chat", AnswerKind.NUMBER)
+
+
+def test_a_critique_shows_the_mistake_and_what_was_said_of_it_behind_the_same_prefix():
+    question = Question("q", "1+1?", "2")
+    plain = StudentPrompt("plain", AnswerKind.NUMBER, DEMOS)
+    shown = plain.critique(question, " It is 3.\nAnswer: 3\n", "It is not 3. ")
+    assert shown == plain.render(question) + " It is 3.\nAnswer: 3\nFeedback: It is not 3.\nReasoning:"
+    assert shown.startswith(plain.prefix)
+
+    def chat(messages, open_turn):
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + ("<assistant>" if open_turn else "")
+
+    talk = StudentPrompt("chat", AnswerKind.NUMBER, (), chat)
+    shown = talk.critique(question, " It is 3.", "It is not 3.")
+    assert shown == talk.render(question) + "It is 3.<user>It is not 3.<assistant>"

@@ -8,7 +8,7 @@ import pytest
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.records import Verdict
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.tasks.arithmetic import find_error, generate, school_questions, solve
+from tailor_ray.tasks.arithmetic import first_fault, generate, other_ways, school_questions, solve
 from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family, Step, Wording
 from tailor_ray.tasks.arithmetic.school import CHAINS, KNOWN, SCHOOL
@@ -107,7 +107,43 @@ def test_a_repeated_slot_must_hold_the_same_word():
 def test_the_first_error_of_an_attempt_is_found(attempt: str, says: str):
     solution = solve(APPLES)
     assert solution is not None
-    assert find_error(solution, attempt) == says
+    assert first_fault(solution, attempt).said == says
+
+
+@pytest.mark.parametrize(
+    ("attempt", "step", "done"),
+    [
+        ("There are 20 + 7 = 27. Then 27 - 5 = 21.\nAnswer: 21", "27 - 5 = 21", 1),
+        ("There are 20 + 7 = 27. Then add 27 + 5 = 32.\nAnswer: 32", "Then add 27 + 5 = 32", 1),
+        ("20 + 7 = 27. 27 - 5 = 22.\nAnswer: 27", "Answer: 27", 2),
+        ("20 + 7 = 27.\nAnswer: 27", "Answer: 27", 1),
+        ("20 + 7 = 27 apples are left. That is it.\nAnswer: 27", "That is it.", 1),
+        ("20 + 7 = 27. 27 - 5 = 22. 22 - 1 = 21. Answer: 21", "22 - 1 = 21", 2),
+        (" I guess.\nAnswer: 3", "I guess.", 0),
+    ],
+)
+def test_the_first_wrong_step_is_named_to_the_letter(attempt: str, step: str, done: int):
+    solution = solve(APPLES)
+    assert solution is not None
+    fault = first_fault(solution, attempt)
+    assert (fault.step, fault.done) == (step, done)
+    assert attempt[fault.start :].startswith(step)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_other_ways_are_right_and_none_of_the_first(family: Family):
+    rng, found = Random(1), 0
+    for _ in range(20):
+        slots, steps = family.draw(rng)
+        question = rng.choice(family.wordings).write(slots)
+        first = {solve(question, style).rationale for style in range(len(family.rationales))}
+        for way in other_ways(question):
+            assert way.answer == str(steps[-1].result)
+            assert all(eval(str(step).replace("=", "==")) for step in way.steps)
+            assert all(str(step) in way.rationale for step in way.steps)
+            assert way.rationale not in first
+            found += 1
+    assert found >= 20
 
 
 def test_the_splits_share_no_text_and_no_id():

@@ -61,6 +61,52 @@ def test_round_one_asks_for_rationales_and_later_rounds_for_feedback():
     assert asker(2).asks([QUESTION], [], frozenset()) == []
 
 
+def test_several_rationales_follow_each_other_and_each_takes_another_route():
+    subject = asker(1, rationales=3, model="a", also=[{"model": "b"}], arrangement="committee")
+    asks = subject.asks([QUESTION], [], frozenset())
+    assert [(ask.sample, ask.teachers[0].model) for ask in asks] == [(k, m) for k in range(3) for m in "ab"]
+    first, _, second, _, third, _ = asks
+    assert (first.then, second.then, third.then, first.waiting) == (second, third, None, 2)
+    assert subject.advance(first, settle(subject.first(first), reply(WAY))) is None
+    request = subject.following(first)
+    assert WAY in request.body
+    assert "another route" in request.body
+    for _ in range(3):  # what was refused is not shown
+        request = subject.advance(second, settle(request, reply("He has 3 + 4 = 8.", "8")))
+    assert request is None
+    request = subject.following(second)
+    assert WAY in request.body
+    assert "= 8" not in request.body
+    assert subject.advance(third, settle(request, OTHER_WAY)) is None
+    assert subject.following(third) is None
+
+
+def test_the_last_ask_of_a_rationale_may_give_a_hint():
+    for round_, last_try, hints in ((1, "blind", False), (1, "hinted", True), (2, "hinted", False)):
+        subject = asker(round_, last_try=last_try, model="a", also=[{"model": "b"}], max_asks=2)
+        (ask,) = subject.asks([QUESTION], [mistake()], frozenset())
+        made = play(subject, ask, WRONG, WRONG, WRONG, GOOD)
+        assert [("find the way there" in request.body) for request in made] == [False, False, False, hints]
+        assert ask.accepted is not None
+    with pytest.raises(ConfigError, match="raise max_asks"):
+        parse_config({"teacher": {"last_try": "hinted", "max_asks": 1}}, "test")
+
+
+def test_corrections_go_on_from_the_students_words_where_that_is_asked_for():
+    subject = asker(correction="continue")
+    (ask,) = subject.asks([QUESTION], [mistake(text=" He has 3 first. 3 + 4 = 8.\nAnswer: 8")], frozenset())
+    made = play(
+        subject,
+        ask,
+        reply("So it is 3 + 4 = 7, all in all.", feedback="No."),
+        "<feedback>No.</feedback><wrong_step>3 + 4 = 8.</wrong_step>"
+        "<rationale>He has 3 first. 3 + 4 = 7.</rationale><answer>7</answer>",
+    )
+    assert "word for word" in made[0].body
+    assert [one.reason for one in ask.ended] == ["no_branch", None]
+    assert ask.accepted.rationale == "He has 3 first. 3 + 4 = 7."
+
+
 def test_the_mistakes_worth_most_come_first():
     often, seldom, taught = (Question(name, f"{name}?", "7") for name in ("often", "seldom", "taught"))
     right = [mistake(seldom, sample=k, text="7") for k in range(3)]

@@ -94,6 +94,77 @@ def test_feedback_without_what_went_wrong_is_none():
     assert judged(reply(WAY), LessonKind.FEEDBACK).reason == "no_feedback"
 
 
+def test_a_typeset_rationale_is_made_plain_or_refused():
+    lesson = judged(reply(r"**First** he has 3, then 3 \times 1 + 4 = \boxed{7}."))
+    assert (lesson.reason, lesson.rationale) == (None, "First he has 3, then 3 * 1 + 4 = 7.")
+    refused = judged(reply(r"He has \sqrt{9} and buys 4, so 3 + 4 = 7."))
+    assert refused.reason == "markup"
+    assert "plain text" in refused.problem
+
+
+def continued(rationale, wrong_step, attempt="Tom has 3. Then 3 + 4 = 8.\nAnswer: 8", answer="7"):
+    text = (
+        f"<feedback>3 + 4 is not 8.</feedback><wrong_step>{wrong_step}</wrong_step>"
+        f"<rationale>{rationale}</rationale><answer>{answer}</answer>"
+    )
+    return judge(QUESTION, LessonKind.FEEDBACK, text, NUMBER, continued=attempt)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "wrong_step", "kept"),
+    [
+        ("Tom has 3. Then 3 + 4 = 7.", "3 + 4 = 8", "Tom has 3. Then 3 + 4 = 7."),
+        ("Tom  has\n3. Then 3 + 4 = 7.", "3 + 4\n= 8", "Tom has 3. Then 3 + 4 = 7."),  # white space is the student's
+        ("Tom has 3. He buys 4, which makes 7.", "Then 3 + 4 = 8.", "Tom has 3. He buys 4, which makes 7."),
+        ("Tom has 3. Then 3 + 4 = 7.", "8.", "Tom has 3. Then 3 + 4 = 7."),
+        ("With 4 more Tom has 3 + 4 = 7.", "Tom has 3.", "With 4 more Tom has 3 + 4 = 7."),  # nothing to keep
+    ],
+)
+def test_a_correction_goes_on_from_the_students_words(rationale, wrong_step, kept):
+    lesson = continued(rationale, wrong_step)
+    assert (lesson.reason, lesson.rationale, lesson.answer) == (None, kept, "7")
+
+
+def test_what_is_kept_of_the_students_words_stays_theirs_to_the_letter():
+    lesson = continued("**Tom** has 3. Then **3 + 4 = 7**.", "3 + 4 = 8", "**Tom** has 3. Then 3 + 4 = 8.\nAnswer: 8")
+    assert lesson.reason == "markup", "the student's own Markdown is not taught"
+
+
+def test_a_wrong_conclusion_alone_leaves_all_steps():
+    attempt = "Tom has 3, and then 3 + 4 = 7.\nAnswer: 8"
+    lesson = continued("Tom has 3, and then 3 + 4 = 7.", "Answer: 8", attempt)
+    assert (lesson.reason, lesson.rationale) == (None, "Tom has 3, and then 3 + 4 = 7.")
+
+
+def test_part_of_a_word_or_number_is_no_step_and_none_that_is_repeated():
+    question = Question("q", "Six bags of four?", "24")
+    text = "<feedback>No.</feedback><wrong_step>{}</wrong_step><rationale>{}</rationale><answer>24</answer>"
+
+    def judge_it(step, rationale, attempt="Six bags of four: 6 * 4 = 2.\nAnswer: 2"):
+        said = text.format(step, rationale)
+        return judge(question, LessonKind.FEEDBACK, said, NUMBER, continued=attempt).reason
+
+    assert judge_it("6 * 4 = 2", "Six bags of four: 6 * 4 = 24.") is None, "24 is not the wrong 2 again"
+    assert judge_it("6 * 4 = 2", "Six bags of four: 6 * 4 = 2 4.") == "not_continued"
+    assert judge_it("6 * 4 = 2", "Six bags: 6 * 4 = 24.", "Six bags: 6 * 4 = 23.\nAnswer: 23") == "no_branch"
+
+
+@pytest.mark.parametrize(
+    ("rationale", "wrong_step", "reason"),
+    [
+        ("Tom has 3. Then 3 + 4 = 7.", "3 + 4 = 9", "no_branch"),  # no step of the student's
+        ("Tom has 3. Then 3 + 4 = 7.", "", "no_branch"),
+        ("Tom had 3. Then 3 + 4 = 7.", "3 + 4 = 8", "not_continued"),  # other words
+        ("He buys 4 more, and then 3 + 4 = 7.", "3 + 4 = 8", "not_continued"),
+        ("Tom has 3. Then 3 + 4 = 8. No, it is 7.", "3 + 4 = 8", "not_continued"),  # the mistake again
+        ("Tom has 3. Then 3 + 4 = 9.", "3 + 4 = 8", "wrong_answer"),
+    ],
+)
+def test_a_correction_that_does_not_go_on_from_them_is_none(rationale, wrong_step, reason):
+    answer = "9" if reason == "wrong_answer" else "7"
+    assert continued(rationale, wrong_step, answer=answer).reason == reason
+
+
 def test_words_of_the_question_are_no_giveaway():
     assert gives_away("The student has 3 books.", "How many apples are left?")
     assert not gives_away("The student has 3 books.", "A student has 3 books. How many are left?")

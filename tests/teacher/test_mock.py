@@ -20,9 +20,11 @@ from tailor_ray.demo.mock_process import MockProcess, open_teacher
 from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.demo.mock_server import Limiter, MockOptions, start_mock
 from tailor_ray.errors import DataError, UserError
-from tailor_ray.prompts.teacher import TeacherPrompt
+from tailor_ray.prompts.parse import parse_reply
+from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
+from tailor_ray.tasks.arithmetic import solve
 from tailor_ray.teacher.client import Sender
 from tailor_ray.teacher.lessons import judge
 from tests.teacher.helpers import request
@@ -47,6 +49,42 @@ def test_it_solves_what_it_reads_and_corrects_attempts(structured):
             assert bool(good.feedback) == feedback
             bad = judge(question, kind, ask(messages, wrong=True, draw=number, schema=schema), grader)
             assert bad.reason == "wrong_answer"
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_it_goes_on_from_the_students_right_words(structured):
+    grader = grader_for(ARITHMETIC)
+    prompt = TeacherPrompt(AnswerKind.NUMBER, structured, Templates(feedback=CONTINUE), continues=True)
+    schema = prompt.response_format(LessonKind.FEEDBACK)
+    kept = Counter()
+    for number, question in enumerate(islice(load_task(ARITHMETIC, 3).train, 60)):
+        steps = solve(question.text).steps
+        dry = [f"{step}." for step in steps]
+        slip = f"{steps[-1].left} {steps[-1].operator} {steps[-1].right} = {steps[-1].result + 1}"
+        for attempt in (
+            " ".join([*dry[:-1], f"So it is {slip}."]) + f"\nAnswer: {steps[-1].result + 1}",  # a slip
+            " ".join([*dry[:-1], "Add up: 1 + 1 = 2."]) + "\nAnswer: 2",  # a wrong plan
+            " ".join(dry) + "\nAnswer: 1",  # a wrong conclusion
+            " ".join(dry[:-1]) + "\nAnswer: 1",  # a step is missing
+            "I guess.\nAnswer: 1",
+        ):
+            reply = ask(prompt.feedback(question, attempt), draw=number, schema=schema)
+            lesson = judge(question, LessonKind.FEEDBACK, reply, grader, structured, continued=attempt)
+            assert lesson.reason is None, (question.text, attempt, reply)
+            shared = " ".join(dry[:-1])
+            kept[lesson.rationale.startswith(shared) and len(shared) > 0] += 1
+            if slip in attempt:
+                assert lesson.rationale.startswith(f"{shared} So it is {steps[-1].left} {steps[-1].operator}".strip())
+    assert kept[True] > 100
+
+
+def test_a_second_lesson_is_not_the_first_one_again():
+    prompt = TeacherPrompt(AnswerKind.NUMBER)
+    for number, question in enumerate(islice(load_task(ARITHMETIC, 3).train, 60)):
+        first = parse_reply(ask(prompt.rationale(question), draw=number)).rationale
+        corrections = {parse_reply(ask(prompt.feedback(question, "No. Answer: 1"), draw=d)).rationale for d in range(9)}
+        assert first not in corrections
+        assert len(corrections) >= 2
 
 
 def test_answers_mode(tmp_path, data_folder):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tailor_ray.errors import CorruptionError, StageError
+from tailor_ray.errors import CorruptionError, StageError, Stopped
 from tailor_ray.layout import LESSONS, LOG, REQUESTS
 from tailor_ray.records import Lesson, from_table
 from tailor_ray.storage import PartsDigest, Store, committed_parts, read_part
@@ -126,6 +126,36 @@ def test_what_is_counted_is_the_sum_over_the_parts(tmp_path, ledger):
     assert sum(metrics["reasons"].values()) == metrics["rejected"] + metrics["failed"]
     with pytest.raises(StageError, match="min_accepted_share"):
         run(tmp_path / "b", ledger, range(6), min_accepted_share=0.99)
+
+
+def test_of_several_rationales_each_is_asked_for_when_the_one_before_has_ended(tmp_path, ledger):
+    metrics, digest, asked = run(tmp_path / "a", ledger, range(6), rationales=3)
+    assert metrics["wanted"] == 180
+    shown = [row for row in stored_rows(ledger.store) if "<earlier>" in row.request]
+    assert metrics["taught"] > 60
+    assert shown, "an accepted one is shown to those that follow"
+    again, same, none = run(tmp_path / "b", ledger, (5, 0, 3, 1, 4, 2), rationales=3)
+    assert (again["accepted"], same) == (metrics["accepted"], digest)
+    assert none == asked
+
+
+class Silent(AtOnce):
+    """Gives no verdict on some."""
+
+    def submit(self, requests):
+        mute = [request for request in requests if request.question_id.endswith("3")]
+        super().submit([request for request in requests if request not in mute])
+        rows = [
+            LedgerRow(one.key, "timeout", one.model, one.question_id, one.round, one.body, attempts=9) for one in mute
+        ]
+        if mute:
+            self.tell([Settled(one, row, False, undecided=True) for one, row in zip(mute, rows, strict=True)])
+
+
+def test_those_that_wait_for_one_without_a_verdict_do_not_hold_the_stage_up(tmp_path, ledger, monkeypatch):
+    monkeypatch.setitem(globals(), "AtOnce", Silent)
+    with pytest.raises(Stopped, match="got no reply"):
+        run(tmp_path / "a", ledger, range(6), rationales=3)
 
 
 def test_a_part_that_never_came_is_said(tmp_path, ledger):

@@ -14,7 +14,7 @@ from tailor_ray.training.history import History
 
 def steps_done(count):
     history = History()
-    figures = {"mle": 0.5, "triplet": 0.25, "learning_rate": 1e-3, "tokens": 700, "seconds": 0.1}
+    figures = {"mle": 0.5, "reflection": 0.25, "learning_rate": 1e-3, "tokens": 700, "seconds": 0.1}
     for step in range(count):
         row = {"step": step, "loss": 1.0 / (step + 1), **figures}
         history.append(row if step % 3 != 1 else {**row, "validation": -1.0})

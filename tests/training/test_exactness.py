@@ -16,6 +16,8 @@ from tests.training.families import scaled_up
 from tests.training.naive import naive_loss
 from tests.training.students import KINDS, make_model
 
+FLOOR = 4.5  # nats per token, near the ln 96 of random models, so that some mistakes are above it and some below
+
 
 def random_examples(seed: int, count: int = 5, demos: int = 24, pairs: str = "some") -> list[TokenExample]:
     """Ragged lengths; one-token rationales are among them."""
@@ -33,11 +35,18 @@ def random_examples(seed: int, count: int = 5, demos: int = 24, pairs: str = "so
     return examples
 
 
-def our_loss(model, attention, examples, settings, *, separate=False, share_root=True, margin=1.0):
-    pack = pack_separate(examples, settings, pad=0) if separate else pack_tree(examples, settings, share_root)
-    sums = StudentLoss(model, attention, margin)(pack)
-    targets = sum(target_count(e) for e in examples)
-    return sums.mle / targets + 0.5 * sums.triplet.loss / max(1, sum(e.has_pair for e in examples))
+def our_loss(
+    model, attention, examples, settings, *, separate=False, share_root=True, margin=1.0, passes=1, reflection="triplet"
+):
+    """Summed over passes, each with its share of the examples."""
+    targets, pairs = sum(target_count(e) for e in examples), max(1, sum(e.has_pair for e in examples))
+    module, total = StudentLoss(model, attention, margin, reflection, FLOOR), 0.0
+    for number in range(passes):
+        share = examples[number::passes]
+        pack = pack_separate(share, settings, pad=0) if separate else pack_tree(share, settings, share_root)
+        sums = module(pack)
+        total = total + sums.mle / targets + 0.5 * sums.reflection / pairs
+    return total
 
 
 def assert_same(model, ours, reference, expected):
@@ -258,5 +267,79 @@ def test_the_gpus_rows_of_varying_length_give_the_same(monkeypatch, kind, demos,
     pack = replace(pack, tree=replace(pack.tree, lengths=Lengths.of(pack.tree, "cpu")))
     sums = StudentLoss(model, attention, 1.0)(pack)
     ours = sums.mle / sum(map(target_count, examples))
-    ours = ours + 0.5 * sums.triplet.loss / max(1, sum(e.has_pair for e in examples))
+    ours = ours + 0.5 * sums.reflection / max(1, sum(e.has_pair for e in examples))
     assert_same(model, ours, reference, naive_loss(reference, examples, detached=detached))
+
+
+def without_positives(examples):
+    return [replace(e, positive=()) for e in examples]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("reflection", ["orpo", "redi"])
+@pytest.mark.parametrize("demos", [0, 24])
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("separate", [False, True])
+def test_likelihoods_of_mistakes(kind, reflection, demos, passes, separate):
+    model, attention, reference = (scaled_up(one) if i != 1 else one for i, one in enumerate(twins(kind)))
+    if separate:
+        model, attention = copy.deepcopy(reference), None
+    examples = without_positives(random_examples(seed=41, count=7, demos=demos))
+    settings = PackSettings(0.1, "last", 192, likelihood=True)
+    ours = our_loss(model, attention, examples, settings, separate=separate, passes=passes, reflection=reflection)
+    assert_same(model, ours, reference, naive_loss(reference, examples, reflection=reflection, floor=FLOOR))
+
+
+@pytest.mark.parametrize("pairs", ["all", "none"])
+@pytest.mark.parametrize("reflection", ["orpo", "redi"])
+def test_likelihoods_made_in_slices_change_nothing(monkeypatch, pairs, reflection):
+    monkeypatch.setattr("tailor_ray.training.forward.LOGITS_AT_ONCE", 96 * 7)
+    model, attention, reference = twins("llama")
+    examples = without_positives(random_examples(seed=43, pairs=pairs))
+    ours = our_loss(model, attention, examples, PackSettings(0.1, "last", 192, likelihood=True), reflection=reflection)
+    assert_same(model, ours, reference, naive_loss(reference, examples, reflection=reflection, floor=FLOOR))
+
+
+def test_the_reflections_differ():
+    """Or the tests above would pass with all the same."""
+    examples = random_examples(seed=41, pairs="all")
+    model = scaled_up(make_model("llama"))
+    found = {kind: naive_loss(model, examples, reflection=kind, floor=FLOOR).item() for kind in ("orpo", "redi")}
+    found |= {f"triplet {weight}": naive_loss(model, examples, triplet_weight=weight).item() for weight in (0.0, 0.5)}
+    assert len({round(value, 4) for value in found.values()}) == 4
+
+
+@pytest.mark.parametrize("reflection", ["triplet", "orpo", "redi"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_weights_of_examples(reflection, separate):
+    model, attention, reference = twins("llama")
+    if separate:
+        model, attention = copy.deepcopy(reference), None
+    examples = random_examples(seed=47, pairs="some")
+    examples = [replace(e, weight=weight) for e, weight in zip(examples, (1.0, 0.25, 0.5, 2.0, 1.0), strict=True)]
+    examples = examples if reflection == "triplet" else without_positives(examples)
+    settings = PackSettings(0.1, "last", 192, likelihood=reflection != "triplet")
+    ours = our_loss(model, attention, examples, settings, separate=separate, passes=2, reflection=reflection)
+    assert_same(model, ours, reference, naive_loss(reference, examples, reflection=reflection, floor=FLOOR))
+
+
+@pytest.mark.parametrize("reflection", ["triplet", "orpo", "redi"])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("representation", ["last", "mean"])
+def test_of_a_mistake_only_what_follows_the_branch_counts(reflection, separate, representation):
+    model, attention, reference = twins("llama")
+    if separate:
+        model, attention = copy.deepcopy(reference), None
+    whole = [
+        TokenExample("a", (3, 4, 5), (6, 7, 8, 9), (10, 11), (6, 7, 12), shared=2),
+        TokenExample("b", (3, 4, 9, 9), (6, 7), (10,), (8, 9), shared=0),
+        TokenExample("c", (3, 4, 7), (6, 7, 5), (13, 11, 1), (6, 7), shared=1),
+    ]
+    examples = whole if reflection == "triplet" else without_positives(whole)
+    settings = PackSettings(0.1, representation, 192, likelihood=reflection != "triplet")
+    ours = our_loss(model, attention, examples, settings, separate=separate, reflection=reflection)
+    found = {"reflection": reflection, "floor": FLOOR, "representation": representation}
+    assert_same(model, ours, reference, naive_loss(reference, examples, **found))
+    if reflection != "triplet" or representation == "mean":
+        unbranched = naive_loss(reference, [replace(e, shared=0) for e in examples], **found)
+        assert abs(unbranched.item() - ours.item()) > 1e-4, "or the branch changes nothing"

@@ -24,6 +24,7 @@ from tailor_ray.records import (
 )
 from tailor_ray.storage import Store, commit_part
 from tailor_ray.training.example_parts import ExamplesJob, _kept, _task, write_examples
+from tailor_ray.training.fit import fit_scores
 from tailor_ray.training.plan import PLANNING, PartShape
 from tests.training.students import make_student
 
@@ -108,6 +109,24 @@ def test_a_part_holds_texts_and_their_tokens(folder, student):
     assert shape.lengths[3].tolist() == [len(row["negative_ids"]) for row in rows]
     names = list(dict.fromkeys(row["question_id"] for row in rows))
     assert [names[number] for number in shape.questions] == [row["question_id"] for row in rows]
+
+
+def test_rationales_that_fit_the_student_are_kept(folder, student):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    every = pq.read_table(_written(examples_job(folder, student))).to_pylist()
+    kept = pq.read_table(_written(examples_job(folder, student, rationales=1, choose="fit"))).to_pylist()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student.uri), AutoTokenizer.from_pretrained(student.uri)
+    assert len(kept) == EACH
+    for row in kept:
+        rivals = [(one["prompt"], one["rationale"]) for one in every if one["question_id"] == row["question_id"]]
+        scores = fit_scores(model.eval(), tokenizer, rivals, 256, True, "nll")
+        assert row["rationale"] == rivals[scores.index(min(scores))][1]
+
+
+def _written(job: ExamplesJob) -> str:
+    write_examples(job, 1)
+    return job.out.path("examples-00001.parquet")
 
 
 def test_the_same_content_in_another_order_makes_the_same_bytes(folder, student, tmp_path):

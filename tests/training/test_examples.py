@@ -1,6 +1,7 @@
 """Which examples a round trains on."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,9 @@ from tailor_ray.training.examples import build_examples
 class Prompt:
     def render(self, question: Question) -> str:
         return f"Question: {question.text}\nReasoning:"
+
+    def critique(self, question: Question, mistake: str, feedback: str) -> str:
+        return f"Question: {question.text}\nReasoning:{mistake}\nFeedback: {feedback}\nReasoning:"
 
     def completion(self, rationale: str, answer: str) -> str:
         return f" {rationale}\nAnswer: {answer}"
@@ -29,9 +33,9 @@ def attempt(question: str, text: str, verdict: Verdict, sample: int = 0) -> Atte
 QUESTIONS = [Question("a", "2+2?", "4", None, "gold"), Question("b", "1+3?", "4"), Question("c", "4+0?", "4")]
 
 
-def build(taught, attempts=(), seed=0, round=1, **settings):
+def build(taught, attempts=(), seed=0, round=1, fit=None, **settings):
     latest = max((lesson.round for lesson in taught), default=round)
-    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round, latest)
+    return build_examples(QUESTIONS, taught, attempts, Prompt(), TrainingConfig(**settings), seed, round, latest, fit)
 
 
 def test_one_example_a_lesson_with_its_pair():
@@ -47,6 +51,12 @@ def test_one_example_a_lesson_with_its_pair():
         "examples": 2, "questions": 2, "with_pair": 1, "without_positive": 1, "without_negative": 1,
         "duplicate_lessons": 0, "lessons_left_out": 0,
     }  # fmt: skip
+
+
+def test_a_mistake_is_a_pair_by_itself_where_likelihoods_are_compared():
+    attempts = [attempt("a", " wrong\nAnswer: 5", Verdict.WRONG)]
+    for reflection, pairs in {"triplet": 0, "orpo": 1, "redi": 1}.items():
+        assert build([lesson("a", "two")], attempts, reflection=reflection)[1]["with_pair"] == pairs
 
 
 def test_only_mistakes_are_negatives():
@@ -133,3 +143,70 @@ def test_the_result_depends_on_seed_round_and_content_alone():
     assert build(shuffled_lessons, shuffled_attempts) == first
     assert build(lessons, attempts, seed=1)[0] != first[0]
     assert build(lessons, attempts, round=2)[0] != first[0]
+
+
+def test_own_correct_attempts_are_examples_with_their_weight_beside_mistakes():
+    own = [attempt("a", f" own {n}\nAnswer: 4", Verdict.CORRECT, n) for n in range(5)]
+    own += [
+        attempt("a", "  own 0\nAnswer: 4 ", Verdict.CORRECT, 5),
+        attempt("a", " two\nAnswer: 4", Verdict.CORRECT, 6),
+    ]
+    attempts = [*own, attempt("a", " wrong", Verdict.WRONG, 7), attempt("c", " alone", Verdict.CORRECT)]
+    before, _ = build([lesson("a", "two"), lesson("b", "one")], attempts)
+    examples, counts = build([lesson("a", "two"), lesson("b", "one")], attempts, own_correct=9, own_correct_weight=0.5)
+    assert [e for e in examples if e.weight == 1.0] == before, "lessons are what they were"
+    found = [e for e in examples if e.weight == 0.5]
+    assert sorted(" ".join(e.rationale.split()) for e in found if e.question_id == "a") == [
+        f"own {n} Answer: 4"
+        for n in range(5)  # one of two equal ones, and none that is a lesson already
+    ]
+    assert {e.rationale for e in found if e.question_id == "c"} == {" alone"}, "no lesson is needed"
+    assert all(e.negative == " wrong" and e.positive not in (None, e.rationale) for e in found if e.question_id == "a")
+    assert (counts["own_correct"], counts["examples"], counts["questions"]) == (6, 8, 3)
+
+
+def test_at_most_so_many_own_correct_attempts_and_others_by_another_seed():
+    attempts = [attempt("a", f" own {n}", Verdict.CORRECT, n) for n in range(20)]
+    kept = []
+    for seed in (0, 0, 1):
+        examples, _ = build([], attempts, seed=seed, own_correct=3)
+        kept.append([e.rationale for e in examples])
+    assert len(set(kept[0])) == 3
+    assert kept[0] == kept[1] != kept[2]
+    assert build([], attempts)[0] == []
+
+
+def test_a_criticized_mistake_is_one_more_example_and_has_no_pair():
+    taught = [
+        lesson("a", "plain"),
+        replace(lesson("a", "mended", 2, LessonKind.FEEDBACK, " wrong"), feedback="No: 2+2."),
+    ]
+    attempts = [attempt("a", " wrong", Verdict.WRONG)]
+    before, _ = build(taught, attempts, round=2)
+    examples, counts = build(taught, attempts, round=2, critique=True)
+    (more,) = [e for e in examples if e not in before]
+    assert more.prompt == "Question: 2+2?\nReasoning: wrong\nFeedback: No: 2+2.\nReasoning:"
+    assert more.rationale == " mended\nAnswer: 4"
+    assert (more.positive, more.negative, more.weight) == (None, None, 1.0)
+    assert (counts["critique"], counts["examples"]) == (1, 3)
+
+
+def test_of_several_rationales_the_first_or_the_fitting_ones_are_learnt_from():
+    taught = [lesson("a", text) for text in ("long and odd", "odd", "plain")] + [lesson("b", "alone")]
+    taught.append(lesson("a", "feedback", 2, LessonKind.FEEDBACK, " wrong"))
+    asked = []
+
+    def fit(rows):
+        asked.extend(rows)
+        return [float(len(completion)) for _, completion in rows]
+
+    def learnt(**settings):
+        examples, counts = build(taught, round=2, fit=fit, **settings)
+        return [e.rationale.split("\n")[0].strip() for e in examples], counts.get("rationales_left_out")
+
+    assert learnt() == (["long and odd", "odd", "plain", "feedback", "alone"], None)
+    assert learnt(rationales=2) == (["long and odd", "odd", "feedback", "alone"], 1)
+    assert asked == []
+    assert learnt(rationales=2, choose="fit") == (["odd", "plain", "feedback", "alone"], 1)
+    assert learnt(rationales=1, choose="fit") == (["odd", "feedback", "alone"], 2)
+    assert {prompt for prompt, _ in asked} == {"Question: 2+2?\nReasoning:"}, "who has no rival is not asked about"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tailor_ray.training.losses import mle_sum, triplet_sums
+from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, triplet_sums
 
 
 def test_mle_of_two_tokens():
@@ -58,3 +58,36 @@ def test_a_kept_margin_sends_no_gradient():
     h = torch.tensor([[1.0, 0.0]], requires_grad=True)
     triplet_sums(h, torch.tensor([[1.0, 0.01]]), torch.tensor([[-1.0, 0.1]]), margin=1.0).loss.backward()
     assert h.grad.abs().max().item() == 0.0
+
+
+def test_orpo_by_hand():
+    # p(y+) = 1/2, odds 1; p(y-) = 1/4, odds 1/3: -ln sigmoid(ln 3) = -ln(3/4) = 0.287682; the other way round -ln(1/4)
+    right, wrong = torch.tensor([math.log(2), math.log(4)]), torch.tensor([math.log(4), math.log(2)])
+    assert orpo_sum(right[:1], wrong[:1], torch.ones(1)).item() == pytest.approx(0.2876821, abs=1e-6)
+    assert orpo_sum(right, wrong, torch.tensor([1.0, 0.5])).item() == pytest.approx(
+        0.2876821 + 0.5 * 1.3862944, abs=1e-6
+    )
+
+
+def test_orpo_of_certain_and_of_hopeless_texts_is_finite():
+    right = torch.tensor([0.0, 60.0], requires_grad=True)
+    wrong = torch.tensor([60.0, 0.0], requires_grad=True)
+    loss = orpo_sum(right, wrong, torch.ones(2))
+    loss.backward()
+    assert all(torch.isfinite(one).all() for one in (loss, right.grad, wrong.grad))
+
+
+def test_redi_by_hand():
+    wrong = torch.tensor([0.5, 3.0], requires_grad=True)  # log-likelihoods -0.5 and -3 → -2
+    loss = redi_sum(wrong, 2.0, torch.tensor([0.25, 1.0]))
+    assert loss.item() == pytest.approx(-0.25 * 0.5 - 2.0)
+    loss.backward()
+    assert wrong.grad.tolist() == [-0.25, 0.0]  # what is unlikely enough is pushed no further
+
+
+@pytest.mark.parametrize("term", [lambda n: orpo_sum(n, n, n), lambda n: redi_sum(n, 2.0, n)])
+def test_likelihoods_of_no_pair_are_zero_and_have_a_gradient(term):
+    nothing = torch.zeros(0, requires_grad=True)
+    loss = term(nothing)
+    loss.backward()
+    assert loss.item() == 0.0

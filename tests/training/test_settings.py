@@ -19,6 +19,8 @@ from tailor_ray.training.engine import choose_dtype
             r"detached needs the tree: set training\.attention",
         ),
         (["final_learning_rate=0.1"], r"final_learning_rate .*set training\.schedule"),
+        (["choose=fit"], r"choose=fit needs training\.rationales"),
+        (["critique=true", "feedback=false"], r"critique .*set training\.feedback=true"),
         (["replay_share=1.5"], r"training\.replay_share.*less than 1"),
         (["candidates=1"], r"training\.candidates.*greater than or equal to 2"),
     ],
@@ -31,6 +33,21 @@ def test_conflicts_are_refused_with_the_cure(settings, said):
 def test_without_the_triplet_term_its_gradient_conflicts_with_nothing():
     changed = ["training.attention=separate", "training.triplet_prompt_gradient=detached", "training.triplet_weight=0"]
     assert load_config(None, changed).training.attention == "separate"
+
+
+@pytest.mark.parametrize("reflection", ["orpo", "redi", "none"])
+def test_the_triplet_terms_settings_bind_that_term_alone(reflection):
+    """The paper's configurations may be run with another reflection and nothing else changed."""
+    changed = ["attention=separate", "triplet_prompt_gradient=detached", f"reflection={reflection}"]
+    training = load_config(None, [f"training.{one}" for one in changed]).training
+    assert not training.detached
+    assert training.pairs == ("none" if reflection == "none" else "likelihood")
+
+
+def test_a_reflection_of_no_weight_compares_nothing():
+    for reflection in ("triplet", "orpo", "redi"):
+        training = load_config(None, [f"training.reflection={reflection}", f"training.{reflection}_weight=0"]).training
+        assert (training.pairs, training.reflection_weight) == ("none", 0)
 
 
 def test_half_precision_with_loss_scaling_needs_a_gpu():

@@ -51,6 +51,30 @@ def test_the_cap_cuts_positives_and_negatives_but_not_the_rationale(tokenizer):
     assert len(one.rationale) == 5
 
 
+def test_likelihoods_need_a_mistake_alone_and_take_it_whole(tokenizer):
+    for given in (example(), example(positive=None)):
+        (one,) = tokenize_examples([given], tokenizer, 64, rationale_cap=2, pairs="likelihood").examples
+        assert one.has_pair
+        assert one.positive == ()
+        assert tokenizer.decode(one.negative) == " so nine more</s>"
+    (one,) = tokenize_examples([example(negative=None)], tokenizer, 64, 64, pairs="likelihood").examples
+    assert not one.has_pair
+
+
+@pytest.mark.parametrize("pairs", ["triplet", "likelihood"])
+def test_a_negative_counts_from_where_it_leaves_its_rationale(tokenizer, pairs):
+    def shared(rationale, negative, branches=True):
+        given = example(rationale=rationale, negative=negative)
+        (one,) = tokenize_examples([given], tokenizer, 64, 64, pairs, branches=branches).examples
+        assert one.rationale[: one.shared] == one.negative[: one.shared]
+        return tokenizer.decode(one.negative[: one.shared])
+
+    assert shared(" so two and", " so nine more") == " so "
+    assert shared(" so two", " all nine") == " "
+    assert shared(" so two and", " so nine more", branches=False) == ""
+    assert shared(" so two", " so two") == " so two", "something is left to count"
+
+
 @pytest.mark.parametrize("missing", ["positive", "negative"])
 def test_half_a_pair_is_none(tokenizer, missing):
     (one,) = tokenize_examples([example(**{missing: None})], tokenizer, 64, 64).examples
@@ -59,7 +83,7 @@ def test_half_a_pair_is_none(tokenizer, missing):
 
 
 def test_pairs_can_be_left_out(tokenizer):
-    assert not tokenize_examples([example()], tokenizer, 64, 64, pairs=False).examples[0].has_pair
+    assert not tokenize_examples([example()], tokenizer, 64, 64, pairs="none").examples[0].has_pair
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tokenizer, tmp_path):

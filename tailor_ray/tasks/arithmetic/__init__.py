@@ -2,7 +2,7 @@
 
 In: the seed and how many questions are wanted. Out: splits that share no question text, each question with its
 answer and a rationale in a short, regular style; the simpler problems that the tiny student is schooled on; and
-`solve` and `find_error`, by which the mock teacher works from the text that it is sent.
+`solve`, `other_ways` and `first_fault`, by which the mock teacher works from the text that it is sent.
 """
 
 from __future__ import annotations
@@ -16,10 +16,21 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family
 from tailor_ray.tasks.arithmetic.school import SCHOOL
-from tailor_ray.tasks.arithmetic.solver import Solution, find_error, solve
+from tailor_ray.tasks.arithmetic.solver import Fault, Solution, first_fault, other_ways, solve
 from tailor_ray.tasks.base import TaskData, demo
 
-__all__ = ["ANSWER_KIND", "DEMOS", "Solution", "find_error", "load", "sample_questions", "school_questions", "solve"]
+__all__ = [
+    "ANSWER_KIND",
+    "DEMOS",
+    "Fault",
+    "Solution",
+    "first_fault",
+    "load",
+    "other_ways",
+    "sample_questions",
+    "school_questions",
+    "solve",
+]
 
 ANSWER_KIND = AnswerKind.NUMBER
 TRAIN, TEST = 2000, 500  # questions, where task.limit_train and task.limit_test say nothing

@@ -5,7 +5,7 @@ Each question wording is used both to write and to read (see `language.py`), so 
 
 from __future__ import annotations
 
-from tailor_ray.tasks.arithmetic.language import Family
+from tailor_ray.tasks.arithmetic.language import Family, Way
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -22,6 +22,15 @@ FAMILIES: tuple[Family, ...] = (
             "Take {b} away from {a}: {a} - {b} = {x} {item} are left.",
             "Of the {a} {item}, {b} go away. That leaves {a} - {b} = {x}.",
         ),
+        others=(
+            Way(
+                ("x = a - b",),
+                (
+                    "{b} of the {a} are gone: {a} - {b} = {x}.",
+                    "What stays of {a} without {b} is {a} - {b} = {x}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="rows",
@@ -36,6 +45,15 @@ FAMILIES: tuple[Family, ...] = (
             "There are {a} groups of {b}, so {a} * {b} = {x} in all.",
             "Each of the {a} groups has {b}. That makes {a} * {b} = {x}.",
             "Multiply the groups by their size: {a} * {b} = {x}.",
+        ),
+        others=(
+            Way(
+                ("x = b * a",),
+                (
+                    "There are {b} in each, and that {a} times: {b} * {a} = {x}.",
+                    "Count {b} for each of the {a}: {b} * {a} = {x}.",
+                ),
+            ),
         ),
     ),
     Family(
@@ -54,6 +72,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add what comes: {a} + {b} = {x}. Take away what goes: {x} - {c} = {y}.",
             "With the new ones it is {a} + {b} = {x} {item}. Without the {c} it is {x} - {c} = {y}.",
         ),
+        others=(
+            Way(
+                ("x = a - c", "y = x + b"),
+                (
+                    "Take the {c} away first: {a} - {c} = {x}. Then add the {b}: {x} + {b} = {y}.",
+                    "Without {c} there are {a} - {c} = {x}. With {b} more it is {x} + {b} = {y}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="packs_and_more",
@@ -69,6 +96,15 @@ FAMILIES: tuple[Family, ...] = (
             "{a} packs of {b} make {a} * {b} = {x} {item}. With {c} more it is {x} + {c} = {y}.",
             "Multiply first: {a} * {b} = {x}. Then add the others: {x} + {c} = {y}.",
             "In the packs are {a} * {b} = {x} {item}. Together with {c} that is {x} + {c} = {y}.",
+        ),
+        others=(
+            Way(
+                ("x = a * b", "y = c + x"),
+                (
+                    "Begin with the {c}. The packs add {a} * {b} = {x}, so it is {c} + {x} = {y}.",
+                    "All packs hold {a} * {b} = {x}. Put to the {c} they make {c} + {x} = {y}.",
+                ),
+            ),
         ),
     ),
     Family(
@@ -87,6 +123,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add both: {a} + {b} = {x}. Divide by {c}: {x} / {c} = {y}.",
             "All in all it is {a} + {b} = {x}. One of {c} equal parts is {x} / {c} = {y}.",
         ),
+        others=(
+            Way(
+                ("x = b + a", "y = x / c"),
+                (
+                    "{b} and {a} are {b} + {a} = {x}. In each of {c} parts are {x} / {c} = {y}.",
+                    "There are {b} + {a} = {x} to share. Each part gets {x} / {c} = {y}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="change",
@@ -104,6 +149,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add what goes: {a} + {b} = {x}. Take it from {c}: {c} - {x} = {y}.",
             "In all {a} + {b} = {x} are gone, so {c} - {x} = {y} are left.",
         ),
+        others=(
+            Way(
+                ("x = c - a", "y = x - b"),
+                (
+                    "After the first there are {c} - {a} = {x}. After the second {x} - {b} = {y} are left.",
+                    "Take {a} from {c}: {c} - {a} = {x}. Take {b} more: {x} - {b} = {y}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="fewer_together",
@@ -119,6 +173,15 @@ FAMILIES: tuple[Family, ...] = (
             "Find the smaller part: {a} - {b} = {x}. Add both parts: {a} + {x} = {y}.",
             "{b} fewer than {a} is {a} - {b} = {x}. Both make {a} + {x} = {y}.",
         ),
+        others=(
+            Way(
+                ("x = a + a", "y = x - b"),
+                (
+                    "Twice {a} is {a} + {a} = {x}. One part is {b} less, so it is {x} - {b} = {y}.",
+                    "If both had {a} it would be {a} + {a} = {x}. It is {b} less: {x} - {b} = {y}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="times_as_many",
@@ -133,6 +196,15 @@ FAMILIES: tuple[Family, ...] = (
             "{b} times {a} is {a} * {b} = {x}. Together that is {a} + {x} = {y}.",
             "The larger part is {a} * {b} = {x}. Add both parts: {a} + {x} = {y}.",
             "Multiply first: {a} * {b} = {x}. Both make {a} + {x} = {y}.",
+        ),
+        others=(
+            Way(
+                ("x = b + 1", "y = a * x"),
+                (
+                    "Both are {b} + 1 = {x} parts of {a}. That makes {a} * {x} = {y}.",
+                    "One part and {b} parts are {b} + 1 = {x}. Each is {a}, so {a} * {x} = {y}.",
+                ),
+            ),
         ),
     ),
     Family(
@@ -151,6 +223,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add first: {b} + {c} = {x}. Then multiply by {a}: {a} * {x} = {y}.",
             "{b} and {c} make {b} + {c} = {x}. That times {a} is {a} * {x} = {y}.",
         ),
+        others=(
+            Way(
+                ("x = a * b", "y = a * c", "z = x + y"),
+                (
+                    "The first are {a} * {b} = {x}, the others {a} * {c} = {y}. Together it is {x} + {y} = {z}.",
+                    "{b} times {a} is {a} * {b} = {x}. {c} times is {a} * {c} = {y}. The sum is {x} + {y} = {z}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="ages",
@@ -166,6 +247,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add {b} to {a}: {a} + {b} = {x}. Add {c} more: {x} + {c} = {y}.",
             "{b} more than {a} is {a} + {b} = {x}. {c} more is {x} + {c} = {y}.",
         ),
+        others=(
+            Way(
+                ("x = b + c", "y = a + x"),
+                (
+                    "In all {b} + {c} = {x} are added. From {a} that leads to {a} + {x} = {y}.",
+                    "Both gains make {b} + {c} = {x}. Put to {a} it is {a} + {x} = {y}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="half_as_many",
@@ -180,6 +270,15 @@ FAMILIES: tuple[Family, ...] = (
             "Half of {a} is {a} / 2 = {x}. Together that is {a} + {x} = {y}.",
             "Divide first: {a} / 2 = {x}. Add both parts: {a} + {x} = {y}.",
             "The smaller part is {a} / 2 = {x}. Both make {a} + {x} = {y}.",
+        ),
+        others=(
+            Way(
+                ("x = a / 2", "y = x + a"),
+                (
+                    "One half of {a} is {a} / 2 = {x}. With the whole it is {x} + {a} = {y}.",
+                    "Halve {a}: {a} / 2 = {x}. Put {a} to it: {x} + {a} = {y}.",
+                ),
+            ),
         ),
     ),
     Family(
@@ -197,6 +296,15 @@ FAMILIES: tuple[Family, ...] = (
             "Add {b}: {a} + {b} = {x}. Take away {c}: {x} - {c} = {y}. Add {d}: {y} + {d} = {z}.",
             "{b} come, {a} + {b} = {x}. {c} go, {x} - {c} = {y}. {d} come, {y} + {d} = {z}.",
         ),
+        others=(
+            Way(
+                ("x = a + b", "y = x + d", "z = y - c"),
+                (
+                    "Add all that come: {a} + {b} = {x} and {x} + {d} = {y}. Take away {c}: {y} - {c} = {z}.",
+                    "With {b} it is {a} + {b} = {x}, with {d} {x} + {d} = {y}, without {c} {y} - {c} = {z}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="bakery",
@@ -213,6 +321,15 @@ FAMILIES: tuple[Family, ...] = (
             "Multiply first: {a} * {b} = {x}. Take away {c}: {x} - {c} = {y}. Divide by {d}: {y} / {d} = {z}.",
             "In all it is {a} * {b} = {x}. Without {c} it is {x} - {c} = {y}. In parts of {d} it is {y} / {d} = {z}.",
         ),
+        others=(
+            Way(
+                ("x = b * a", "y = x - c", "z = y / d"),
+                (
+                    "{a} times {b} is {b} * {a} = {x}. {c} go: {x} - {c} = {y}. Each takes {d}: {y} / {d} = {z}.",
+                    "There are {b} * {a} = {x}. Less {c} it is {x} - {c} = {y}, and {d} go together: {y} / {d} = {z}.",
+                ),
+            ),
+        ),
     ),
     Family(
         name="savings",
@@ -228,6 +345,15 @@ FAMILIES: tuple[Family, ...] = (
             "First there are {a} * {b} = {x}. Then {x} - {c} = {y} are left. At last it is {y} + {d} = {z}.",
             "Multiply first: {a} * {b} = {x}. Take away {c}: {x} - {c} = {y}. Add {d}: {y} + {d} = {z}.",
             "In all it is {a} * {b} = {x}. Without {c} it is {x} - {c} = {y}. With {d} it is {y} + {d} = {z}.",
+        ),
+        others=(
+            Way(
+                ("x = a * b", "y = x + d", "z = y - c"),
+                (
+                    "At first it is {a} * {b} = {x}. Add {d}: {x} + {d} = {y}. Take away {c}: {y} - {c} = {z}.",
+                    "{a} times {b} is {a} * {b} = {x}. With {d} it is {x} + {d} = {y}, without {c} {y} - {c} = {z}.",
+                ),
+            ),
         ),
     ),
 )

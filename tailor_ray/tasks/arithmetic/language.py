@@ -89,6 +89,14 @@ class Wording:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How problems of a family are solved, and wordings of it."""
+
+    steps: tuple[str, ...]
+    rationales: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """Word problems of one structure: how they are worded, which numbers fit, how they are solved."""
 
@@ -97,6 +105,7 @@ class Family:
     steps: tuple[str, ...]  # "x = a + b"; operands are slots or literals; the last result is the answer
     questions: tuple[str, ...]
     rationales: tuple[str, ...]  # wordings of the solution; each shows every step as "{a} + {b} = {x}"
+    others: tuple[Way, ...] = ()  # other routes and wordings, for whoever has heard the first
     largest: int = 100  # no result is above it, none below 2 (so that plurals are right)
     objects: tuple[str, ...] = ITEMS
     wordings: tuple[Wording, ...] = field(init=False)
@@ -122,10 +131,10 @@ class Family:
             if steps is not None and all(2 <= step.result <= self.largest for step in steps):
                 return words | {slot: str(number) for slot, number in numbers.items()}, steps
 
-    def solve(self, numbers: Mapping[str, int]) -> tuple[Step, ...] | None:
-        """The steps with their results, or None where a division leaves a remainder."""
+    def solve(self, numbers: Mapping[str, int], way: Way | None = None) -> tuple[Step, ...] | None:
+        """The steps with their results, the family's or another way's; None where a division leaves a remainder."""
         known, done = dict(numbers), []
-        for text in self.steps:
+        for text in (way or self).steps:
             target, _, left_slot, operator, right_slot = text.split()
             left, right = (known[slot] if slot.isalpha() else int(slot) for slot in (left_slot, right_slot))
             result = calculate(left, operator, right)
@@ -135,7 +144,8 @@ class Family:
             done.append(Step(left, operator, right, result))
         return tuple(done)
 
-    def rationale(self, slots: Mapping[str, str], steps: tuple[Step, ...], style: int) -> str:
+    def rationale(self, slots: Mapping[str, str], steps: tuple[Step, ...], style: int, way: Way | None = None) -> str:
         """The solution in words; `style` counts through the wordings, over and over."""
-        results = {text.split()[0]: str(step.result) for text, step in zip(self.steps, steps, strict=True)}
-        return Wording(self.rationales[style % len(self.rationales)]).write({**slots, **results})
+        chosen = way or self
+        results = {text.split()[0]: str(step.result) for text, step in zip(chosen.steps, steps, strict=True)}
+        return Wording(chosen.rationales[style % len(chosen.rationales)]).write({**slots, **results})
