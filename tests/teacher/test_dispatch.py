@@ -19,14 +19,6 @@ MODEL = "mock-teacher"
 FREE = {"requests_per_minute": 1e9}
 
 
-@pytest.fixture
-def ledger(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
-    ledger = Ledger(Store.open(str(tmp_path / "teacher")))
-    yield ledger
-    ledger.close()
-
-
 def make(ledger, **settings):
     chosen = config(**{**FREE, **settings})
     return Dispatcher(chosen, ledger, Budget(chosen, ledger.spent(), ledger.spent(1)), 0.0)

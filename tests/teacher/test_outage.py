@@ -7,23 +7,13 @@ import pytest
 
 from tailor_ray.config.teacher import PriceConfig
 from tailor_ray.errors import Stopped
-from tailor_ray.storage import Store
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.health import BREAK_AFTER, Outage
-from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome, Usage
 from tests.teacher.helpers import config, request
 
 MODEL = "mock-teacher"
-
-
-@pytest.fixture
-def ledger(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
-    ledger = Ledger(Store.open(str(tmp_path / "teacher")))
-    yield ledger
-    ledger.close()
 
 
 class Played:

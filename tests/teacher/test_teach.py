@@ -13,7 +13,6 @@ from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.intake import Intake
-from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
@@ -53,14 +52,6 @@ class AtOnce:
 
     def close(self):
         pass
-
-
-@pytest.fixture
-def ledger(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAILOR_RAY_CACHE", str(tmp_path / "cache"))
-    ledger = Ledger(Store.open(str(tmp_path / "teacher")))
-    yield ledger
-    ledger.close()
 
 
 def run(out, ledger, order, exam=None, round_=1, **settings):
