@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from tailor_ray.teacher.ledger_row import LedgerRow
 
 TEST = 200
 WORKERS = 2
+PART = 512  # questions; by default the tokens that an answer may have decide it, and these answers have few
 STEPS = 20  # of training: its rate is the business of training.py, here it is what a worker holds
 SECONDS = 80  # that each engine of `scaling` is kept busy
 SAMPLE_S = 0.5
@@ -84,7 +86,7 @@ def drive(folder: Path, samples: int) -> None:
             "storage": str(folder / "runs"),
             "task": {"name": "jsonl", "path": str(folder), "answer_kind": "number", "max_validation": 100},
             "student": {"model": str(folder / "student"), "max_model_len": 256},
-            "exam": {"samples": samples},
+            "exam": {"samples": samples, "shard_questions": PART},
             "teacher": {"model": "instant", "requests_per_minute": 1e9, "temperature": None},
             "training": {"steps": STEPS, "workers": WORKERS, "max_length": 256, "greedy_check": 0, "batch_size": 32},
         }
@@ -244,7 +246,7 @@ def main() -> None:
     if options.drive:
         drive(Path(options.drive), options.samples)
         return
-    with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=options.folder) as name:
+    with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
         folder, figures = Path(name), dict[str, Any]()
         os.environ.setdefault("TAILOR_RAY_CACHE", str(folder / "cache"))
         if "plane" in options.only:

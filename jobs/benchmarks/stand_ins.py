@@ -64,7 +64,7 @@ class InstantEngines:
     def answered(self) -> int:
         return 0
 
-    def release(self) -> None:
+    def release(self, gpus: int = 0) -> None:
         """They hold no memory."""
 
     def answer(self, ids: list[str], prompts: list[str], seeds: list[list[int]], _: object) -> Completions:

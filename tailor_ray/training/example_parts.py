@@ -149,12 +149,12 @@ def commit_examples(
 
 
 def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
-    """The parts' records as they are done, by Ray tasks on all nodes: two per CPU at most, as disks are waited for."""
+    """The parts' records as they are done, by Ray tasks on all nodes: one per CPU at most, two where storage is far."""
     import ray
 
     # engines may hold all CPUs while nothing is asked of them, so a task reserves none
     work = ray.remote(_task).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
-    most = 2 * int(ray.cluster_resources().get("CPU", 1))
+    most = int(ray.cluster_resources().get("CPU", 1)) * (1 if job.out.is_local else 2)
     given, at_once = ray.put(job), min(most, -(-count // PARTS_PER_PROCESS))
     running: list[Any] = []
     for index in range(count):
