@@ -1,14 +1,16 @@
 """What the mock teacher says: it reads the prompt that it was sent, and answers from it alone.
 
 In: a chat request's body. Out: the reply's text. The question and the student's attempt are taken out of the prompt;
-arithmetic is solved, other questions are looked up in recorded rationales. A first lesson goes the usual way, later
-ones another. Whether an answer is to be wrong is said by the caller. The same request gives the same reply.
+arithmetic is solved, other questions are looked up in recorded rationales. A first lesson goes the usual way, another
+one a way that was not shown; a correction follows the student's way, in other words than the first lesson's. Whether
+an answer is to be wrong is said by the caller. The same request gives the same reply.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +103,8 @@ def compose(body: Mapping[str, Any], answers: Answers | None, wrong: bool, draw:
 
 
 def _solve(question: str, earlier: str, draw: int) -> Known | None:
-    """A rationale in one of the usual wordings; where some were given earlier, one that is none of them."""
-    solution = solve(question, draw % STYLES)
+    """A rationale in the question's first words; where some were given earlier, one that is none of them."""
+    solution = solve(question, _first_style(question))
     if solution is None:
         return None
     ways = [way for way in other_ways(question) if way.rationale not in earlier] if earlier else []
@@ -110,19 +112,24 @@ def _solve(question: str, earlier: str, draw: int) -> Known | None:
     return Known(chosen.rationale, chosen.answer, "")
 
 
+def _first_style(question: str) -> int:
+    """Which of the usual wordings a question's first lesson has, so that a correction can choose another."""
+    return zlib.crc32(question.encode()) % STYLES
+
+
 def _correct(question: str, attempt: str, continues: bool, draw: int) -> Known | None:
-    """What is wrong by the route that the attempt follows longest, and its correction: in words of its own, or going on
-    from the student's."""
-    solution, ways = solve(question, draw % STYLES), other_ways(question)
+    """What is wrong by the route that the attempt follows longest, and its correction by that route: in other words than
+    the first lesson's, or going on from the student's."""
+    solution = solve(question, _first_style(question) + 1 + draw % (STYLES - 1))
     if solution is None:
         return None
-    routes = [(one, first_fault(one, attempt)) for one in (solution, *ways)]
-    nearest, fault = max(routes, key=lambda route: route[1].done)  # of equals the first
+    routes = [(one, first_fault(one, attempt)) for one in (solution, *other_ways(question))]
+    nearest, fault = max(routes, key=lambda route: route[1].done)  # of equals the usual one
     kept = attempt[: fault.start].rstrip()
     if continues and (kept.strip() or fault.slip):
         rationale = f"{kept.lstrip()} {_rest(nearest, fault, draw)}".strip()
     else:
-        rationale = ways[draw % len(ways)].rationale if ways else solution.rationale
+        rationale = nearest.rationale
     return Known(rationale, solution.answer, fault.said, fault.step)
 
 

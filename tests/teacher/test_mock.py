@@ -24,7 +24,7 @@ from tailor_ray.prompts.parse import parse_reply
 from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.tasks.arithmetic import solve
+from tailor_ray.tasks.arithmetic import other_ways, solve
 from tailor_ray.teacher.client import Sender
 from tailor_ray.teacher.lessons import judge
 from tests.teacher.helpers import request
@@ -85,6 +85,18 @@ def test_a_second_lesson_is_not_the_first_one_again():
         corrections = {parse_reply(ask(prompt.feedback(question, "No. Answer: 1"), draw=d)).rationale for d in range(9)}
         assert first not in corrections
         assert len(corrections) >= 2
+
+
+def test_a_correction_follows_the_students_route():
+    prompt = TeacherPrompt(AnswerKind.NUMBER)
+    followed = 0
+    for number, question in enumerate(islice(load_task(ARITHMETIC, 3).train, 60)):
+        way = other_ways(question.text)[0]
+        if way.steps[0].result != solve(question.text).steps[0].result:  # not the same one with its sides changed
+            reply = ask(prompt.feedback(question, f"{way.steps[0]}.\nAnswer: 1"), draw=number)
+            assert str(way.steps[0]) in parse_reply(reply).rationale
+            followed += 1
+    assert followed > 10
 
 
 def test_answers_mode(tmp_path, data_folder):
@@ -180,7 +192,7 @@ def test_the_openai_package_talks_to_it():
 async def test_clients_that_hang_up_do_not_stall_it_and_have_their_lines(tmp_path):
     """Each was logged with a traceback to a pipe that nobody read: after some thirty the server stood still."""
     log = tmp_path / "log.jsonl"
-    with MockProcess(MockOptions(MockConfig(latency_s=2.0, access_log=str(log)))) as mock:
+    with MockProcess(MockOptions(MockConfig(latency_s=4.0, access_log=str(log)))) as mock:
         hasty = Sender(EndpointConfig(base_url=mock.base_url, timeout_s=1.5), 100)
         given_up = await asyncio.gather(*(hasty.attempt(str(n), request(number=n).body) for n in range(100)))
         patient = Sender(EndpointConfig(base_url=mock.base_url, timeout_s=20), 1)
