@@ -118,8 +118,8 @@ def _first_style(question: str) -> int:
 
 
 def _correct(question: str, attempt: str, continues: bool, draw: int) -> Known | None:
-    """What is wrong by the route that the attempt follows longest, and its correction by that route: in other words than
-    the first lesson's, or going on from the student's."""
+    """What is wrong by the route that the attempt follows longest, and the correction by it: in other words than the
+    first lesson's, or going on from the student's."""
     solution = solve(question, _first_style(question) + 1 + draw % (STYLES - 1))
     if solution is None:
         return None
