@@ -111,7 +111,11 @@ class Store:
 
     def _names(self, name: str, kind: pafs.FileType) -> list[str]:
         selector = pafs.FileSelector(self.path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.type == kind)
+        try:
+            found = self.filesystem.get_file_info(selector)
+        except FileNotFoundError:  # pyarrow 26 raises it of a folder that comes to be while it looks: it is there now
+            found = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == kind)
 
     def read_bytes(self, name: str) -> bytes:
         """The file's content; raises FileNotFoundError."""

@@ -302,7 +302,8 @@ def open_teacher(tmp_path_factory):
     """A chat model that was schooled on one reply, whatever it is asked."""
     from tailor_ray.student import tiny
 
-    messages = [TeacherPrompt(AnswerKind.NUMBER).rationale(question) for question in ASKED]
+    words = RunConfig(name="try").asked_teacher().max_words
+    messages = [TeacherPrompt(AnswerKind.NUMBER, words=words).rationale(question) for question in ASKED]
     config = TinyConfig(hidden_size=64, layers=2, heads=2, school_steps=80, school_batch=4, school_learning_rate=5e-3)
     tokenizer = tiny.make_tokenizer([*(line["content"] for line in messages[0]), *([REPLY] * 50)], 500)
     tokenizer.chat_template = TEMPLATE

@@ -61,7 +61,7 @@ def test_two_rounds_through_every_accident_of_the_wire(tmp_path):
         folder, log = tmp_path / name, tmp_path / f"{name}.jsonl"
         options = MockOptions(MockConfig(wrong_share=0.1, jitter_s=jitter, access_log=str(log)), faults=ACCIDENTS)
         with MockProcess(options) as mock:
-            config = settings(mock.base_url, actors=actors)
+            config = settings(mock.base_url, actors=actors, max_asks=6)  # three wrong replies in a row come to be seen
             first = run(folder, config, 1, "r1")
             second = run(
                 folder, config, 2, "r2", taught=frozenset(lesson.question_id for lesson in lessons(folder, "r1"))

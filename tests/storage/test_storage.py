@@ -48,6 +48,17 @@ def test_write_replaces_whole_and_leaves_no_temporary_file(store):
     assert store.files("nowhere") == []
 
 
+def test_a_folder_may_come_to_be_while_it_is_listed(tmp_path):
+    store = Store.open(str(tmp_path))
+    names = [f"folder-{number}" for number in range(2000)]
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(lambda: [os.mkdir(tmp_path / name) for name in names])
+        for name in names:
+            while not store.exists(name):
+                assert store.files(name) == []
+        made.result()
+
+
 def test_create_refuses_a_taken_name_and_keeps_the_old_content(store):
     assert store.create("claim", b"first")
     assert not store.create("claim", b"second")
