@@ -1,7 +1,8 @@
 """How many questions are one part: what is answered, taught and committed together.
 
-A part is to be some seconds' to a minute's work of the engines, and a small exam is to have several, so that teaching
-begins while it goes on. It depends on the settings alone, so that a run is the same on every cluster.
+A part is to be some seconds' to a minute's work of the engines, and a small exam of training questions is to have
+several, so that teaching begins while it goes on. Others have as few as may be, for several parts at a time take as many
+processes. It depends on the settings alone, so that a run is the same on every cluster.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from tailor_ray.config import RunConfig
 TOKENS_PER_ENGINE = 32_768  # the most that a part's answers hold: 10 s of a GPU's engine, two minutes of a CPU's
 ENGINES = 2  # what `student.engines: auto` counts as
 MOST = 1024  # questions
-PARTS = 16  # that a split has at least, if that leaves FEWEST questions in each
+PARTS = 16  # that training questions have at least, if that leaves FEWEST questions in each
 FEWEST = 8
 
 
@@ -19,7 +20,9 @@ def questions_per_part(config: RunConfig, split: str, questions: int) -> int:
     """The number given, or what suits the work; every count of `enough_to_know` questions and more gives the same."""
     if config.exam.shard_questions != "auto":
         return config.exam.shard_questions
-    return min(_by_tokens(config, split), max(FEWEST, -(-questions // PARTS)))
+    most = _by_tokens(config, split)
+    parts = PARTS if split == "train" else max(1, -(-questions // most))
+    return min(most, max(FEWEST, -(-questions // parts)))
 
 
 def enough_to_know(config: RunConfig, split: str) -> int:
