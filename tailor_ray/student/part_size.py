@@ -1,8 +1,8 @@
 """How many questions are one part: what is answered, taught and committed together.
 
 A part is to be some seconds' to a minute's work of the engines, and a small exam of training questions is to have
-several, so that teaching begins while it goes on. Others have as few as may be, for several parts at a time take as many
-processes. It depends on the settings alone, so that a run is the same on every cluster.
+several, so that teaching begins while it goes on. Others have few, for several parts at a time take as many processes.
+It depends on the settings alone, so that a run is the same on every cluster.
 """
 
 from __future__ import annotations

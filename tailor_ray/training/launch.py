@@ -117,7 +117,8 @@ class Trainers:
         """
         _check_space(job)
         signals = job.out.child("checkpoints")
-        signals.delete("stop")
+        for left in ("stop", "progress.json"):  # by a driver that was killed
+            signals.delete(left)
         micro_batch_tokens = job.config.micro_batch_tokens
         failures = pauses = 0
         while failures <= job.config.max_failures:

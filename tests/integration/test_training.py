@@ -60,9 +60,10 @@ def trainers(ray_cluster):
 @pytest.fixture(scope="module")
 def undisturbed(made, trainers):
     done = []
-    result = trainers.train(
-        job(made, "undisturbed"), lambda step, steps, figures: done.append((step, steps, figures["loss"]))
-    )
+    task = job(made, "undisturbed")
+    of_a_killed_driver = {"done": 99, "steps": 99, "loss": 0.0}
+    task.out.child("checkpoints").write_json("progress.json", of_a_killed_driver)
+    result = trainers.train(task, lambda step, steps, figures: done.append((step, steps, figures["loss"])))
     return result, done
 
 
@@ -83,6 +84,12 @@ def test_figures_and_files(made, undisturbed):
     assert read_model(out) == result.model
     assert resolve(result.model) == Path(out.path("student"))  # and its files have the hashes that it says
     assert not (node_cache() / "examples").exists() or not list((node_cache() / "examples").glob("*/"))
+
+
+def test_progress_is_not_what_a_killed_driver_left(undisturbed):
+    _, done = undisturbed
+    assert done
+    assert {steps for _, steps, _ in done} == {42}
 
 
 def test_the_exported_student_learnt_and_loads_without_us(made, undisturbed):

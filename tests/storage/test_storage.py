@@ -52,7 +52,7 @@ def test_a_folder_may_come_to_be_while_it_is_listed(tmp_path):
     store = Store.open(str(tmp_path))
     names = [f"folder-{number}" for number in range(2000)]
     with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(lambda: [os.mkdir(tmp_path / name) for name in names])
+        made = pool.submit(lambda: [(tmp_path / name).mkdir() for name in names])
         for name in names:
             while not store.exists(name):
                 assert store.files(name) == []
