@@ -160,8 +160,14 @@ class Gold:
         return 1 not in (value.denominator, self.value.denominator) and abs(value - self.value) <= abs(self.value) / 200
 
 
+WRITTEN_OUT = 10_000  # bits of a number whose digits are all written, about 3,000; Python refuses from 4,300 on
+
+
 def format_number(value: Fraction) -> str:
-    """The shortest exact form: an integer, a terminating decimal, or a fraction."""
+    """The shortest exact form: an integer, a terminating decimal, or a fraction; 1.5e+9801 where that is endless."""
+    if max(abs(value.numerator), value.denominator).bit_length() > WRITTEN_OUT:
+        with localcontext(prec=10):
+            return f"{(Decimal(value.numerator) / Decimal(value.denominator)).normalize():e}"
     if value.denominator == 1:
         return str(value.numerator)
     digits = value.denominator

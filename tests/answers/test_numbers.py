@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailor_ray.answers import Grader
 from tailor_ray.answers.conclusion import visible
 from tailor_ray.answers.numbers import format_number, read, read_gold
+from tailor_ray.records import AnswerKind, Question
 
 VALUES = st.decimals(-(10**7), 10**7, allow_nan=False, allow_infinity=False, places=3)
 FORMS = ["{}", "{} dollars", "{}.", "**{}**", "\\boxed{{{}}}", "$\\boxed{{{}}}$", "x = {}", "8 + 1 = {} eggs in 3 days"]
@@ -43,6 +45,8 @@ def test_the_normalized_form_has_the_same_value(value):
         (Fraction(3, 4), "0.75"),
         (Fraction(1, 3), "1/3"),
         (Fraction(Decimal("12345678901234567.5")), "12345678901234567.5"),
+        (Fraction(-15 * 10**9800), "-1.5e+9801"),  # more digits than Python writes
+        (Fraction(1, 10**5000), "1e-5000"),
     ],
 )
 def test_the_normalized_form_is_short_and_exact(value, text):
@@ -55,3 +59,9 @@ def test_the_normalized_form_is_short_and_exact(value, text):
 def test_gold_values(answer, value):
     gold = read_gold(answer)
     assert (gold and gold.value) == value
+
+
+def test_a_number_of_ten_thousand_digits_is_graded():
+    """Python refuses to write it, which ended the exam."""
+    grade = Grader(AnswerKind.NUMBER).grade(Question("q", "How many?", "18"), "#### 1e99 (x+y+z)^{99}")
+    assert grade.answer == "1e+9801"
