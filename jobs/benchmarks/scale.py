@@ -46,6 +46,7 @@ TEST = 200
 WORKERS = 2
 PART = 512  # questions; by default the tokens that an answer may have decide it, and these answers have few
 STEPS = 20  # of training: its rate is the business of training.py, here it is what a worker holds
+PACED_PART = 256  # questions, where engines take their time
 SECONDS = 80  # that each engine of `scaling` is kept busy
 SAMPLE_S = 0.5
 
@@ -177,7 +178,7 @@ def measure_scaling(folder: Path) -> dict[str, Any]:
     with cluster():
         for engines in (4, 64):
             store = Store.open(str(folder / f"questions-{engines}"))
-            count, size = round(engines * SPEED * SECONDS / job.samples), 256
+            count, size = round(engines * SPEED * SECONDS / job.samples), PACED_PART
             parts = []
             for start in range(0, count, size):
                 asked = [

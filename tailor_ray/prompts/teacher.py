@@ -51,10 +51,7 @@ another order.
 {earlier}
 </earlier>"""
 
-FEEDBACK = """\
-A student answered this question wrongly. Say in one or two sentences where the student's reasoning first goes wrong, \
-then write the reasoning as the student should have written it: complete, from the start, and as if nobody had told \
-the answer. Never mention the student, the hint or the reference answer in the corrected reasoning.
+_MISTAKE = """
 
 <question>
 {question}
@@ -70,25 +67,22 @@ the answer. Never mention the student, the hint or the reference answer in the c
 
 {form}"""
 
-CONTINUE = """\
+FEEDBACK = (
+    """\
+A student answered this question wrongly. Say in one or two sentences where the student's reasoning first goes wrong, \
+then write the reasoning as the student should have written it: complete, from the start, and as if nobody had told \
+the answer. Never mention the student, the hint or the reference answer in the corrected reasoning."""
+    + _MISTAKE
+)
+
+CONTINUE = (
+    """\
 A student answered this question wrongly. Find the first wrong step and copy it word for word. Say in one or two \
 sentences what is wrong with it. Then write the reasoning as the student should have written it: begin with all that \
 the student wrote before that step, word for word, and go on from there to the answer, as if nobody had told it. Where \
-the very first step is wrong, nothing is kept. Never mention the student, the hint or the reference answer in it.
-
-<question>
-{question}
-</question>
-
-<attempt>
-{attempt}
-</attempt>
-
-<hint>
-{answer}
-</hint>
-
-{form}"""
+the very first step is wrong, nothing is kept. Never mention the student, the hint or the reference answer in it."""
+    + _MISTAKE
+)
 
 SCORE = """\
 Another teacher wrote this reasoning for a student. Its answer is right. Judge how clear and how complete it is: can a \

@@ -116,9 +116,8 @@ def tokenize_examples(
     `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
     one token. `pairs` says what the self-reflection term compares: for likelihoods positives are left out and
     negatives are cut at `max_length` alone, for none both are left out. With `branches` a negative counts from where it
-    leaves its rationale. `special_tokens` says whether the tokenizer
-    adds its own to a prompt; a chat template has written them already, and its turn's end ends a completion. Raises
-    ModelError without an end token.
+    leaves its rationale. `special_tokens` says whether the tokenizer adds its own to a prompt; a chat template has
+    written them already, and its turn's end ends a completion. Raises ModelError without an end token.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the student's tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
