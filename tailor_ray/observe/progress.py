@@ -23,19 +23,22 @@ log = logging.getLogger(__name__)
 
 CALM_AFTER_S, CALM_S = 600.0, 60.0
 RECORD_EVERY_S = 10.0
-RATE_WINDOW_S = 30.0  # the rate shown is that of the last half minute: engines warm up, teachers slow down
+# The rate shown is that of the last half minute, for engines warm up and teachers slow down, and of eight counts at
+# least: a training step of a large student takes half a minute by itself.
+RATE_WINDOW_S, RATE_COUNTS = 30.0, 8
 
 
 class Bar:
     """One stage's count. `total` None means that the end is not known yet; `update` may set it later."""
 
-    def __init__(self, name: str, total: int | None, unit: str) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.unit = unit
         self.total = total
         self.done = 0
         self.note = ""
-        self.started, self.since = time.monotonic(), time.time()
+        self.started, self.since = clock(), time.time()
+        self._clock = clock
         self.worked = 0  # `done` without what an earlier try had done; a rate counts this alone
         self._lock = threading.Lock()
         self._marks: list[tuple[float, int]] = [(self.started, 0)]
@@ -63,17 +66,17 @@ class Bar:
         """A count that goes down is work to do again: no speed either, and what was worked stays worked."""
         self.worked += max(0, done - self.done)
         self.done = done
-        now = time.monotonic()
+        now = self._clock()
         if now - self._marks[-1][0] >= 0.5 or len(self._marks) == 1:
             self._marks.append((now, self.worked))
-        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
+        while len(self._marks) > RATE_COUNTS and now - self._marks[1][0] > RATE_WINDOW_S:
             del self._marks[0]
 
     def rate(self) -> float:
-        """Units a second over the last half minute; 0.0 before anything was done."""
+        """Units a second, lately; 0.0 before anything was done."""
         with self._lock:
             since, worked = self._marks[0]
-            elapsed = time.monotonic() - since
+            elapsed = self._clock() - since
             return (self.worked - worked) / elapsed if elapsed > 0 else 0.0
 
     def seconds_left(self) -> float | None:
@@ -97,7 +100,7 @@ class Bar:
         return ", ".join([*parts, self.note] if self.note else parts)
 
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return self._clock() - self.started
 
     def facts(self) -> dict[str, Any]:
         """The stage as plain data; `since` is seconds since the epoch."""

@@ -126,6 +126,20 @@ def test_a_count_that_is_set_has_a_rate():
     assert 30 / 1.0 < bar.rate() <= 30 / 0.09
 
 
+def test_the_rate_of_slow_steps_does_not_jump():
+    """A step of 15 s, read at any moment between two of them; the first one waits for a minute of preparations."""
+    now = 0.0
+    bar = Bar("stage", 50, "steps", clock=lambda: now)
+    now = 60.0
+    for done in range(1, 20):
+        now += 15
+        bar.update(done=done)
+        for later in (0, 7, 14):
+            now += later
+            assert done < 8 or 13 < 1 / bar.rate() < 18
+            now -= later
+
+
 def test_a_count_that_goes_down_has_no_negative_rate():
     """A step that is done again after a checkpoint, or a shard that is asked again."""
     bar = Bar("stage", 100, "steps")
