@@ -232,7 +232,26 @@ def _totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         if entry["teacher"] and compared and entry["round"] < compared[-1]["round"]
     )
     totals["usd_per_fixed_question"] = paid / totals["fixed"] if totals["fixed"] else None
-    return totals
+    return totals | _per_point(rounds)
+
+
+def _per_point(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
+    """What the teacher was paid up to the last evaluation, divided by the points of accuracy gained over round 0.
+
+    None where none was gained, or the two evaluations are not of one split.
+    """
+    scored = [entry for entry in rounds if entry["evaluation"]]
+    first, last = (scored[0], scored[-1]) if scored else ({"round": None}, {})
+    if first["round"] != 0 or first["evaluation"]["split"] != last["evaluation"]["split"]:
+        return {"usd_per_point": None, "tokens_per_point": None}
+    points = 100 * (last["evaluation"]["accuracy"] - first["evaluation"]["accuracy"])
+    paid = [entry["teacher"] for entry in rounds if entry["teacher"] and entry["round"] <= last["round"]]
+    usd = sum(one["cost_usd"] for one in paid)
+    tokens = sum(one["input_tokens"] + one["output_tokens"] for one in paid)
+    return {
+        "usd_per_point": usd / points if points > 0 else None,
+        "tokens_per_point": tokens / points if points > 0 else None,
+    }
 
 
 def wall_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
