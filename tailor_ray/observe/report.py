@@ -203,13 +203,10 @@ def dollars(value: float | None) -> str:
 
 def per_point(totals: dict[str, Any]) -> str:
     """Dollars that a point of accuracy took, or the tokens where the teacher is free."""
-    if totals["usd_per_point"] is None:
+    usd, tokens = totals["usd_per_point"], totals["tokens_per_point"]
+    if usd is None:
         return "—"
-    return (
-        dollars(totals["usd_per_point"])
-        if totals["usd_per_point"]
-        else f"{thousands(totals['tokens_per_point'])} tokens"
-    )
+    return dollars(usd) if usd else f"{thousands(tokens)} tokens"
 
 
 def forecast(value: Any) -> str:
@@ -232,17 +229,7 @@ def loss(value: float | None) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        thousands,
-        percent,
-        share,
-        part,
-        interval,
-        points,
-        dollars,
-        per_point,
-        forecast,
-        p_value,
-        loss,
-        duration,
+        *(thousands, percent, share, part, interval, points, dollars),
+        *(per_point, forecast, p_value, loss, duration),
     )
 }

@@ -96,6 +96,7 @@ def scored(number, correct, split="test", **teacher):
         ([scored(0, 20)], (None, None)),
         ([scored(1, 24, cost_usd=6.0)], (None, None)),  # round 0 is damaged
         ([scored(0, 20), scored(1, 24, "validation", cost_usd=6.0)], (None, None)),  # other questions
+        ([scored(0, 20), (1, scored(1, 24)[1], None)], (None, None)),  # what was paid is damaged
     ],
 )
 def test_where_no_point_is_gained_there_is_no_price_of_one(tmp_path, rounds, worth):
@@ -105,7 +106,7 @@ def test_where_no_point_is_gained_there_is_no_price_of_one(tmp_path, rounds, wor
         commit_manifest(
             run.child("rounds", f"{number:02d}", "evaluate"), Manifest("evaluate", number, "", {}, {}, 1.0, scores)
         )
-        if number:
+        if number and costs is not None:
             commit_manifest(
                 run.child("rounds", f"{number:02d}", "teach"), Manifest("teach", number, "", {}, {}, 1.0, costs)
             )
