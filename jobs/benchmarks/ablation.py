@@ -78,6 +78,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "continue_orpo": ("teacher.correction=continue", "training.reflection=orpo"),
     "fit": (*_BARE, "teacher.rationales=3", "training.rationales=1", "training.choose=fit"),
     "hinted": (*_BARE, "teacher.last_try=hinted"),
+    "tailored": ("method=tailored",),
     EQUAL_TOKENS: PARTS[PLAIN],
 }
 VARIANTS = PARTS | TRIED | SWITCHES
@@ -95,7 +96,7 @@ BEGINS_AS = {  # a variant's first stages are another's
     **dict.fromkeys(TRIED, (FULL, BEGUN)),
     **dict.fromkeys(("more_mistakes", "cooler_exam"), (FULL, STUDENT)),
     **dict.fromkeys(SWITCHES, (FULL, BEGUN)),
-    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", EQUAL_TOKENS), (FULL, EXAMINED)),
+    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS), (FULL, EXAMINED)),
     "critique": ("without_reflection", ROUND_1),
 }
 POLL_S = 2.0

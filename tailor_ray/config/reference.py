@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tailor_ray.config.base import is_operational
-from tailor_ray.config.run import RunConfig
+from tailor_ray.config.run import METHODS, RunConfig
 
 
 def reference() -> str:
@@ -34,7 +34,17 @@ def reference() -> str:
             else:
                 lines.append(f"| `{path}{name}` | | | {field.description} See below. |")
         lines.append("")
+        if section is RunConfig:
+            lines += _methods()
     return "\n".join(lines)
+
+
+def _methods() -> list[str]:
+    """What each method sets, for those that set anything."""
+    lines = ["## methods", "", "| `method` | setting | default |", "|---|---|---|"]
+    for method, defaults in METHODS.items():
+        lines += [f"| {method} | `{name}` | `{json.dumps(value)}` |" for name, value in defaults.items()]
+    return [*lines, ""]
 
 
 def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:

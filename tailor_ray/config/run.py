@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -24,6 +24,13 @@ from tailor_ray.errors import ConfigError, masked
 
 log = logging.getLogger(__name__)
 
+# Which settings have other defaults by `method`: "section.setting" and its value.
+METHODS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "plain": {"training.feedback": False, "training.reflection": "none"},
+    "tailored": {"training.own_correct": 1, "training.own_correct_weight": 0.5, "training.reflection": "orpo"},
+}
+
 
 class RunConfig(Section):
     """One distillation run."""
@@ -34,6 +41,10 @@ class RunConfig(Section):
     """A local folder or any pyarrow filesystem URI (file://, s3://, gs://)."""
     seed: int = Field(default=42, ge=0, lt=2**31)
     """Every other seed is derived from this one."""
+    method: Literal["paper", "plain", "tailored"] = "paper"
+    """What the student learns from, as defaults of other settings: see the table of methods. What is set itself wins.
+    `paper` is the paper's method, `plain` learns from the teacher's rationales alone, `tailored` beside them from what
+    has worked best since."""
     task: TaskConfig = TaskConfig()
     """What is asked: the questions and how their answers are graded."""
     student: StudentConfig = StudentConfig()
@@ -52,6 +63,20 @@ class RunConfig(Section):
     """The Ray cluster that carries the run."""
     observe: Annotated[ObserveConfig, OPERATIONAL] = ObserveConfig()
     """Progress, trackers and logs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_method(cls, data: Any) -> Any:
+        """The method's defaults, below what is set."""
+        method = data.get("method") if isinstance(data, dict) else None
+        for name, value in METHODS[method].items() if isinstance(method, str) and method in METHODS else ():
+            section, _, setting = name.partition(".")
+            given = data.get(section, {})
+            if isinstance(given, Section):
+                given = given.model_dump(exclude_unset=True)
+            if isinstance(given, dict):
+                data = {**data, section: {setting: value, **given}}
+        return data
 
     @field_validator("storage")
     @classmethod
@@ -82,11 +107,15 @@ class RunConfig(Section):
         return self
 
     def asked_teacher(self) -> TeacherConfig:
-        """The section `teacher` with the words that a rationale may have for this run's student."""
-        if self.teacher.max_words != "auto":
-            return self.teacher
-        tokens = min(self.exam.max_new_tokens, self.evaluation.max_new_tokens)
-        return self.teacher.model_copy(update={"max_words": max(10, tokens // 2)})
+        """The section `teacher` with the words that a rationale may have for this run's student, and without feedback
+        where none is learnt from."""
+        changes: dict[str, Any] = {}
+        if self.teacher.max_words == "auto":
+            tokens = min(self.exam.max_new_tokens, self.evaluation.max_new_tokens)
+            changes["max_words"] = max(10, tokens // 2)
+        if not self.training.feedback:
+            changes["max_mistakes"] = 0
+        return self.teacher.model_copy(update=changes)
 
     def results(self) -> dict[str, Any]:
         """The settings that change results."""

@@ -239,8 +239,9 @@ class TeacherConfig(Section):
     """Seconds between looks at a pending batch."""
     rationales: int = Field(default=1, ge=1, le=32)
     """Rationales asked for a question in round 1; near-duplicates are dropped."""
-    max_mistakes: int = Field(default=4, ge=1)
-    """Distinct mistakes of one question that get feedback in a round."""
+    max_mistakes: int = Field(default=4, ge=0)
+    """Distinct mistakes of one question that get feedback in a round; 0, as with `training.feedback` off, asks for
+    none."""
     correction: Literal["rewrite", "continue"] = "rewrite"
     """How a mistake is corrected: `rewrite` asks for the whole reasoning anew, `continue` for the student's own words
     before its first wrong step, word for word, which is checked, and the right steps from there. What a rationale and

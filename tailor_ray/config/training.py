@@ -78,7 +78,7 @@ class TrainingConfig(Section):
     replay_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of the earlier lessons that `replay` keeps."""
     feedback: bool = True
-    """Learn from lessons of kind feedback; off leaves the plain rationales (an ablation)."""
+    """Learn from lessons of kind feedback; off leaves the plain rationales, and no feedback is asked for."""
     rationales: int | None = Field(default=None, ge=1)
     """Rationales of a question that are learnt from, of those that were asked for or that a committee wrote; None takes
     all. Feedback is not among them."""

@@ -103,12 +103,15 @@ def compose(body: Mapping[str, Any], answers: Answers | None, wrong: bool, draw:
 
 
 def _solve(question: str, earlier: str, draw: int) -> Known | None:
-    """A rationale in the question's first words; where some were given earlier, one that is none of them."""
-    solution = solve(question, _first_style(question))
-    if solution is None:
+    """A rationale in the question's first words; where some were given earlier, one that is none of them: by another
+    route as long as there is one, else in the usual one's other words."""
+    styles = [solve(question, _first_style(question) + more) for more in range(STYLES)]
+    usual = [solution for solution in styles if solution is not None]
+    if not usual:
         return None
-    ways = [way for way in other_ways(question) if way.rationale not in earlier] if earlier else []
-    chosen = ways[draw % len(ways)] if ways else solution
+    new = [[way for way in ways if way.rationale not in earlier] for ways in (other_ways(question), usual)]
+    ways = (new[0] or new[1]) if earlier else []
+    chosen = ways[draw % len(ways)] if ways else usual[0]
     return Known(chosen.rationale, chosen.answer, "")
 
 

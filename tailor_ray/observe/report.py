@@ -20,6 +20,7 @@ from tailor_ray.observe.comparison import Losses, compare_runs, paired_change
 from tailor_ray.observe.mistakes import Row, mistake_rows
 from tailor_ray.observe.pictures import read_losses, run_charts
 from tailor_ray.observe.progress import duration
+from tailor_ray.observe.status import aligned
 from tailor_ray.observe.summary import RunRecord, load_run, plain, summarize
 from tailor_ray.once import once
 from tailor_ray.storage import Store
@@ -58,6 +59,19 @@ def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
     html = render("comparison.html.j2", comparison=document, reports=reports, page={"charts": charts})
     out.write_bytes("comparison.html", html.encode())
     return document
+
+
+def comparison_table(document: dict[str, Any]) -> str:
+    """The document of comparison.json as text: one line a run, with its difference to the first one."""
+    heads = ("run", "round 0", "accuracy", "95 % interval", "to the first", "p", "teacher tokens", "cost", "per point")
+    rows = [heads]
+    for run in document["runs"]:
+        against, totals = run["against_first"], run["totals"]
+        change = (points(against["points"]), p_value(against["p_value"])) if against else ("—", "—")
+        tokens = thousands(totals["input_tokens"] + totals["output_tokens"])
+        scores = (share(run["baseline"]), share(run["final"]), interval(run["final"]))
+        rows.append((run["name"], *scores, *change, tokens, dollars(totals["cost_usd"]), per_point(totals)))
+    return aligned(rows)
 
 
 def render(template: str, page: dict[str, Any], **values: Any) -> str:
@@ -187,6 +201,14 @@ def dollars(value: float | None) -> str:
     return f"${value:,.{decimals}f}"
 
 
+def per_point(totals: dict[str, Any]) -> str:
+    """Dollars that a point of accuracy took, or the tokens where the teacher is free."""
+    usd, tokens = totals["usd_per_point"], totals["tokens_per_point"]
+    if usd is None:
+        return "—"
+    return dollars(usd) if usd else f"{thousands(tokens)} tokens"
+
+
 def forecast(value: Any) -> str:
     """The forecast's dollars where it has them, else its requests."""
     if not isinstance(value, dict):
@@ -206,5 +228,8 @@ def loss(value: float | None) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (thousands, percent, share, part, interval, points, dollars, forecast, p_value, loss, duration)
+    for function in (
+        *(thousands, percent, share, part, interval, points, dollars),
+        *(per_point, forecast, p_value, loss, duration),
+    )
 }

@@ -232,7 +232,23 @@ def _totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         if entry["teacher"] and compared and entry["round"] < compared[-1]["round"]
     )
     totals["usd_per_fixed_question"] = paid / totals["fixed"] if totals["fixed"] else None
-    return totals
+    return totals | _per_point(rounds)
+
+
+def _per_point(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
+    """What the teacher was paid up to the last evaluation, divided by the points of accuracy gained over round 0.
+
+    None where none was gained, the two evaluations are not of one split, or a round's bill is missing.
+    """
+    scored = [entry for entry in rounds if entry["evaluation"]]
+    bills = [entry["teacher"] for entry in rounds if scored and 0 < entry["round"] <= scored[-1]["round"]]
+    first, last = (scored[at]["evaluation"] for at in (0, -1)) if scored else ({}, {})
+    known = bool(scored) and scored[0]["round"] == 0 and first["split"] == last["split"] and all(bills)
+    points = 100 * (last["accuracy"] - first["accuracy"]) if known else 0.0
+    if points <= 0:
+        return {"usd_per_point": None, "tokens_per_point": None}
+    tokens = sum(bill["input_tokens"] + bill["output_tokens"] for bill in bills)
+    return {"usd_per_point": sum(bill["cost_usd"] for bill in bills) / points, "tokens_per_point": tokens / points}
 
 
 def wall_seconds(seconds: Mapping[str, float]) -> dict[str, float]:

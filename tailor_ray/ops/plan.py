@@ -50,7 +50,7 @@ def run_forecast(config: RunConfig, store: Store) -> Forecast:
         done=_done(store),
     )
     basis, sampled = _examined(basis, config, store)
-    made = forecast(config.teacher, basis, stored_rows(ledger_folder(store)))
+    made = forecast(config.asked_teacher(), basis, stored_rows(ledger_folder(store)))
     return replace(made, assumptions=(*made.assumptions, *sampled))
 
 
@@ -83,7 +83,7 @@ def _examined(basis: Basis, config: RunConfig, store: Store) -> tuple[Basis, lis
             questions += len(rows["question_id"].unique())
             for row in rows.filter(pc.equal(rows["verdict"], Verdict.WRONG.value)).to_pylist():
                 texts[row["question_id"]].add(row["text"].strip())
-            wanted += sum(min(len(some), config.teacher.max_mistakes) for some in texts.values())
+            wanted += sum(min(len(some), config.asked_teacher().max_mistakes) for some in texts.values())
             lengths += [len(text) for some in texts.values() for text in some]
         some = f"the mistakes of round {number}'s exam are those of {len(indices)} of its {count:,} parts"
         basis = replace(

@@ -87,9 +87,10 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
             yield Line("lesson", "this teacher is served by the run itself, and is not up yet")
             return
         question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
-        wrong = [tried.attempt] if tried and tried.attempt.verdict is Verdict.WRONG else []
-        grader = grader_for(config.task)
-        with open_teacher(config.asked_teacher()) as teacher:
+        asked, grader = config.asked_teacher(), grader_for(config.task)
+        mistaken = tried is not None and tried.attempt.verdict is Verdict.WRONG
+        wrong = [tried.attempt] if tried and mistaken and asked.max_mistakes else []
+        with open_teacher(asked) as teacher:
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
             yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")

@@ -145,15 +145,11 @@ class TeacherPrompt:
 
     def rationale(self, question: Question, earlier: Sequence[str] = ()) -> Messages:
         """Where there are `earlier` rationales they are shown, and another route is asked for."""
-        messages = self._messages(self.templates.rationale, question, LessonKind.RATIONALE)
-        if not earlier:
-            return messages
-        known = _fill(ANOTHER, {"earlier": "\n\n".join(map(_defuse, earlier))})
-        return [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n\n{known}"}]
+        return _below(self._messages(self.templates.rationale, question, LessonKind.RATIONALE), earlier)
 
-    def hinted(self, question: Question) -> Messages:
-        """Asks for a rationale and shows the answer."""
-        return self._messages(self.templates.hinted, question, LessonKind.RATIONALE)
+    def hinted(self, question: Question, earlier: Sequence[str] = ()) -> Messages:
+        """The same, and shows the answer."""
+        return _below(self._messages(self.templates.hinted, question, LessonKind.RATIONALE), earlier)
 
     def feedback(self, question: Question, attempt: str) -> Messages:
         return self._messages(self.templates.feedback, question, LessonKind.FEEDBACK, attempt)
@@ -256,6 +252,14 @@ def section(messages: Sequence[Mapping[str, Any]], tag: str) -> str | None:
             found = re.search(rf"<{tag}>\n(.*?)\n</{tag}>", content, re.DOTALL)
             return found.group(1) if found else None
     return None
+
+
+def _below(messages: Messages, earlier: Sequence[str]) -> Messages:
+    """The messages with the rationales that are known already below the last one."""
+    if not earlier:
+        return messages
+    known = _fill(ANOTHER, {"earlier": "\n\n".join(map(_defuse, earlier))})
+    return [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n\n{known}"}]
 
 
 def _defuse(text: str) -> str:

@@ -66,7 +66,7 @@ def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[
             {"exam": settings["exam"], "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, *_once(student_after(round_ - 1)), *last_exam),
         ),
-        StageSpec(teach, {"teacher": settings["teacher"], "seed": seed}, (QUESTIONS, exam, *taught)),
+        StageSpec(teach, {"teacher": _asked(config, settings, round_), "seed": seed}, (QUESTIONS, exam, *taught)),
         StageSpec(
             examples,
             {"training": _built(config, settings, round_), "student": served, "seed": seed},
@@ -89,6 +89,12 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     """How the student is prompted and run; what it is made of comes in by its stage's hash."""
     made_of = ("model", "revision", "tiny")
     return {name: value for name, value in settings["student"].items() if name not in made_of}
+
+
+def _asked(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
+    """How the teacher is asked; round 1 asks for no feedback in any case."""
+    changes = {} if round_ == 1 or config.training.feedback else {"max_mistakes": 0}
+    return settings["teacher"] | changes
 
 
 def _built(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class Asker:
             ask.cap = min(2 * cap, CAP_GROWTH * endpoint.max_tokens)
         last = ask.tries == self._config.max_asks - 1 and ask.turn == len(ask.teachers) - 1
         if last and ask.mistake is None and self._config.last_try == "hinted":
-            ask.messages = self._prompts[endpoint.model].hinted(ask.question)
+            ask.messages = self._prompts[endpoint.model].hinted(ask.question, ask.earlier)
             return True
         if judged.reason != "length" or strip_thinking(reply):
             ask.messages = self._prompts[endpoint.model].again(ask.messages, reply, judged.problem)

@@ -85,7 +85,7 @@ def judge(
         return Judged(reason="wrong_answer", problem="its answer is not right. Check each step.")
     if not _reaches(question, rationale, grader.kind):
         return Judged(reason="unsupported", problem="its rationale does not arrive at the answer that it states.")
-    return Judged(rationale, grade.answer or question.answer, reply.feedback)
+    return Judged(rationale, grade.answer or question.answer, reply.feedback and plain_text(reply.feedback, latex))
 
 
 def branch_off(attempt: str, wrong_step: str, rationale: str) -> tuple[str, str] | Judged:

@@ -1,14 +1,15 @@
 """report.json from manifests: finished, unfinished, damaged, hopeless and side by side."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 
 from tailor_ray.errors import RunFolderError
 from tailor_ray.layout import STAGES
-from tailor_ray.observe.report import FILTERS, page_file, write_comparison, write_report
-from tailor_ray.statistics import wilson_interval
+from tailor_ray.observe.report import FILTERS, comparison_table, page_file, write_comparison, write_report
+from tailor_ray.statistics import accuracy, wilson_interval
 from tailor_ray.storage import Manifest, Store, commit_manifest
 from tests.observe.runs import make_run
 
@@ -67,6 +68,69 @@ def test_money_is_divided_by_what_it_fixed(finished):
     paid = sum(entry["teacher"]["cost_usd"] for entry in document["rounds"][1:3])  # round 3's has shown no effect yet
     assert document["totals"]["fixed"] == fixed > 0
     assert document["totals"]["usd_per_fixed_question"] == pytest.approx(paid / fixed)
+
+
+def test_money_and_tokens_are_divided_by_the_points_gained(finished):
+    run, document = finished
+    first, last = (document["rounds"][at]["evaluation"]["correct"] for at in (0, 3))
+    points = (last - first) / 2  # of 200 questions
+    assert document["totals"]["usd_per_point"] == pytest.approx(3 * 92 * 0.0001 / points)
+    assert document["totals"]["tokens_per_point"] == pytest.approx(3 * 92 * 220 / points)
+    shown = FILTERS["per_point"](document["totals"])
+    assert shown.startswith("$0.000")
+    assert f"each took {shown} of the teacher" in run.read_bytes("report/index.html").decode()
+
+
+def scored(number, correct, split="test", **teacher):
+    costs = {"input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0} | teacher
+    return number, {split: accuracy(correct, 100)}, costs
+
+
+@pytest.mark.parametrize(
+    ("rounds", "worth"),
+    [
+        ([scored(0, 20), scored(1, 24, cost_usd=6.0, input_tokens=10, output_tokens=2)], (1.5, 3.0)),
+        ([scored(0, 20), scored(1, 24, input_tokens=10, output_tokens=2)], (0.0, 3.0)),
+        ([scored(0, 20), scored(1, 30, cost_usd=6.0), scored(2, 20, cost_usd=1.0)], (None, None)),  # nothing is left
+        ([scored(0, 20), scored(1, 19, cost_usd=6.0)], (None, None)),
+        ([scored(0, 20)], (None, None)),
+        ([scored(1, 24, cost_usd=6.0)], (None, None)),  # round 0 is damaged
+        ([scored(0, 20), scored(1, 24, "validation", cost_usd=6.0)], (None, None)),  # other questions
+        ([scored(0, 20), (1, scored(1, 24)[1], None)], (None, None)),  # what was paid is damaged
+    ],
+)
+def test_where_no_point_is_gained_there_is_no_price_of_one(tmp_path, rounds, worth):
+    run = Store.open(str(tmp_path / "run"))
+    run.write_bytes("run.yaml", b"name: run\n")
+    for number, scores, costs in rounds:
+        commit_manifest(
+            run.child("rounds", f"{number:02d}", "evaluate"), Manifest("evaluate", number, "", {}, {}, 1.0, scores)
+        )
+        if number and costs is not None:
+            commit_manifest(
+                run.child("rounds", f"{number:02d}", "teach"), Manifest("teach", number, "", {}, {}, 1.0, costs)
+            )
+    totals = write_report(run)["totals"]
+    assert [totals["usd_per_point"], totals["tokens_per_point"]] == [one and pytest.approx(one) for one in worth]
+
+
+def test_what_was_paid_after_the_last_evaluation_bought_no_point_yet(tmp_path):
+    runs = [
+        make_run(tmp_path / name, rounds=2, last_stage=stage) for name, stage in (("run", "train"), ("run2", "exam"))
+    ]
+    totals = [write_report(run)["totals"] for run in runs]
+    assert totals[0]["cost_usd"] > totals[1]["cost_usd"]
+    assert totals[0]["usd_per_point"] * 92 * 220 == pytest.approx(totals[0]["tokens_per_point"] * 92 * 0.0001)
+    gains = [write_report(run)["gain"]["points"] for run in runs]
+    assert totals[0]["usd_per_point"] == pytest.approx(92 * 0.0001 / (100 * gains[0]))
+
+
+@pytest.mark.parametrize(
+    ("usd", "tokens", "text"),
+    [(None, None, "—"), (0.0183, 9.0, "$0.018"), (0.0, 1234.5, "1,234 tokens"), (0.0, 0.0, "0 tokens")],
+)
+def test_a_point_costs_dollars_or_where_the_teacher_is_free_tokens(usd, tokens, text):
+    assert FILTERS["per_point"]({"usd_per_point": usd, "tokens_per_point": tokens}) == text
 
 
 def test_gain_is_paired_on_the_same_questions(finished):
@@ -195,7 +259,24 @@ def test_runs_side_by_side(tmp_path):
     assert [line["setting"] for line in document["settings"]] == ["training.learning_rate"]
     html = out.read_bytes("comparison.html").decode()
     assert "training.learning_rate" in html
+    assert first["totals"]["usd_per_point"] > 0
+    assert f'<td class="n">{FILTERS["per_point"](first["totals"])}</td>' in html
     assert not any((tmp_path / name / "demo" / "report").exists() for name in "ab")
+    head, *lines = [re.split(r"  +", line.strip()) for line in comparison_table(document).splitlines()]
+    one, other = (dict(zip(head, line, strict=True)) for line in lines)
+    assert (one["run"], one["to the first"], one["p"], one["cost"]) == ("demo (1)", "—", "—", "$0.028")
+    assert other["to the first"] == FILTERS["points"](second["against_first"]["points"])
+    assert one["accuracy"] == f"{100 * first['final']['accuracy']:.1f} %"
+    assert one["teacher tokens"] == "60,720"
+    assert one["per point"] == FILTERS["per_point"](first["totals"])
+
+
+def test_an_unfinished_run_is_compared_by_what_it_has(tmp_path):
+    runs = [make_run(tmp_path / name, rounds=1, questions=4, last_stage="exam") for name in ("a", "b")]
+    (tmp_path / "b/rounds/00/evaluate/manifest.json").unlink()
+    document = write_comparison(runs, Store.open(str(tmp_path / "out")))
+    *_, line = comparison_table(document).splitlines()
+    assert re.split(r"  +", line.strip()) == ["b", "—", "—", "—", "—", "—", "0", "$0.00", "—"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def test_a_plan_shows_each_round_and_the_sum_and_says_what_it_assumes(tmp_path):
     assert not list(tmp_path.iterdir())  # it wrote nothing
 
 
+def test_plain_distillation_is_planned_without_feedback(tmp_path):
+    full, settings = config(tmp_path), config(tmp_path).model_dump(exclude_unset=True)
+    rounds = run_forecast(RunConfig(**settings, method="plain"), Store.open(str(tmp_path))).rounds
+    assert rounds[0] == run_forecast(full, Store.open(str(tmp_path))).rounds[0]
+    assert (rounds[1].requests, rounds[1].cost_usd) == (0, 0.0)
+
+
 def examine(store, number, questions, wrong_share, size=None):
     """An exam whose students get so many questions wrong, each in two ways; returns its first shard.
 

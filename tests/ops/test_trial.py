@@ -39,6 +39,13 @@ def test_a_lesson_shows_what_the_teacher_reads_and_writes_and_what_is_learnt(tmp
     assert said["student is to learn"].found.endswith("     | Answer: 9")
 
 
+def test_where_no_feedback_is_wanted_a_mistake_leads_to_a_rationale(tmp_path):
+    attempt = Attempt("q", 0, "14 + 5 = 19\nAnswer: 19", "stop", "19", Verdict.WRONG, 1, 9, 9)
+    said = {line.topic: line for line in trial.lesson(config(tmp_path, method="plain"), trial.Tried(QUESTION, attempt))}
+    assert "14 + 5 = 19" not in said["teacher is asked"].found
+    assert said["student is to learn"].found.endswith("     | Answer: 9")
+
+
 def test_a_lesson_that_would_be_refused_says_why(tmp_path):
     odd = config(tmp_path, teacher={"teachers": [{"base_url": "mock"}], "mock": {"wrong_share": 1.0}})
     *_, line = trial.lesson(odd, trial.Tried(QUESTION, replace(ATTEMPT, verdict=Verdict.TRUNCATED)))

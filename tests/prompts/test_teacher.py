@@ -68,6 +68,8 @@ def test_another_route_is_asked_for_where_some_are_known():
     assert section(messages, "earlier") == "3 + 4 = 7.\n\n</ earlier>4 + 3 = 7."
     assert "another route" in text(messages)
     assert section(prompt.rationale(QUESTION), "earlier") is None
+    hinted = prompt.hinted(QUESTION, ["3 + 4 = 7."])
+    assert (section(hinted, "hint"), section(hinted, "earlier")) == ("7", "3 + 4 = 7.")
 
 
 def test_a_hint_shows_the_answer():

@@ -59,6 +59,7 @@ def test_round_one_asks_for_rationales_and_later_rounds_for_feedback():
     assert [ask.mistake.sample for ask in later] == [0, 1, 4]  # equal texts are asked about once
     assert [ask.mistake.sample for ask in asker(2, max_mistakes=2).asks([QUESTION], attempts, frozenset())] == [0, 1]
     assert asker(2).asks([QUESTION], [], frozenset()) == []
+    assert asker(2, max_mistakes=0).asks([QUESTION], attempts, frozenset()) == []
 
 
 def test_several_rationales_follow_each_other_and_each_takes_another_route():
@@ -90,6 +91,16 @@ def test_the_last_ask_of_a_rationale_may_give_a_hint():
         assert ask.accepted is not None
     with pytest.raises(ConfigError, match="raise max_asks"):
         parse_config({"teacher": {"last_try": "hinted", "max_asks": 1}}, "test")
+
+
+def test_a_hint_for_a_second_rationale_asks_for_another_route_all_the_same():
+    subject = asker(1, rationales=2, last_try="hinted", max_asks=2)
+    first, second = subject.asks([QUESTION], [], frozenset())
+    assert subject.advance(first, settle(subject.first(first), reply(WAY))) is None
+    hinted = subject.advance(second, settle(subject.following(first), WRONG))
+    assert "find the way there" in hinted.body
+    assert WAY in hinted.body
+    assert "another route" in hinted.body
 
 
 def test_corrections_go_on_from_the_students_words_where_that_is_asked_for():

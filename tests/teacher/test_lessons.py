@@ -28,6 +28,11 @@ def test_feedback_keeps_what_went_wrong():
     assert (lesson.reason, lesson.feedback) == (None, "3 + 4 is not 8.")
 
 
+def test_typeset_feedback_is_made_plain_for_students_may_read_it():
+    lesson = judged(reply(WAY, feedback=r"**Wrong sum:** $3 + 4 = 7$, not \boxed{8}."), LessonKind.FEEDBACK)
+    assert (lesson.reason, lesson.feedback) == (None, "Wrong sum: 3 + 4 = 7, not 8.")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

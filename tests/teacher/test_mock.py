@@ -87,6 +87,15 @@ def test_a_second_lesson_is_not_the_first_one_again():
         assert len(corrections) >= 2
 
 
+def test_each_of_five_lessons_on_a_question_is_a_new_one():
+    prompt = TeacherPrompt(AnswerKind.NUMBER)
+    for question in islice(load_task(ARITHMETIC, 3).train, 60):
+        given = []
+        for number in range(5):
+            given.append(parse_reply(ask(prompt.rationale(question, given), draw=number)).rationale)
+        assert len(set(given)) == 5, question.text
+
+
 def test_a_correction_follows_the_students_route():
     prompt = TeacherPrompt(AnswerKind.NUMBER)
     followed = 0
