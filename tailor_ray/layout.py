@@ -42,6 +42,7 @@ class StageId:
 
     @property
     def path(self) -> str:
+        """The stage's folder, relative to the run's."""
         return f"rounds/{self.round:02d}/{self.name}"
 
     def __str__(self) -> str:
@@ -58,6 +59,7 @@ def student_after(round_: int) -> StageId:
 
 
 def stage_folder(run: Store, stage: StageId) -> Store:
+    """The folder of `stage` in the run's storage `run`."""
     return run.child(*stage.path.split("/"))
 
 
@@ -67,6 +69,7 @@ def answered_folder(prefix: str) -> str:
 
 
 def ledger_folder(run: Store) -> Store:
+    """The folder of what the teacher was asked, of all rounds."""
     return run.child("teacher")
 
 

@@ -50,6 +50,7 @@ class Row:
     __slots__ = ()
 
     def to_row(self) -> dict[str, Any]:
+        """The record as a row: its fields by name, in the schema's order."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
@@ -84,6 +85,7 @@ class Question(Row):
     rationale: str | None = None
 
     def choice_texts(self) -> dict[str, str]:
+        """The choices by their letters; empty where the question has none."""
         return json.loads(self.choices) if self.choices else {}
 
 
@@ -193,10 +195,16 @@ R = TypeVar("R", bound=Row)
 
 
 def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Rows of one record class as an Arrow table with exactly `schema`."""
+    """Rows of one record class as an Arrow table.
+
+    Its columns and types are exactly those of `schema`.
+    """
     return pa.Table.from_pylist([row.to_row() for row in rows], schema=schema)
 
 
 def from_table(table: pa.Table, record: type[R]) -> list[R]:
-    """The inverse of `to_table`."""
+    """The records in a table: the inverse of `to_table`.
+
+    The table may have further columns. Raises KeyError for a missing one and ValueError for an unknown word.
+    """
     return [record.from_row(row) for row in table.to_pylist()]

@@ -35,7 +35,10 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
 
 
 def accuracy(correct: int, total: int) -> dict[str, Any]:
-    """{"correct", "total", "accuracy", "ci95"}: how a score is written everywhere; accuracy is 0.0 when total is 0."""
+    """How a score is written everywhere.
+
+    Returns {"correct", "total", "accuracy", "ci95"}; the accuracy is 0.0 when `total` is 0.
+    """
     low, high = wilson_interval(correct, total)
     return {"correct": correct, "total": total, "accuracy": correct / total if total else 0.0, "ci95": [low, high]}
 
@@ -53,7 +56,10 @@ def paired_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def binomial_p_value(fewer: int, trials: int) -> float:
-    """Two-sided exact test of a fair coin: at most `fewer` of `trials` on one side."""
+    """Two-sided exact test of a fair coin.
+
+    Returns the chance that at most `fewer` of `trials` fall on one side, whichever it is; 1.0 without trials.
+    """
     if trials == 0:
         return 1.0
     # Sums of logarithms: comb(100_000, k) alone overflows a float.

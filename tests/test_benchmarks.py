@@ -2,33 +2,21 @@
 
 import importlib.util
 import inspect
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tailor_ray.rounds.services import Services
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.teacher.pool import TeacherPool
+from tests.makefile import ROOT, make
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "jobs/benchmarks"
 NAMES = re.search(r"^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 spec = importlib.util.spec_from_file_location("stand_ins", SCRIPTS / "stand_ins.py")
 stand_ins = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stand_ins)
-
-
-def make(*arguments):
-    """The Makefile with this environment in place of its own, which it need not make or renew."""
-    bin_folder = Path(sys.executable).parent
-    ours = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    command = ["make", "-C", str(ROOT), "-o", ".venv/.ready", f"BIN={bin_folder}", *arguments]
-    return subprocess.run(command, env=ours, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_targets_are_those_that_are_documented():

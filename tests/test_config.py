@@ -59,6 +59,34 @@ def test_a_missing_file_is_a_users_error(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
 
 
+def test_a_file_that_extends_another_has_its_settings_where_it_gives_none_itself(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "base.yaml").write_text("seed: 1\nexam: {samples: 2, temperature: 0.5}\ntask: {name: gsm8k}")
+    (tmp_path / "middle.yaml").write_text("extends: shared/base.yaml\nseed: 2\nteacher: {base_url: mock, model: a}")
+    path = write(tmp_path, "extends: middle.yaml\nexam: {samples: 3}\nteacher: {teachers: [{model: b}]}")
+    config = load_config(path, ["task.name=svamp"])
+    assert (config.seed, config.exam.samples, config.exam.temperature, config.task.name) == (2, 3, 0.5, "svamp")
+    assert [one.model for one in config.teacher.teachers] == ["b"]  # a list takes the place of a list
+    assert "extends" not in config.to_yaml()
+    assert parse_config(yaml.safe_load(config.to_yaml()), "run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("extends", "said"),
+    [
+        ("nowhere.yaml", r"nowhere\.yaml.*which .*run\.yaml extends"),
+        ("run.yaml", r"run\.yaml extends itself, by run\.yaml → run\.yaml"),
+        ("round.yaml", r"run\.yaml extends itself, by run\.yaml → round\.yaml → run\.yaml"),
+        ("[a.yaml, b.yaml]", r"extends must be the path of one YAML file.*\['a\.yaml', 'b\.yaml'\]"),
+        ("''", "extends must be the path of one YAML file"),
+    ],
+)
+def test_a_file_that_extends_none_or_itself_is_refused(tmp_path, extends, said):
+    (tmp_path / "round.yaml").write_text("extends: run.yaml")
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, f"extends: {extends}"))
+
+
 def test_overrides_apply_in_order_and_take_yaml_values(tmp_path):
     path = write(tmp_path, "exam: {samples: 2}")
     config = load_config(path, ["exam.samples=3", "exam.samples=5", "task.path=/data/x", "student.few_shot=true"])

@@ -59,7 +59,7 @@ import tempfile
 from tests.student.test_exam import Sums, exam_job, one_part
 from pathlib import Path
 from tailor_ray.storage import Store
-from tailor_ray.student.examiner import Examiner, Shape
+from tailor_ray.student.examiner import Examiner, Parallelism
 from tailor_ray.models import identify
 from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt
@@ -69,7 +69,7 @@ store, part = one_part(folder)
 prompt = StudentPrompt("chat", "number", chat=ChatTemplate(identify(os.environ["STUDENT"])))
 def use(number):
     out = Store.open(str(folder / str(number)))
-    made = Examiner(Sums(), replace(exam_job(), prompt=prompt), store, out, Shape(1, 8, 2, 1)).examine(part)
+    made = Examiner(Sums(), replace(exam_job(), prompt=prompt), store, out, Parallelism(1, 8, 2, 1)).examine(part)
     assert made.rows == 36
 """,
     "objects in remote storage": """

@@ -16,8 +16,7 @@ from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
 from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
-from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
-from tailor_ray.answers.texts import (
+from tailor_ray.answers.strings import (
     Judge,
     check_pattern,
     concluded,
@@ -27,6 +26,7 @@ from tailor_ray.answers.texts import (
     matches,
     normalize,
 )
+from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.records import AnswerKind, Question, Verdict
 
 

@@ -20,6 +20,7 @@ def reference() -> str:
         "",
         "A setting marked ● changes results: a run folder made with another value is refused. The others say where or",
         "how fast and may change from one start to the next. `--set section.setting=value` overrides the file.",
+        "`extends: other.yaml` in a file takes the settings of another one, by its path from the first one's folder.",
         "",
     ]
     for path, section in _sections(RunConfig, ""):

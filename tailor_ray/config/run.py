@@ -130,17 +130,13 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one YAML file, apply `a.b=c` overrides in order, validate.
+    """Read one YAML file and those that it extends, apply `a.b=c` overrides in order, validate.
 
+    `extends: other.yaml` takes the other file's settings, by a path from this file's folder. This file's own settings
+    go before them, and so on by section; a list takes the place of a list. Without a `path` there are the defaults.
     Raises ConfigError naming the setting, the value and the rule.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        data = _read_yaml(Path(path))
-    if isinstance(data.get("teacher"), dict):
-        data["teacher"], hints = one_form(data["teacher"])
-        for hint in hints:
-            log.warning("%s: %s; the old spelling is read until 0.3", path, hint)
+    data = {} if path is None else _read_settings(Path(path), ())
     for override in overrides:
         _apply(data, override)
     return parse_config(data, source=str(path) if path is not None else "the configuration")
@@ -153,11 +149,38 @@ def parse_config(data: dict[str, Any], source: str) -> RunConfig:
         raise explain(error, RunConfig, source) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's settings over those of the file that it extends; `extended_by` are the files that led here."""
+    if any(path.resolve() == other.resolve() for other in extended_by):
+        way = " → ".join(one.name for one in (*extended_by, path))
+        raise ConfigError(f"{extended_by[0]} extends itself, by {way}; remove one `extends`")
+    data = _read_yaml(path, f", which {extended_by[-1]} extends" if extended_by else "")
+    if isinstance(data.get("teacher"), dict):
+        data["teacher"], hints = one_form(data["teacher"])
+        for hint in hints:
+            log.warning("%s: %s; the old spelling is read until 0.3", path, hint)
+    if "extends" not in data:
+        return data
+    base = data.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: extends must be the path of one YAML file, not {base!r}")
+    return _over(_read_settings(path.parent / base, (*extended_by, path)), data)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both, section by section; where both have one, `own`."""
+    merged = {**base, **own}
+    for name in base.keys() & own.keys():
+        if isinstance(base[name], dict) and isinstance(own[name], dict):
+            merged[name] = _over(base[name], own[name])
+    return merged
+
+
+def _read_yaml(path: Path, role: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the configuration {path}{role}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:

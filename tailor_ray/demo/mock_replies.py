@@ -19,7 +19,7 @@ from typing import Any
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.teacher import section, with_choices
 from tailor_ray.records import Question
-from tailor_ray.tasks.arithmetic import Fault, Solution, first_fault, other_ways, solve
+from tailor_ray.tasks.arithmetic import FaultyStep, Solution, first_fault, other_ways, solve
 
 _LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=\D*\Z)")
 STYLES = 3
@@ -136,7 +136,7 @@ def _correct(question: str, attempt: str, continues: bool, draw: int) -> Known |
     return Known(rationale, solution.answer, fault.said, fault.step)
 
 
-def _rest(solution: Solution, fault: Fault, draw: int) -> str:
+def _rest(solution: Solution, fault: FaultyStep, draw: int) -> str:
     """The steps from the first wrong one on; a slip stands within a sentence."""
     opener = OPENERS[draw % len(OPENERS)]
     steps = [f"{opener}{step}." for step in solution.steps[fault.done :]]

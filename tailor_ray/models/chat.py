@@ -21,7 +21,11 @@ class ChatTemplate:
     thinking: bool = False  # what a template is told that can think before it answers
 
     def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
-        """The messages as the model was trained to read them. Raises ModelError when there is no template."""
+        """The messages as the model was trained to read them.
+
+        `messages` have the keys role and content. `open_turn` adds the beginning of the answer's turn. Raises
+        ModelError when the tokenizer has no template.
+        """
         return _tokenizer(self.model).apply_chat_template(
             messages,
             tokenize=False,

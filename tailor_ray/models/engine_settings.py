@@ -8,7 +8,11 @@ from tailor_ray.config.student import StudentConfig
 
 
 def engine_arguments(config: StudentConfig, on_gpu: bool, length: int) -> dict[str, Any]:
-    """vLLM's arguments but for the model itself; `length` is the context in tokens."""
+    """vLLM's arguments but for the model itself.
+
+    `length` is the context in tokens. On a GPU memory is a share of the device's, on a CPU a cache of so many GiB.
+    Returns keyword arguments of vLLM's EngineArgs.
+    """
     arguments: dict[str, Any] = {
         "max_model_len": length,
         "max_num_seqs": config.max_num_seqs,
@@ -30,7 +34,10 @@ def engine_arguments(config: StudentConfig, on_gpu: bool, length: int) -> dict[s
 
 
 def engine_environment(on_gpu: bool, threads: int) -> dict[str, str]:
-    """Variables that must be set before the actor's process imports vllm."""
+    """Variables that must be set before an engine's process imports vllm.
+
+    `threads` are those that one engine computes with on a CPU. Returns names and values for Ray's `runtime_env`.
+    """
     common = {
         "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about settings that are chosen here on purpose
         "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -1,6 +1,6 @@
 """A model's files in a local folder: which they are, whether they make a student, what shape they have.
 
-Nothing here imports torch: a wrong folder is refused within a second.
+Nothing here imports torch. A wrong folder is refused within a second.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def content_sha256(files: Mapping[str, str]) -> str:
-    """One hash over the names of a model's files and the sha256 of each."""
+    """One hash of a model's content.
+
+    `files` maps the names of its files to the sha256 of each.
+    """
     digest = hashlib.sha256()
     for name, sha256 in sorted(files.items()):
         digest.update(f"{name}\0{sha256}\0".encode())
@@ -44,7 +47,10 @@ def content_sha256(files: Mapping[str, str]) -> str:
 
 
 def check_model(folder: Path, setting: str) -> None:
-    """Raise ModelError naming `setting`, unless the folder holds a causal LM with weights and a tokenizer."""
+    """Check that `folder` holds a causal language model with weights and a tokenizer.
+
+    Raises ModelError naming `setting` where it does not.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(f"the model folder {folder} has no config.json; {setting} must name a Hugging Face model")
@@ -83,6 +89,9 @@ def _is_no_shape(name: str) -> bool:
 
 
 def context_length(folder: Path, wanted: int) -> int:
-    """`wanted` tokens, or fewer where the model itself has fewer positions."""
+    """The context to serve a model with.
+
+    Returns `wanted` tokens, or fewer where the model itself has fewer positions.
+    """
     config = json.loads((folder / "config.json").read_text())
     return min(wanted, int(config.get("max_position_embeddings") or wanted))

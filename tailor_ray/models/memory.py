@@ -1,8 +1,9 @@
 """What a student takes of a GPU's memory while it is trained and while it answers, by arithmetic.
 
-In: a model's configuration and the run's. Out: gibibytes by what they are for, on the fullest GPU. What always holds:
-nothing is loaded, so a run that cannot fit is found before anything is spent. The sums are those of
-jobs/benchmarks/RESULTS.md; kernels and fragments take some 8 % besides, which `ROOM` leaves.
+In: a model's configuration and the run's. Out: gibibytes by what they are for, on the fullest GPU.
+
+Always holds: nothing is loaded, so a run that cannot fit is found before anything is spent. The sums are those of
+jobs/benchmarks/RESULTS.md. Kernels and fragments take some 8 % besides, which `ROOM` leaves.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Shape:
 
     @classmethod
     def of(cls, folder: Path, config: Any) -> Shape:
-        """Of transformers' configuration; the parameters are counted in the folder's weights where it has any."""
+        """Of transformers' configuration `config`.
+
+        The parameters are counted in the weights in `folder`, where it has any, and else estimated from the shape.
+        """
         text = config.get_text_config(decoder=True)
         hidden, layers = text.hidden_size, text.num_hidden_layers
         heads = text.num_attention_heads
@@ -63,7 +67,11 @@ def _counted(folder: Path) -> int:
 
 
 def training_memory(shape: Shape, config: TrainingConfig, gpu_gib: float, half: bool = True) -> dict[str, float]:
-    """GiB on each GPU by what they are for; `half` says whether bfloat16 or float16 is trained in."""
+    """What training takes of each GPU.
+
+    `gpu_gib` is the GPU's memory in GiB, and `half` says whether bfloat16 or float16 is trained in. Returns GiB on the
+    fullest GPU by what they are for: weights, gradients, optimizer, activations, logits, context.
+    """
     width, workers = (2 if half else 4), config.workers
     stage = max(1, config.zero_stage) if half else config.zero_stage
     trained = shape.parameters if config.lora is None else _adapters(shape, config.lora.rank)
@@ -99,7 +107,11 @@ def _activations(shape: Shape, config: TrainingConfig, width: int) -> float:
 
 
 def engine_memory(shape: Shape, config: StudentConfig, gpu_gib: float) -> dict[str, float]:
-    """GiB on each GPU of an engine: weights in half precision, and what is left of its claim for keys and values."""
+    """What an engine takes of each of its GPUs, of `gpu_gib` GiB.
+
+    Returns GiB: the weights in half precision, what is left of its claim for keys and values, and what one sequence of
+    full length takes of that.
+    """
     claimed = config.gpu_memory_utilization * gpu_gib
     weights = 2 * shape.parameters / config.tensor_parallel / GIB
     cache = claimed - weights - 2.0  # of which activations of a prefill take some

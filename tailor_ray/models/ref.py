@@ -1,13 +1,14 @@
 """`ModelRef`: a model by what it is, and `resolve`, which finds its files on the node that asks.
 
 In: a local folder, a hub id with its revision, or a run-storage URI. Out: a local path, in the process that needs it.
-What always holds: a reference names each file by its sha256, so every node works with the same bytes or says which
-file differs; a model in remote storage is copied to a node once, however many processes ask, and hashed as it is
-copied; another folder is hashed once a node and again when its files' sizes or times change. A node keeps the copies
-that were asked for last.
 
-A swap of weights on n nodes reads the storage n times, once for each node; every engine of a node then reads the
-node's copy, which the first of them leaves in the page cache. Where storage is local nothing is copied.
+Always holds. A reference names each file by its sha256, so every node works with the same bytes or says which file
+differs. A model in remote storage is copied to a node once, however many processes ask. It is hashed as it is copied.
+Another folder is hashed once per node, and again when its files' sizes or times change. A node keeps the copies that
+were asked for last.
+
+A swap of weights on n nodes reads the storage n times, once for each node. Every engine of a node then reads the node's
+copy, which the first of them leaves in the page cache. Where storage is local nothing is copied.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class ModelRef:
 
     @classmethod
     def uploaded(cls, store: Store, name: str, entries: Sequence[FileEntry]) -> ModelRef:
-        """Of the folder `name` of `store`, from the entries that `Store.upload_folder` returned for it."""
+        """Of the folder `name` of `store`.
+
+        `entries` are those that `Store.upload_folder` returned for it; files that are not the model's are left out.
+        """
         files = [replace(entry, path=entry.path.removeprefix(f"{name}/")) for entry in entries]
         return cls(store.child(*name.split("/")).uri, tuple(file for file in files if is_model_file(file.path)))
 
@@ -73,7 +77,8 @@ class ModelRef:
 def identify(model: str, revision: str | None = None, setting: str = "student.model") -> ModelRef:
     """The reference of what a setting names, found and checked on this node.
 
-    Raises ModelError naming `setting` when there is no such folder, hub id or URI, or when it is no causal LM.
+    `model` is a local folder, a hub id or a storage URI, and `revision` a hub id's branch, tag or commit. Raises
+    ModelError naming `setting` when there is no such model, or it is no causal LM.
     """
     uri, commit = model, None
     if "://" in model and not Store.open(model).is_local:
@@ -94,9 +99,8 @@ def identify(model: str, revision: str | None = None, setting: str = "student.mo
 def resolve(ref: ModelRef, verify: bool = False) -> Path:
     """The model's folder on this node; fetched, and checked, by the first process that asks.
 
-    `verify` reads every byte again, whatever this node knows of files with these sizes and times.
-
-    Raises ModelError when this node cannot reach it, CorruptionError when its files are not those of the reference.
+    With `verify` every byte is read again, whatever this node knows of files with these sizes and times. Raises
+    ModelError when this node cannot reach it, and CorruptionError when its files are not those of the reference.
     """
     if "://" in ref.uri:
         store = Store.open(ref.uri)
@@ -132,14 +136,20 @@ def publish(ref: ModelRef, store: Store, name: str) -> ModelRef:
 
 
 def write_model(folder: Store, ref: ModelRef) -> None:
-    """Record which model a stage left. One below the stage's own folder is found there wherever the run is moved to."""
+    """Record in `folder` which model a stage left.
+
+    One below the stage's own folder is found there wherever the run is moved to.
+    """
     inside = ref.uri == folder.child("student").uri
     record = {"uri": None if inside else ref.uri, "revision": ref.revision, "files": [asdict(e) for e in ref.files]}
     folder.write_bytes(RECORD, seal(record))
 
 
 def read_model(folder: Store) -> ModelRef:
-    """The model that a stage left. Raises CorruptionError when its record is missing or damaged."""
+    """The model that a stage left, by its record in `folder`.
+
+    Raises CorruptionError when the record is missing or damaged.
+    """
     try:
         record = unseal(folder.read_bytes(RECORD), f"{folder.uri}/{RECORD}")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Texts as a model's tokenizer reads them, the same in the engines and in training.
 
-What always holds: a prompt holds no end token that a tokenizer appends by itself; a chat's answer ends with the token
-that ends a turn in the template. Nothing here imports torch.
+Always holds. A prompt holds no end token that a tokenizer appends by itself. A chat's answer ends with the token that
+ends a turn in the template. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ CHUNK = 1024  # texts per call of the tokenizer
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-    """Ids of texts that are to be gone on with; `special_tokens` has the tokenizer begin them as it would."""
+    """The token ids of texts that are to be gone on with.
+
+    With `special_tokens` the tokenizer begins them as it would, with a beginning of sequence for one. Returns one list
+    for each text.
+    """
     rows: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         rows += _ids(tokenizer, list(texts[start : start + CHUNK]), special_tokens)
@@ -45,7 +49,10 @@ def on_day(day: date) -> Callable[[str], str]:
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The token that ends an answer in the chat template; None without a template, or where it writes none."""
+    """The token that ends an answer in the chat template.
+
+    Returns None without a template, or where it writes no such token.
+    """
     if not tokenizer.chat_template:
         return None
     from jinja2 import TemplateError
@@ -62,7 +69,10 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def end_tokens(tokenizer: Any, *more: int | Sequence[int] | None) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, the template's and `more`, each once; the turn's end first."""
+    """Every token that ends an answer: the tokenizer's, the template's and `more`.
+
+    Returns each id once, the turn's end first.
+    """
     found = [turn_end(tokenizer), tokenizer.eos_token_id]
     for ids in more:
         found += [ids] if ids is None or isinstance(ids, int) else ids

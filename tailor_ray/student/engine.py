@@ -1,17 +1,21 @@
 """One vLLM engine in one actor; the only file that imports vllm.
 
-In: batches of prompts with a seed for every sample. Out: one completion for every sample, in order. What always
-holds: a prompt that cannot be asked (empty, too long, not text) is answered by an error, and the engine goes on;
-when the engine itself breaks, every waiting call raises EngineBroken and the actor is of no further use; no answer
-is ever given from weights other than those that the last `load` returned the hash of.
+In: batches of prompts with a seed for every sample. Out: one completion for every sample, in order.
 
-All use of vLLM happens on one thread, which admits new requests between two steps: batches of several callers are
-decoded together. On CPU the engine runs inside the actor's own process (VLLM_ENABLE_V1_MULTIPROCESSING=0): measured
-on 2 cores, it starts in 7.0 s where engine, core and worker processes take 19.4 s (medians of 3), decodes 86–94
-samples/s where they decode 44–79, and leaves no child behind when it is killed. On GPUs the core is a child process,
-so that the host's work overlaps with the device's; `die_with_parent` ends it with its actor, and `watch` tells the
-actor of its end: vLLM 0.29 itself waits for ever for what a killed core would have said (measured: no answer 60 s after
-the kill).
+Always holds. A prompt that cannot be asked (empty, too long, not text) is answered by an error, and the engine goes on.
+When the engine itself breaks, every waiting call raises EngineBroken. The actor is then of no further use. No answer
+comes from weights other than those whose hash the last `load` returned.
+
+All use of vLLM happens on one thread. It admits new requests between two steps, so batches of several callers are
+decoded together.
+
+On CPU the engine runs inside the actor's own process (VLLM_ENABLE_V1_MULTIPROCESSING=0), measured on 2 cores. It starts
+in 7.0 s, where engine, core and worker processes take 19.4 s (medians of 3). It decodes 86–94 samples/s, where they
+decode 44–79. It leaves no child behind when it is killed.
+
+On GPUs the core is a child process, so that the host's work overlaps with the device's. `die_with_parent` ends it with
+its actor. `watch` tells the actor of its end. vLLM 0.29 itself waits for ever for what a killed core would have said:
+no answer came 60 s after the kill.
 """
 
 from __future__ import annotations
@@ -84,7 +88,10 @@ class StudentEngine:
         return f"StudentEngine({'/'.join(str(self._model).split('/')[-3:])})"
 
     def ready(self) -> str:
-        """Wait for the start; the hash of the model that answers. Raises ModelError when vLLM cannot serve it."""
+        """Wait for the start.
+
+        Returns the sha256 of the model that answers. Raises ModelError when vLLM cannot serve it.
+        """
         self._started.result()
         return self._model.sha256
 
@@ -99,13 +106,19 @@ class StudentEngine:
     def generate(
         self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool = False
     ) -> Completions:
-        """One completion for each seed of each prompt, in order. Raises EngineBroken."""
+        """Answer a batch; calls of several callers are decoded together.
+
+        `seeds` holds one list for each prompt, with one seed for each sample wanted. With `alone` nothing else runs
+        meanwhile. Returns one completion for each seed of each prompt, in order. Raises EngineBroken when the engine
+        fails.
+        """
         return self._call(lambda engine, job: self._admit_batch(engine, job, prompts, seeds, sampling), alone)
 
     def load(self, model: ModelRef) -> str:
-        """Swap the weights in place and return the model's hash; see `_swap` for what is checked.
+        """Swap the weights in place; see `_swap` for what is checked.
 
-        Raises ModelError when the model has another architecture: that takes a new engine.
+        Returns the sha256 of `model`. Raises ModelError when it has another architecture, for that takes a new engine,
+        and EngineBroken when the engine answers as before.
         """
         return self._call(lambda engine, job: job.future.set_result(self._swap(engine, model)), alone=True)
 
@@ -295,9 +308,10 @@ class StudentEngine:
 
 
 def repack_output_head(worker: Any) -> None:
-    """Pack a tied output head again: on CPU vLLM 0.29 keeps a packed copy of it, which a reload of weights passes by.
+    """Pack a tied output head of `worker`'s model again.
 
-    Without this a student with tied embeddings answers by its new layers and its old head.
+    On CPU vLLM 0.29 keeps a packed copy of it, which a reload of weights passes by. Without this a student with tied
+    embeddings answers by its new layers and its old head.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -310,13 +324,17 @@ class SwapWeights:
     """What vLLM's workers of a served model can do beside their own: take the weights of another folder."""
 
     def swap_weights(self, folder: str) -> None:
+        """Load the weights of the local model folder `folder` in place of those that answer now."""
         self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
         if self.device.type == "cpu":  # type: ignore[attr-defined]
             repack_output_head(self)
 
 
 def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) -> Any:
-    """A vLLM engine over a local model folder; what vLLM raises when it cannot serve it."""
+    """A vLLM engine over the local model folder `model`.
+
+    `config` gives its limits and `seed` its sampler's default. Raises what vLLM raises when it cannot serve the model.
+    """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -332,7 +350,10 @@ def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) ->
 
 
 def watch(processes: Sequence[BaseProcess], on_end: Callable[[str], None]) -> None:
-    """Call `on_end` from a thread, with the reason, when one of an engine's processes ends."""
+    """Call `on_end` from a thread, with the reason, when one of `processes` ends.
+
+    Without processes (on CPU the engine has none) nothing is watched.
+    """
 
     def wait() -> None:
         ended = wait_for_any([process.sentinel for process in processes])

@@ -1,16 +1,17 @@
 """The exam, and with one greedy sample the evaluation: question parts in, attempt parts out.
 
 Ray Data streams the records of question parts through `Examiner` tasks on any node. A task reads its part, asks the
-engines in slices, grades, writes the attempt part and passes on its record. What always holds: attempt part i holds
-exactly one row for each sample of each question of question part i, in question order, whatever happened to the
-engines; a committed part is neither read nor run again; an attempt's seed depends on the run's seed, the round, the
-question and the sample alone; the driver sees records and no rows. A bounded number of parts is under way: a task
-begins the next one when the driver has taken over enough of those before, so an exam does not run away from a slow
-teacher.
+engines in slices, grades, writes the attempt part and passes on its record.
 
-So the same seed gives the same attempts whatever the parts, their order or the number of engines, as far as an engine
-computes a sequence alike in every company: on CPU in float32 it did in all tests. In half precision, on GPUs, and
-between kinds of hardware, sums are taken in an order that depends on what else is decoded; a close call between two
+Always holds. Attempt part i has exactly one row for each sample of each question of question part i, in question order,
+whatever happened to the engines. A committed part is neither read nor run again. An attempt's seed depends on the run's
+seed, the round, the question and the sample alone. The driver sees records and no rows. A bounded number of parts is
+under way. A task begins the next one when the driver has taken over enough of those before. So an exam does not run
+away from a slow teacher.
+
+The same seed gives the same attempts whatever the parts, their order or the number of engines, as far as an engine
+computes a sequence alike in every company. On CPU in float32 it did in all tests. In half precision, on GPUs, and
+between kinds of hardware, sums are taken in an order that depends on what else is decoded. A close call between two
 tokens may then fall the other way, and that sample goes on differently.
 """
 
@@ -32,7 +33,7 @@ from tailor_ray.errors import StageError
 from tailor_ray.layout import answered_folder
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Part, PartsDigest, Store, committed_parts, stage_parts
-from tailor_ray.student.examiner import Answered, Engines, Examiner, ExamJob, Shape
+from tailor_ray.student.examiner import Engines, Examiner, ExamJob, Parallelism, PartialAnswers
 from tailor_ray.tasks.base import LISTED
 
 log = logging.getLogger(__name__)
@@ -56,25 +57,27 @@ def run_exam(
     on_part: Callable[[Part], None],
     count: Count | None = None,
 ) -> tuple[dict[str, Any], PartsDigest]:
-    """Answer every question part that has no attempt part yet; `on_part` gets the record of every part once.
+    """Answer every question part that has no attempt part yet.
 
-    While `on_part` blocks, because the teacher is slower than the exam, the parts under way end and no other begins.
-    `count` is told of samples as they are answered. Returns the counts over all parts, those of an earlier try
-    included, and their digest. Raises StageError when engines die more often than `max_engine_restarts`,
-    CorruptionError for a damaged question part.
+    `questions` holds the question parts of `job.split`, and `out` gets the attempt parts. `on_part` gets the record of
+    every part once, those of an earlier try included. While it blocks, because the teacher is slower than the exam, the
+    parts under way end and no other begins. `count` is told of samples as they are answered.
+
+    Returns the counts over all parts and their digest. Raises StageError when engines die more often than
+    `job.max_engine_restarts`, and CorruptionError for a damaged question part.
     """
     started = time.monotonic()
     asked = stage_parts(questions, job.split)
     done = {part.index: part for part in committed_parts(out, job.prefix)}
     todo = [part for part in asked if part.index not in done]
-    shape = Shape.of(pool, job.samples, todo)
-    pool.begin_stage(job.max_engine_restarts, shape.parts * shape.block)
+    parallelism = Parallelism.of(pool, job.samples, todo)
+    pool.begin_stage(job.max_engine_restarts, parallelism.parts * parallelism.block)
     totals = Totals(job.samples)
-    with _counting(pool, count, sum(part.rows for part in done.values()) + Answered.rows(out, job.prefix)):
+    with _counting(pool, count, sum(part.rows for part in done.values()) + PartialAnswers.rows(out, job.prefix)):
         for part in done.values():
             totals.add(part)
             on_part(part)
-        for part in _stream(Examiner(pool, job, questions, out, shape), todo):
+        for part in _stream(Examiner(pool, job, questions, out, parallelism), todo):
             totals.add(part)
             on_part(part)
             pool.leave_part(part.index)
@@ -124,6 +127,7 @@ class Totals:
         self._disputed: list[tuple[tuple[int, int], dict[str, Any]]] = []  # the first LISTED
 
     def add(self, part: Part) -> None:
+        """Count a committed part of whichever index, once."""
         self.entries[part.index] = Part(part.index, part.entry, {})
         self._counts.update(part.info["counts"])
         self._mistaken += part.info["mistaken_questions"]
@@ -135,6 +139,7 @@ class Totals:
         self._disputed = sorted(self._disputed, key=itemgetter(0))[:LISTED]
 
     def metrics(self) -> dict[str, Any]:
+        """The counts, and the attempts that are listed, as the exam's manifest records them."""
         attempts = sum(self._counts[verdict.value] for verdict in Verdict)
         return {
             "questions": attempts // self._samples,
@@ -153,20 +158,20 @@ def _stream(examiner: Examiner, todo: list[Part]) -> Iterator[Part]:
         return
     import ray
 
-    from tailor_ray.student.remote import own_errors
+    from tailor_ray.student.supervisor import own_errors
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that our errors arrive as what they are
     context.execution_no_progress_timeout_s = -1  # a slow teacher may hold the exam for hours; engines have own bounds
     parts = ray.data.from_items(
-        [{"part": part.to_json()} for part in todo], override_num_blocks=-(-len(todo) // examiner.shape.block)
+        [{"part": part.to_json()} for part in todo], override_num_blocks=-(-len(todo) // examiner.parallelism.block)
     )
     records = parts.map_batches(
         cast(Any, examiner),  # Ray's types know a function, not an object that is called
         batch_size=None,
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=min(examiner.shape.parts, len(todo))),
+        compute=ray.data.TaskPoolStrategy(size=min(examiner.parallelism.parts, len(todo))),
     )
     try:
         with own_errors():

@@ -1,9 +1,11 @@
 """One question part in, one attempt part out: what a task of the exam does, on any node.
 
-What always holds: the attempt part has exactly one row for each sample of each question, in question order, whatever
-happened to the engines; what engines have answered of a part that is not whole yet lies beside it, sealed, and is not
-asked again after a kill. Threads wait for engines and do nothing else: prompts are rendered and texts are graded by the
-task's own thread, for what these load at first use must not be loaded by several threads at once.
+Always holds. The attempt part has exactly one row for each sample of each question, in question order, whatever
+happened to the engines. What engines have answered of a part that is not whole yet lies beside it, sealed. It is not
+asked again after a kill.
+
+Threads wait for engines and do nothing else. The task's own thread renders prompts and grades texts: what these load at
+first use must not be loaded by several threads at once.
 """
 
 from __future__ import annotations
@@ -67,13 +69,14 @@ class ExamJob:
     before: Store | None = None  # the exam of the round before, to say what became of its mistakes
 
     def sampling(self) -> Sampling:
+        """How the engines sample it; a chat template has written its special tokens itself."""
         return Sampling(
             self.temperature, self.top_p, self.max_new_tokens, self.prompt.stop, self.prompt.style == "plain"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Parallelism:
     """How an exam is spread: questions of a slice, slices that a task asks at a time, tasks at a time, parts of one.
 
     A task does one part, or several of an exam that has so many that Ray's work for each task would show.
@@ -85,10 +88,11 @@ class Shape:
     block: int
 
     @classmethod
-    def of(cls, pool: Engines, samples: int, todo: list[Part]) -> Shape:
-        """A slice fills at most half of what one engine decodes at once, and there is work for all engines.
+    def of(cls, pool: Engines, samples: int, todo: list[Part]) -> Parallelism:
+        """How to spread `todo`, the question parts that are still to be answered with so many `samples` each.
 
-        Parts under way ask together about twice what the engines decode at once, to keep these busy.
+        A slice fills at most half of what one engine decodes at once, and there is work for all engines. Parts under
+        way ask together about twice what the engines decode at once, to keep these busy.
         """
         total = sum(part.rows for part in todo)
         largest = max((part.rows for part in todo), default=1)
@@ -99,7 +103,7 @@ class Shape:
         return cls(size, threads, tasks, max(1, min(MOST_PARTS_PER_TASK, len(todo) // (PARTS_PER_TASK_FROM * tasks))))
 
 
-class Answered:
+class PartialAnswers:
     """The answers to a part that is not whole yet, as parts of a folder of their own: block i begins at question i.
 
     They are read by whoever is given the part again, and removed when the part is committed.
@@ -115,21 +119,24 @@ class Answered:
 
     @classmethod
     def rows(cls, out: Store, prefix: str) -> int:
-        """Of all parts that are not whole, as their blocks' records say."""
+        """How many rows lie below `out` of all parts that are not whole, by their blocks' records."""
         parent = out.child(answered_folder(prefix))
         names = parent.folders()
         return sum(block.rows for name in names for block in committed_parts(parent.child(name), cls.ROWS, False))
 
     def read(self) -> Iterator[pa.Table]:
+        """The blocks that an earlier try left. Raises CorruptionError for a damaged one."""
         for block in committed_parts(self._store, self.ROWS):
             self._there = True
             yield read_part(self._store, block)
 
     def save(self, start: int, tables: Sequence[pa.Table]) -> None:
+        """Commit graded rows as the block that begins at question `start` of the part."""
         commit_part(self._store, self.ROWS, start, pa.concat_tables(tables))
         self._there = True
 
     def remove(self) -> None:
+        """Delete the blocks: the part is committed."""
         if self._there:
             self._parent.delete(self._name)
 
@@ -137,19 +144,24 @@ class Answered:
 class Examiner:
     """Answers, grades and writes whole parts. Picklable."""
 
-    def __init__(self, pool: Engines, job: ExamJob, questions: Store, out: Store, shape: Shape) -> None:
+    def __init__(self, pool: Engines, job: ExamJob, questions: Store, out: Store, parallelism: Parallelism) -> None:
         self._pool, self._job, self._questions, self._out = pool, job, questions, out
-        self.shape = shape
+        self.parallelism = parallelism
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Ray Data's edge: a column of question parts in, one of attempt parts out."""
         return {"part": [self.examine(Part.from_json(text)).to_json() for text in batch["part"]]}
 
     def examine(self, part: Part) -> Part:
+        """Answer, grade and commit one question part.
+
+        Returns the record of the attempt part. Raises StageError when engines die more often than allowed, and
+        CorruptionError when the part, or that of the round before, is damaged.
+        """
         job = self._job
         self._pool.enter_part(part.index)
         asked = from_table(read_part(self._questions, part), Question)
-        answered = Answered(self._out, job.prefix, part.index)
+        answered = PartialAnswers(self._out, job.prefix, part.index)
         tables = [ATTEMPT_SCHEMA.empty_table(), *self._found(asked, answered)]
         known = {name for table in tables for name in table["question_id"].to_pylist()}
         rest = [place for place, question in enumerate(asked) if question.id not in known]
@@ -163,7 +175,7 @@ class Examiner:
         answered.remove()
         return made
 
-    def _found(self, asked: Sequence[Question], answered: Answered) -> Iterator[pa.Table]:
+    def _found(self, asked: Sequence[Question], answered: PartialAnswers) -> Iterator[pa.Table]:
         """What an earlier try left of this part, as far as it answers what is asked now."""
         seeds = {question.id: self._seeds(question) for question in asked}
         for table in answered.read():
@@ -174,12 +186,14 @@ class Examiner:
             else:
                 log.warning("answers of another exam lie beside part %s and are left", part_name(self._job.prefix, 0))
 
-    def _ask(self, asked: Sequence[Question], places: Sequence[int], answered: Answered) -> Iterator[pa.Table]:
+    def _ask(self, asked: Sequence[Question], places: Sequence[int], answered: PartialAnswers) -> Iterator[pa.Table]:
         """Ask the questions at these places in slices; graded rows, slice by slice as engines answer them."""
-        slices = [places[start : start + self.shape.slice] for start in range(0, len(places), self.shape.slice)]
+        slices = [
+            places[start : start + self.parallelism.slice] for start in range(0, len(places), self.parallelism.slice)
+        ]
         unsaved: dict[int, pa.Table] = {}
         saved = time.monotonic()
-        with ThreadPoolExecutor(self.shape.threads) as threads:
+        with ThreadPoolExecutor(self.parallelism.threads) as threads:
             waiting = {self._begin(threads, [asked[place] for place in one]): one for one in slices}
             try:
                 for left, future in zip(range(len(waiting) - 1, -1, -1), as_completed(waiting), strict=True):
@@ -235,7 +249,10 @@ class Examiner:
 
 
 def in_question_order(table: pa.Table, names: Iterable[str]) -> pa.Table:
-    """Attempts by the place of their question and by sample, in one chunk."""
+    """Attempts by the place of their question in `names`, then by sample.
+
+    Returns a table of one chunk per column.
+    """
     places = pa.compute.index_in(table["question_id"], pa.array(names, pa.string()))
     order = pa.compute.sort_indices(
         pa.table({"place": places, "sample": table["sample"]}),
@@ -245,7 +262,12 @@ def in_question_order(table: pa.Table, names: Iterable[str]) -> pa.Table:
 
 
 def part_info(table: pa.Table, before: pa.Table | None) -> dict[str, Any]:
-    """What an attempt part's record says: verdicts and tokens counted, mistakes and what became of the last ones."""
+    """What an attempt part's record says of the attempts in `table`.
+
+    `before` has the columns question_id and verdict of the same part of the exam before, if there was one. Returns
+    verdicts and tokens counted, mistaken questions, what became of the last mistakes, quarantined questions, and the
+    first DISPUTED_PER_PART disputed attempts.
+    """
     counts = Counter(table["verdict"].to_pylist())
     counts["prompt_tokens"] = pa.compute.sum(table["prompt_tokens"]).as_py() or 0
     counts["output_tokens"] = pa.compute.sum(table["output_tokens"]).as_py() or 0
@@ -265,4 +287,5 @@ def part_info(table: pa.Table, before: pa.Table | None) -> dict[str, Any]:
 
 
 def askable(question: Question) -> bool:
+    """Whether the question is text that a student can be asked."""
     return unaskable(question.text) is None

@@ -1,8 +1,8 @@
 """How many questions are one part: what is answered, taught and committed together.
 
-A part is to be some seconds' to a minute's work of the engines, and a small exam of training questions is to have
-several, so that teaching begins while it goes on. Others have few, for several parts at a time take as many processes.
-It depends on the settings alone, so that a run is the same on every cluster.
+A part is to be some seconds' to a minute's work of the engines. A small exam of training questions is to have several
+parts, so that teaching begins while it goes on. Other exams have few, for several parts at a time take as many
+processes. The size depends on the settings alone, so a run is the same on every cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ FEWEST = 8
 
 
 def questions_per_part(config: RunConfig, split: str, questions: int) -> int:
-    """The number given, or what suits the work; every count of `enough_to_know` questions and more gives the same."""
+    """The size of a part: `exam.shard_questions`, or what suits the work where that is `auto`.
+
+    `split` is train, validation or test, and `questions` how many it has. Every count of `enough_to_know` questions and
+    more gives the same size, so a longer split need not be counted first.
+    """
     if config.exam.shard_questions != "auto":
         return config.exam.shard_questions
     most = _by_tokens(config, split)
@@ -26,6 +30,7 @@ def questions_per_part(config: RunConfig, split: str, questions: int) -> int:
 
 
 def enough_to_know(config: RunConfig, split: str) -> int:
+    """From how many questions of `split` on the size of a part no longer depends on their number."""
     return PARTS * _by_tokens(config, split)
 
 

@@ -1,14 +1,14 @@
 """`EnginePool`: the student, as many engines answer for it. Picklable, so that Ray Data's workers ask it directly.
 
-What always holds: every sample asked is answered, by a text or by an error that says why; a batch on an engine that
-dies is asked again, first by itself and then question by question, and a question that kills its engine once more is
-answered by an error and left (quarantined); what stops all of it is the bound on restarts, by StageError.
+Always holds. Every sample asked is answered, by a text or by an error that says why. A batch on an engine that dies is
+asked again, first by itself and then question by question. A question that kills its engine once more is answered by an
+error and left (quarantined). What stops all of it is the bound on restarts, by StageError.
 
-Actors of our own, fed by Ray Data, and not a Ray Serve LLM deployment that Ray Data streams through: measured side by
-side on 2 cores (`jobs/benchmarks/exam.py --only speed --rivals raw serve`, two replicas, medians of 3), these engines
-make 39.9 samples/s, one raw `LLM.generate` process 26.2 and the deployment 10.9. On CPU an engine in its actor's own
-process saves the two further processes of each replica; and the swap of weights, the quarantine and the bound on
-restarts are needed in either case.
+These are actors of our own, fed by Ray Data. They are not a Ray Serve LLM deployment that Ray Data streams through.
+Both were measured side by side on 2 cores (`jobs/benchmarks/exam.py --only speed --rivals raw serve`, two replicas,
+medians of 3). These engines make 39.9 samples/s, one raw `LLM.generate` process 26.2 and the deployment 10.9. On CPU an
+engine in its actor's own process saves the two further processes of each replica. The swap of weights, the quarantine
+and the bound on restarts are needed in either case.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
-from tailor_ray.student.remote import get, gist
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
-from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
+from tailor_ray.student.supervisor import CALLERS, EngineLease, Supervisor, get, message_of
 
 log = logging.getLogger(__name__)
 PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
@@ -35,7 +34,7 @@ ASK_S = 3.0  # that a look at the count may take
 QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
 
 
-class Room(Protocol):
+class ClusterNodes(Protocol):
     """What may be asked about the cluster's nodes; `rounds.nodes.Nodes` answers."""
 
     def could_have(self, resource: str) -> float: ...
@@ -53,10 +52,10 @@ class EnginePool:
     Cheap to pickle once they were started.
     """
 
-    def __init__(self, config: StudentConfig, seed: int, nodes: Room | None = None) -> None:
+    def __init__(self, config: StudentConfig, seed: int, nodes: ClusterNodes | None = None) -> None:
         """`nodes` waits for what an autoscaler brings; without it what is there is taken."""
         self._config, self._seed = config, seed
-        self._nodes: Room | None = nodes
+        self._nodes: ClusterNodes | None = nodes
         self._supervisor: Any = None
         self._on_gpu = False
         self.engines = 0
@@ -67,10 +66,11 @@ class EnginePool:
         return self._supervisor is not None
 
     def serve(self, model: ModelRef) -> str:
-        """Have all engines answer from a model and return its sha256, checked in each of them.
+        """Have all engines answer from `model`.
 
-        Starts them when they are not there; swaps their weights where that is enough. Raises StageError when one
-        cannot start, ModelError and CorruptionError for a model that no engine can use.
+        Starts them when they are not there; swaps their weights where that is enough. Returns the model's sha256,
+        checked in each engine. Raises StageError when one cannot start, ModelError and CorruptionError for a model that
+        no engine can use.
         """
         if self._supervisor is None:
             self._start(model)
@@ -102,22 +102,32 @@ class EnginePool:
         self.begin_stage(0)
 
     def begin_stage(self, max_restarts: int, room: int = 0) -> None:
-        """Allow `max_restarts` replacements from here on, and `room` parts of an exam under way at a time."""
+        """Begin a stage, which starts engines that are missing.
+
+        `max_restarts` engines may be replaced in it, and `room` parts of an exam may be under way at a time.
+        """
         get(self._supervisor.begin_stage.remote(max_restarts, room))
 
     def enter_part(self, index: int) -> None:
-        """Begin a part of the exam; waits while the driver has not taken over enough of those before."""
+        """Begin part `index` of the exam.
+
+        Waits while the driver has not taken over enough of those before.
+        """
         get(self._supervisor.enter_part.remote(index))
 
     def leave_part(self, index: int) -> None:
-        """The driver has taken a part over."""
+        """Say that the driver has taken over part `index`."""
         self._supervisor.leave_part.remote(index)
 
     def restarts(self) -> int:
+        """Engines replaced since the stage began."""
         return get(self._supervisor.restarts.remote())
 
     def answered(self) -> int:
-        """Samples answered since the stage began, those of batches under way included; 0 when nobody says."""
+        """Samples answered since the stage began, those of batches under way included.
+
+        Returns 0 when the supervisor does not say within ASK_S seconds.
+        """
         try:
             return get(self._supervisor.answered.remote(), timeout=ASK_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -150,14 +160,16 @@ class EnginePool:
             try:
                 get(self._supervisor.stop.remote())
             except ray.exceptions.RayActorError as error:  # its engines ended with it
-                log.warning("the engines' supervisor is gone: %s", gist(error))
+                log.warning("the engines' supervisor is gone: %s", message_of(error))
             ray.kill(self._supervisor)
             self._supervisor = None
 
     def answer(self, ids: list[str], prompts: list[str], seeds: list[list[int]], sampling: Sampling) -> Completions:
-        """One completion for each seed of each prompt, in order; `ids` name the questions in messages.
+        """Ask the engines, and ask again what a dead one left.
 
-        Raises StageError when engines die more often than the stage allows.
+        `ids` name the questions in messages. `seeds` holds one list for each prompt, with one seed for each sample.
+        Returns one completion for each seed of each prompt, in order. Raises StageError when engines die more often
+        than the stage allows.
         """
         try:
             return self._ask(prompts, seeds, sampling, alone=False)
@@ -178,11 +190,11 @@ class EnginePool:
         return out
 
     def _ask(self, prompts: list[str], seeds: list[list[int]], sampling: Sampling, alone: bool) -> Completions:
-        lease: Lease = get(self._supervisor.lease.remote(alone))
+        lease: EngineLease = get(self._supervisor.lease.remote(alone))
         try:
             out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
         except (EngineBroken, ray.exceptions.RayActorError) as error:
-            get(self._supervisor.lost.remote(lease, gist(error)))
+            get(self._supervisor.lost.remote(lease, message_of(error)))
             raise EngineLost from None
         self._supervisor.give_back.remote(lease, len(out.texts))
         return out

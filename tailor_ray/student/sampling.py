@@ -35,14 +35,17 @@ class Completions:
 
     @classmethod
     def of_errors(cls, reasons: list[str]) -> Completions:
+        """Completions without an answer, one for each of `reasons`."""
         n = len(reasons)
         return cls([""] * n, ["error"] * n, [0] * n, [0] * n, list(reasons))
 
     def put(self, index: int, text: str, reason: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Fill in the answer of sample `index`, with its finish reason and its counts of tokens."""
         self.texts[index], self.finish_reasons[index], self.errors[index] = text, reason, None
         self.prompt_tokens[index], self.output_tokens[index] = prompt_tokens, output_tokens
 
     def extend(self, other: Completions) -> None:
+        """Add the samples of `other` behind these."""
         self.texts += other.texts
         self.finish_reasons += other.finish_reasons
         self.prompt_tokens += other.prompt_tokens
@@ -51,13 +54,19 @@ class Completions:
 
 
 def sample_seed(run_seed: int, round: int, question_id: str, sample: int) -> int:
-    """The sampler's seed of one attempt, below 2**63: the same whatever the shard, the order or the engine."""
+    """The sampler's seed of one attempt, the same whatever the part, the order or the engine.
+
+    Returns a number below 2**63 that depends on the run's seed, the round, the question's id and the sample's index.
+    """
     key = f"{run_seed}/{round}/{question_id}/{sample}".encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 def unaskable(prompt: str) -> str | None:
-    """Why a prompt is not text that a student can be asked, or None."""
+    """Why `prompt` is not text that a student can be asked.
+
+    Returns None where it can be: it is not empty, holds no NUL character and no lone surrogate.
+    """
     if not prompt.strip():
         return "the prompt is empty"
     if "\0" in prompt:

@@ -33,7 +33,10 @@ class Schoolroom:
     def school(
         self, config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store
     ) -> tuple[ModelRef, dict[str, Any]]:
-        """Make the student and put its files below `out`."""
+        """Make the student and put its files below `out`.
+
+        `prompt` is the form in which it will be asked. Returns its reference and the figures of `make_tiny_student`.
+        """
         from tailor_ray.student.tiny import make_tiny_student
 
         with tempfile.TemporaryDirectory(prefix="tailor-school-") as scratch:
@@ -42,6 +45,7 @@ class Schoolroom:
             return ModelRef.uploaded(out, STUDENT, out.upload_folder(folder, STUDENT)), metrics
 
     def steps_done(self) -> int:
+        """Training steps done so far."""
         return self._done
 
     def _note(self, done: int, total: int, loss: float) -> None:  # noqa: ARG002 (the callback's signature)
@@ -51,9 +55,11 @@ class Schoolroom:
 def school_tiny_student(
     config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, on_steps: Callable[[int], None]
 ) -> tuple[ModelRef, dict[str, Any]]:
-    """School the student on the cluster; `on_steps` hears the steps done twice a second.
+    """School the student on the cluster, as one actor on any node.
 
-    It is the same wherever it runs: a node that is lost costs a start from the first step. After STARTS, StageError.
+    `on_steps` hears the steps done twice a second. The student is the same wherever it is made: a node that is lost
+    costs a start from the first step. Returns its reference and the figures of `make_tiny_student`. Raises StageError
+    after STARTS lost starts.
     """
     starts = 0
     while True:

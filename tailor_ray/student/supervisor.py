@@ -1,8 +1,9 @@
-"""Keeps a pool's engines alive: starts them, hands out the least busy one, replaces the dead, swaps all weights.
+"""Keeps a pool's engines alive: starts them, lends the least busy one, replaces the dead, swaps all weights.
 
-One Ray actor a pool, owned by the driver and owning the engines, so that all of them end with the driver. What
-always holds: an engine that is lent out answers from the model that the last `load` named; a dead engine is replaced
-once, however many callers report it; after `max_restarts` replacements in one stage every caller gets StageError.
+There is one such Ray actor per pool. The driver owns it and it owns the engines, so all of them end with the driver.
+
+Always holds. An engine that is lent answers from the model that the last `load` named. A dead engine is replaced once,
+however many callers report it. After `max_restarts` replacements in one stage every caller gets StageError.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,7 +26,6 @@ from tailor_ray.models import ModelRef
 from tailor_ray.models.engine_settings import engine_environment
 from tailor_ray.observe import metrics
 from tailor_ray.student.engine import StudentEngine
-from tailor_ray.student.remote import get, gist
 from tailor_ray.student.sampling import EngineBroken
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class EngineLease:
+    """An engine that is lent to a caller: its slot, and the engine's epoch there."""
+
     slot: int
     epoch: int
     handle: Any
@@ -79,7 +83,10 @@ class Supervisor:
         return f"Supervisor({len(self._slots)} engines)"
 
     def begin_stage(self, max_restarts: int, room: int = 0) -> None:
-        """Count restarts anew, fill empty slots, let `room` parts of an exam be under way at a time."""
+        """Begin a stage: count restarts anew and fill empty slots.
+
+        `max_restarts` engines may be replaced in it. `room` parts of an exam may be under way at a time.
+        """
         with self._changed:
             self._restarts, self._max_restarts, self._failure = 0, max_restarts, None
             self._answered = 0
@@ -89,12 +96,16 @@ class Supervisor:
         self._fill()
 
     def enter_part(self, index: int) -> None:
-        """Wait until fewer than `room` parts are under way; a part that is begun again has its place already."""
+        """Wait until fewer parts than the stage has room for are under way, then count this one.
+
+        A part that is begun again, after its task was lost, has its place already.
+        """
         with self._changed:
             self._changed.wait_for(lambda: index in self._parts or len(self._parts) < self._room)
             self._parts.add(index)
 
     def leave_part(self, index: int) -> None:
+        """Give the place of part `index` to the next one."""
         with self._changed:
             self._parts.discard(index)
             self._changed.notify_all()
@@ -103,11 +114,12 @@ class Supervisor:
         """Engines replaced since the stage began."""
         return self._restarts
 
-    def lease(self, alone: bool = False) -> Lease:
-        """The least busy engine; waits while all are being replaced.
+    def lease(self, alone: bool = False) -> EngineLease:
+        """Lend the least busy engine; waits while all are being replaced.
 
-        With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine
-        would be blamed for it. A caller whose node was lost never comes back; student.engine_timeout_s bounds that.
+        With `alone` also while each has another such caller: a prompt that waits behind one that kills the engine would
+        be blamed for it. A caller whose node was lost never comes back; student.engine_timeout_s bounds that. Raises
+        StageError when the stage has failed.
         """
         with self._changed:
             while True:
@@ -121,7 +133,7 @@ class Supervisor:
                     slot.lent += 1
                     if alone:
                         slot.alone_until = now + self._config.engine_timeout_s
-                    return Lease(slot.index, slot.epoch, slot.handle, alone)
+                    return EngineLease(slot.index, slot.epoch, slot.handle, alone)
                 waits = [slot.alone_until - now for slot in there if slot.alone_until > now]
                 self._changed.wait(min(waits, default=None))
 
@@ -137,8 +149,8 @@ class Supervisor:
                 continue  # it is dead or starts: what it had is asked again
         return answered
 
-    def give_back(self, lease: Lease, answered: int = 0) -> None:
-        """The caller has its `answered` samples."""
+    def give_back(self, lease: EngineLease, answered: int = 0) -> None:
+        """End a lease. The caller has the `answered` samples of its batch."""
         with self._changed:
             self._answered += answered
             slot = self._slots[lease.slot]
@@ -148,8 +160,11 @@ class Supervisor:
                     slot.alone_until = 0.0
                 self._changed.notify_all()
 
-    def lost(self, lease: Lease, why: str) -> None:
-        """Replace a dead engine and return when the new one is ready. Raises StageError when the bound is passed."""
+    def lost(self, lease: EngineLease, why: str) -> None:
+        """Replace the dead engine of `lease`, and return when the new one is ready.
+
+        `why` goes into messages. Raises StageError when more engines died in this stage than it allows.
+        """
         with self._changed:
             slot = self._slots[lease.slot]
             if slot.epoch != lease.epoch or slot.handle is None:
@@ -172,9 +187,10 @@ class Supervisor:
         self._start(slot)
 
     def load(self, model: ModelRef, run: str) -> str:
-        """Swap the weights in all engines at once; whichever cannot is started afresh on them. Returns their hash.
+        """Swap the weights in all engines at once; whichever cannot is started afresh on them.
 
-        The metrics are of `run` from here on.
+        The metrics are of `run` from here on. Returns the sha256 that all engines serve. Raises StageError when they
+        differ or one cannot start.
         """
         metrics.of_run(run)
         started = time.perf_counter()
@@ -207,6 +223,7 @@ class Supervisor:
             self.stop()
 
     def stop(self) -> None:
+        """End all engines; `load` starts new ones."""
         with self._changed:
             for slot in self._slots:
                 self._discard(slot)
@@ -233,8 +250,10 @@ class Supervisor:
                 self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
             except ray.exceptions.RayError as error:
                 if not isinstance(error, ray.exceptions.RayActorError) or start == STARTS:
-                    self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}. {IF_MEMORY}"))
-                log.warning("engine %d ended while it started and is started again: %s", slot.index, gist(error))
+                    self._fail(
+                        slot, handle, StageError(f"an engine could not be started: {message_of(error)}. {IF_MEMORY}")
+                    )
+                log.warning("engine %d ended while it started and is started again: %s", slot.index, message_of(error))
                 ray.kill(handle)
             except TailorError as error:
                 self._fail(slot, handle, error)
@@ -288,3 +307,29 @@ def _core(index: int) -> Any:
     if not cores:
         return "SPREAD"
     return NodeAffinitySchedulingStrategy(cores[index % len(cores)][1], soft=True)
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise a TailorError that a remote call raised as itself: its message is for people, Ray's adds frames."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TailorError):
+            raise error.cause from None
+        raise
+
+
+def get(reference: Any, timeout: float | None = None) -> Any:
+    """`ray.get` with this project's errors as they were raised.
+
+    Waits `timeout` seconds at most, for ever without one. Raises ray.exceptions.GetTimeoutError after them.
+    """
+    with own_errors():
+        return ray.get(reference, timeout=timeout)
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, without the frames that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,9 +1,11 @@
 """The tiny student, for machines without weights: a small Llama made from scratch and schooled on simpler problems.
 
-In: its sizes and a seed. Out: a model folder in Hugging Face form (safetensors, tokenizer, generation config) that
-transformers and vLLM load without remote code. What always holds: any text tokenizes and comes back unchanged
-(bytes are the last resort), digits are tokens of their own, and on one machine the same seed, settings and thread
-count give the same weights, for schooling runs a number of steps and not a time.
+In: its sizes and a seed. Out: a model folder in Hugging Face form (safetensors, tokenizer, generation config), which
+transformers and vLLM load without remote code.
+
+Always holds. Any text tokenizes and comes back unchanged, for bytes are the last resort. Digits are tokens of their
+own. On one machine the same seed, settings and thread count give the same weights, for schooling runs a number of steps
+and not a time.
 
 Axes: B problems of a batch, T tokens, V vocabulary.
 """
@@ -28,7 +30,7 @@ from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.tasks import arithmetic
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last
-Lesson = tuple[list[int], list[int]]  # token ids of prompt and completion, the latter with its end of sequence
+SchoolRow = tuple[list[int], list[int]]  # token ids of prompt and completion, the latter with its end of sequence
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 2048  # tokens; a few-shot prompt fits
@@ -42,7 +44,11 @@ _PIECES = Regex(r"\n| ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+")
 def make_tiny_student(
     config: TinyConfig, prompt: StudentPrompt, seed: int, folder: Path, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Make the student, school it and write it to `folder`; returns parameters, steps, losses and seconds."""
+    """Make the student, school it and write it to `folder`.
+
+    `prompt` is the form in which it will be asked. `progress` is called after each step. Returns the number of
+    parameters, of steps, the first and the last loss, and the seconds taken.
+    """
     started = time.monotonic()
     school = arithmetic.school_questions(config.school_questions, seed)
     prompt = replace(prompt, demos=())  # one problem a row: schooling on demos over and over would teach nothing
@@ -67,7 +73,10 @@ def make_tiny_student(
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer made from `texts`, with at most `vocabulary` tokens; it adds no token by itself."""
+    """A byte-level BPE tokenizer made from `texts`.
+
+    It has at most `vocabulary` tokens, and adds no token by itself.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -122,9 +131,12 @@ def make_model(config: TinyConfig, tokenizer: PreTrainedTokenizerFast, seed: int
 
 
 def teach_school(
-    model: LlamaForCausalLM, lessons: Sequence[Lesson], config: TinyConfig, seed: int, progress: Progress | None
+    model: LlamaForCausalLM, lessons: Sequence[SchoolRow], config: TinyConfig, seed: int, progress: Progress | None
 ) -> list[float]:
-    """Train on the school's lessons for the configured steps; returns each step's loss."""
+    """Train `model` in place on the school's lessons, for `config.school_steps` steps.
+
+    `progress` is called after each step. Returns each step's loss, the mean over a batch's completion tokens.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     batches = _batches(lessons, config.school_batch, Random(seed))
@@ -146,11 +158,11 @@ def teach_school(
     return losses
 
 
-def _batches(lessons: Sequence[Lesson], size: int, rng: Random) -> Iterator[list[Lesson]]:
+def _batches(lessons: Sequence[SchoolRow], size: int, rng: Random) -> Iterator[list[SchoolRow]]:
     """Batches without end, each lesson once a pass; lessons of like length go together, for padding costs as much."""
     while True:
         order = rng.sample(lessons, len(lessons))
-        batches: list[list[Lesson]] = []
+        batches: list[list[SchoolRow]] = []
         for start in range(0, len(order), POOL * size):
             pool = sorted(order[start : start + POOL * size], key=lambda lesson: len(lesson[0]) + len(lesson[1]))
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
@@ -163,7 +175,7 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _batch_loss(model: LlamaForCausalLM, batch: Sequence[Lesson]) -> torch.Tensor:
+def _batch_loss(model: LlamaForCausalLM, batch: Sequence[SchoolRow]) -> torch.Tensor:
     """Mean cross-entropy of the completions' tokens; padding is on the right.
 
     Prompts are not learnt: their names and numbers are chance, which nobody can predict.

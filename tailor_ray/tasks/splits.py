@@ -82,7 +82,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class InValidation:
     """Whether a training question belongs to validation: its rank is among the lowest.
 
     The rank is a seeded hash of the text, not of the id, so that a question and its repeats fall on one side.
@@ -129,8 +129,8 @@ def assemble(
         name=config.name,
         answer_kind=kind,
         demos=demos,
-        train=Split(train, reader, "train", skip, config.limit_train, HeldOut(seed, threshold, False)),
-        validation=Split(train, reader, "train", skip, None, HeldOut(seed, threshold, True)),
+        train=Split(train, reader, "train", skip, config.limit_train, InValidation(seed, threshold, False)),
+        validation=Split(train, reader, "train", skip, None, InValidation(seed, threshold, True)),
         test=Split(test, reader, "test", frozenset(scan.skip["test"]), config.limit_test),
         grader=grader,
         findings=scan.findings(),
@@ -152,7 +152,7 @@ def check_demos(demos: tuple[Question, ...], grader: Grader) -> None:
             )
 
 
-class Seen:
+class NumberSet:
     """A set of numbers below 2**64 at 8 to 10 bytes each: an ordered array, and beside it a set of the newest."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Scan:
     bad_count: dict[str, int] = field(default_factory=lambda: {"train": 0, "test": 0})
     overlaps: list[Overlap] = field(default_factory=list)
     overlap_count: int = 0
-    _ids: Seen = field(default_factory=Seen)
+    _ids: NumberSet = field(default_factory=NumberSet)
     _rows: dict[str, int] = field(default_factory=dict)
     _number: int = 0
 

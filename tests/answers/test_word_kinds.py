@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tailor_ray.answers import Grader
-from tailor_ray.answers.texts import PATTERN_S
+from tailor_ray.answers.strings import PATTERN_S
 from tailor_ray.records import Question
 from tests.answers.verdicts import CHOICE, REGEX, TEXT, YES_NO, check
 

@@ -11,7 +11,7 @@ import psutil
 from tailor_ray.records import Attempt, Question, from_table
 from tailor_ray.storage import Store, committed_parts, read_part
 from tailor_ray.student.exam import run_exam
-from tailor_ray.student.examiner import Answered
+from tailor_ray.student.examiner import PartialAnswers
 from tests.integration.engines import attempts, exam_job, ref, write_questions
 
 ROOT = Path(__file__).parents[2]
@@ -63,12 +63,12 @@ def test_what_was_answered_of_a_part_that_is_not_whole_is_not_asked_again(engine
     write_questions(questions, asked, size=120)
     driver = start(tmp_path, "ONE_PART", 16, students[0], questions, out)
     deadline = time.monotonic() + 200
-    while not Answered.rows(out, "attempts"):
+    while not PartialAnswers.rows(out, "attempts"):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     kill(driver)
-    kept, total = Answered.rows(out, "attempts"), 4 * len(asked)
+    kept, total = PartialAnswers.rows(out, "attempts"), 4 * len(asked)
     assert 0 < kept < total
     assert committed_parts(out, "attempts") == []
     engine_pool.serve(ref(students[0]))

@@ -25,7 +25,7 @@ from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, co
 from tailor_ray.student import exam as exam_module
 from tailor_ray.student import examiner as examiner_module
 from tailor_ray.student.exam import Totals, run_exam
-from tailor_ray.student.examiner import Answered, Examiner, ExamJob, Shape, part_info
+from tailor_ray.student.examiner import Examiner, ExamJob, Parallelism, PartialAnswers, part_info
 from tailor_ray.student.sampling import Completions, sample_seed
 
 
@@ -77,7 +77,7 @@ def questions(tmp_path):
 def examine(questions, out, job, pool=None, order=(0, 1, 2, 3)):
     store, _, parts = questions
     pool = pool or Sums()
-    examiner = pickle.loads(pickle.dumps(Examiner(pool, job, store, out, Shape.of(pool, job.samples, parts))))
+    examiner = pickle.loads(pickle.dumps(Examiner(pool, job, store, out, Parallelism.of(pool, job.samples, parts))))
     return [examiner.examine(parts[index]) for index in order]
 
 
@@ -97,7 +97,7 @@ def test_all_engines_are_asked_from_the_start_and_parts_under_way_are_bounded(en
 
     Pool.engines = engines
     parts = [part_of(count, index) for index, count in enumerate(rows)]
-    shape = Shape.of(Pool, samples, parts)
+    shape = Parallelism.of(Pool, samples, parts)
     assert shape.slice * samples <= max(samples, sequences // 2)
     under_way = min(len(parts), shape.parts)
     slices = sum(min(shape.threads, -(-part.rows // shape.slice)) for part in parts[:under_way])
@@ -139,7 +139,7 @@ def test_the_order_in_which_parts_are_made_changes_nothing(questions, tmp_path):
 def test_every_part_asks_for_its_place_before_it_begins(questions, tmp_path):
     store, _, parts = questions
     pool = Sums()
-    examiner = Examiner(pool, exam_job(), store, Store.open(str(tmp_path / "out")), Shape.of(pool, 3, parts))
+    examiner = Examiner(pool, exam_job(), store, Store.open(str(tmp_path / "out")), Parallelism.of(pool, 3, parts))
     examiner.examine(parts[2])
     assert pool.entered == [2]
 
@@ -242,7 +242,7 @@ def test_prompts_and_grades_are_made_by_the_tasks_own_thread(questions, tmp_path
     prompt = StudentPrompt("chat", AnswerKind.NUMBER, chat=Chat())
     job = replace(exam_job(), prompt=prompt, grader=Noting(AnswerKind.NUMBER))
     pool = Sums()
-    Examiner(pool, job, store, Store.open(str(tmp_path / "out")), Shape(1, 4, 2, 1)).examine(parts[0])
+    Examiner(pool, job, store, Store.open(str(tmp_path / "out")), Parallelism(1, 4, 2, 1)).examine(parts[0])
     assert seen == {threading.current_thread()}
 
 
@@ -270,12 +270,12 @@ def test_what_is_answered_of_a_part_survives_and_is_not_asked_again(tmp_path, mo
     monkeypatch.setattr(examiner_module, "SAVE_EVERY_S", 0.0)
     store, part = one_part(tmp_path)
     whole, out = Store.open(str(tmp_path / "whole")), Store.open(str(tmp_path / "out"))
-    expected = Examiner(Sums(), exam_job(), store, whole, Shape(2, 1, 2, 1)).examine(part)
+    expected = Examiner(Sums(), exam_job(), store, whole, Parallelism(2, 1, 2, 1)).examine(part)
     first, second = Falling(after=6), Falling(after=100)
     with pytest.raises(StageError, match="no engine is left"):
-        Examiner(first, exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
-    assert Answered.rows(out, "attempts") == 6 * 3
-    made = Examiner(second, exam_job(), store, out, Shape(3, 2, 2, 1)).examine(part)  # in other slices
+        Examiner(first, exam_job(), store, out, Parallelism(2, 1, 2, 1)).examine(part)
+    assert PartialAnswers.rows(out, "attempts") == 6 * 3
+    made = Examiner(second, exam_job(), store, out, Parallelism(3, 2, 2, 1)).examine(part)  # in other slices
     assert sorted(first.asked + second.asked) == sorted(f"q{i}" for i in range(12))
     assert made == expected
     assert out.read_bytes(made.entry.path) == whole.read_bytes(made.entry.path)
@@ -287,18 +287,18 @@ def test_answers_that_are_damaged_or_of_another_exam_are_asked_again(tmp_path, m
     store, part = one_part(tmp_path)
     out = Store.open(str(tmp_path / "out"))
     with pytest.raises(StageError):
-        Examiner(Falling(after=6), exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+        Examiner(Falling(after=6), exam_job(), store, out, Parallelism(2, 1, 2, 1)).examine(part)
     beside = out.child(answered_folder("attempts"), "attempts-00000")
     torn = next(name for name in beside.files() if name.endswith(".parquet"))
     beside.write_bytes(torn, beside.read_bytes(torn)[:-9])
     pool = Falling(after=100)
-    Examiner(pool, exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+    Examiner(pool, exam_job(), store, out, Parallelism(2, 1, 2, 1)).examine(part)
     assert len(pool.asked) == 8
     other = Store.open(str(tmp_path / "other"))
     with pytest.raises(StageError):
-        Examiner(Falling(after=6), exam_job(), store, other, Shape(2, 1, 2, 1)).examine(part)
+        Examiner(Falling(after=6), exam_job(), store, other, Parallelism(2, 1, 2, 1)).examine(part)
     pool = Falling(after=100)
-    Examiner(pool, replace(exam_job(), seed=6), store, other, Shape(2, 1, 2, 1)).examine(part)
+    Examiner(pool, replace(exam_job(), seed=6), store, other, Parallelism(2, 1, 2, 1)).examine(part)
     assert len(pool.asked) == 12
 
 
@@ -322,7 +322,7 @@ def test_samples_are_counted_as_they_are_answered_and_earlier_ones_are_no_speed(
     monkeypatch.setattr(examiner_module, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(exam_module, "LOOK_EVERY_S", 0.01)
     with pytest.raises(StageError):
-        Examiner(Falling(after=4), exam_job(), store, out, Shape(2, 1, 2, 1)).examine(part)
+        Examiner(Falling(after=4), exam_job(), store, out, Parallelism(2, 1, 2, 1)).examine(part)
     bar, told = Bar(), iter([3, 9, 6, 9])
 
     class Counting(Sums):

@@ -305,7 +305,7 @@ def test_what_was_seen_is_known_at_ten_bytes_each(monkeypatch):
     numbers += [draw.choice(numbers) for _ in range(20_000)] + [0, 2**64 - 1, 0, 2**64 - 1]
     draw.shuffle(numbers)
     monkeypatch.setattr(splits, "NEWEST", 100)
-    seen, known = splits.Seen(), set()
+    seen, known = splits.NumberSet(), set()
     tracemalloc.start()
     answers = [seen.add(number) for number in numbers]
     held, peak = tracemalloc.get_traced_memory()

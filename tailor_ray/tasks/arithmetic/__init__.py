@@ -16,13 +16,13 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family
 from tailor_ray.tasks.arithmetic.school import SCHOOL
-from tailor_ray.tasks.arithmetic.solver import Fault, Solution, first_fault, other_ways, solve
+from tailor_ray.tasks.arithmetic.solver import FaultyStep, Solution, first_fault, other_ways, solve
 from tailor_ray.tasks.base import TaskData, demo
 
 __all__ = [
     "ANSWER_KIND",
     "DEMOS",
-    "Fault",
+    "FaultyStep",
     "Solution",
     "first_fault",
     "load",

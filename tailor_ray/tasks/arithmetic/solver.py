@@ -69,7 +69,7 @@ def other_ways(question: str) -> list[Solution]:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FaultyStep:
     """Where an attempt first leaves the way: what is `said` of it, the wrong `step` as it stands in the attempt from
     `start` on, and how many right steps are `done` before. A `slip` is a right calculation with a wrong result."""
 
@@ -80,7 +80,7 @@ class Fault:
     slip: bool = False
 
 
-def first_fault(solution: Solution, attempt: str) -> Fault:
+def first_fault(solution: Solution, attempt: str) -> FaultyStep:
     """The attempt's first fault; of one that has none, its conclusion."""
     found = list(_EQUATION.finditer(attempt))
     if not found:
@@ -95,13 +95,13 @@ def first_fault(solution: Solution, attempt: str) -> Fault:
             slip = i < len(solution.steps) and _same(Step(*_parts(step), true or 0), solution.steps[i])
             begin = match.start() if slip else begin
             said = f"The calculation {step} is wrong: {should}."
-            return Fault(said, attempt[begin : match.end()], begin, min(i, len(solution.steps)), slip)
+            return FaultyStep(said, attempt[begin : match.end()], begin, min(i, len(solution.steps)), slip)
         if i >= len(solution.steps):
             said = f"The problem is solved after {solution.steps[-1]}, but the attempt goes on with {step}."
-            return Fault(said, attempt[begin : match.end()], begin, i)
+            return FaultyStep(said, attempt[begin : match.end()], begin, i)
         if not _same(step, solution.steps[i]):
             said = f"Step {i + 1} should be {solution.steps[i]}, but the attempt calculates {step}."
-            return Fault(said, attempt[begin : match.end()], begin, i)
+            return FaultyStep(said, attempt[begin : match.end()], begin, i)
     if len(shown) < len(solution.steps):
         said = f"The attempt stops after {shown[-1]}. The step {solution.steps[len(shown)]} is missing."
     elif (concluded := _LAST_NUMBER.search(attempt)) and concluded[0] != solution.answer:
@@ -111,14 +111,14 @@ def first_fault(solution: Solution, attempt: str) -> Fault:
     return _conclusion(attempt, found[-1].end(), len(shown), said)
 
 
-def _conclusion(attempt: str, after: int, done: int, said: str) -> Fault:
+def _conclusion(attempt: str, after: int, done: int, said: str) -> FaultyStep:
     """What the attempt says behind its last right step's sentence, as its wrong one; else all of it."""
     sentence = _SENTENCE_END.search(attempt, after) if after else None
     after = sentence.end() if sentence else after
     words = re.compile(r"[\w(][^\n]*").search(attempt, after)
     if words is None:
-        return Fault(said, attempt.strip(), len(attempt) - len(attempt.lstrip()), 0)
-    return Fault(said, words[0].rstrip(), words.start(), done)
+        return FaultyStep(said, attempt.strip(), len(attempt) - len(attempt.lstrip()), 0)
+    return FaultyStep(said, words[0].rstrip(), words.start(), done)
 
 
 def _sentence(attempt: str, after: int, before: int) -> int:
