@@ -9,18 +9,9 @@ import sys
 
 import pytest
 
+from tests.command import tailor
+
 ROWS = [{"id": f"q{n}", "question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(40)]
-
-
-def tailor(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "tailor_ray", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def refused(done, *said):

@@ -9,7 +9,6 @@ import resource
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from tailor_ray.errors import Bug, ConfigError, DataError, RunFolderError, Stage
 from tailor_ray.observe.faults import fault_in_text, in_words
 from tailor_ray.ops import look
 from tailor_ray.storage import Lease, Store
+from tests.command import tailor
 from tests.observe.runs import make_run
 
 NOWHERE = "/proc/nobody/may/write/here"  # not even root
@@ -158,20 +158,6 @@ def test_storage_by_a_uri_with_a_key_is_refused_without_showing_it():
 # From here on as a user sees it.
 
 
-def tailor(*arguments, before=None, **options):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **options.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, "-m", "tailor_ray", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environment,
-        preexec_fn=before,
-        **options,
-    )
-
-
 def small_files():
     """No file may grow above 2,000 bytes: a disk that is full, and the disk of a process of root."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
@@ -204,7 +190,7 @@ def test_places_that_cannot_be_written(config, tmp_path):
     assert "a disk is full" in said(tailor("run", config, before=small_files), 3)
     home = {"HOME": NOWHERE, "TAILOR_RAY_CACHE": ""}
     model = ["--set", f"student.model={make_model(tmp_path)}"]
-    assert "HOME" in said(tailor("run", config, *model, env=home), 2)
+    assert "HOME" in said(tailor("run", config, *model, **home), 2)
     gone = tmp_path / "gone"
     gone.mkdir()
     assert said(tailor("exam", "tiny", "arithmetic", cwd=gone, before=gone.rmdir), 2)
