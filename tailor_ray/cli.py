@@ -94,7 +94,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="One JSON object in place of text.")] = False,
 ) -> None:
     """What is done, what is under way, since when and how fast, and what it cost; of a live run or a dead one."""
-    from tailor_ray.ops.look import show_status
+    from tailor_ray.ops.status import show_status
 
     show_status(run, watch, json, typer.echo)
 
@@ -106,7 +106,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
 ) -> None:
     """The end of a run's log."""
-    from tailor_ray.ops.look import show_log
+    from tailor_ray.ops.status import show_log
 
     show_log(run, lines, follow, typer.echo)
 

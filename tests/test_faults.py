@@ -19,7 +19,7 @@ import yaml
 
 from tailor_ray.errors import Bug, ConfigError, DataError, RunFolderError, StageError, Stopped, UserError, masked
 from tailor_ray.observe.faults import fault_in_text, in_words
-from tailor_ray.ops import look
+from tailor_ray.ops import status as status_command
 from tailor_ray.storage import Lease, Store
 from tests.command import tailor
 from tests.observe.runs import make_run
@@ -293,12 +293,12 @@ def test_a_folder_for_sockets_that_is_too_long_is_replaced(monkeypatch, tmp_path
 def test_status_as_json_and_logs(tmp_path):
     run, shown = make_run(tmp_path / "demo", rounds=1), []
     Path(run.path("run.log")).write_text("one\ntwo\nthree\n")
-    look.show_status(run.uri, False, True, shown.append)
+    status_command.show_status(run.uri, False, True, shown.append)
     assert json.loads(shown[0])["rounds"][1]["round"] == 1
-    look.show_log(run.uri, 2, False, shown.append)
+    status_command.show_log(run.uri, 2, False, shown.append)
     assert shown[1:] == ["two", "three"]
     with pytest.raises(DataError, match=r"run\.yaml"):
-        look.show_log(str(tmp_path / "nothing"), 2, False, shown.append)
+        status_command.show_log(str(tmp_path / "nothing"), 2, False, shown.append)
 
 
 def test_the_status_of_a_live_run_says_since_when_how_fast_and_the_last_warning(tmp_path):
@@ -306,8 +306,8 @@ def test_the_status_of_a_live_run_says_since_when_how_fast_and_the_last_warning(
     stage = {"name": "round 2 exam train", "since": time.time() - 60, "line": "round 2 exam train: 5 samples, 2/s"}
     run.write_json("progress.json", {"stages": [stage], "warning": [time.time() - 30, "WARNING waiting for nodes"]})
     with Lease.acquire(run):
-        look.show_status(run.uri, False, False, shown.append)
+        status_command.show_status(run.uri, False, False, shown.append)
     assert re.search(r"under way since \d\d:\d\d:\d\d \(1 min 00 s ago\): round 2 exam train: 5 samples, 2/s", shown[0])
     assert "30 s ago): WARNING waiting for nodes" in shown[0]
-    look.show_status(run.uri, True, False, shown.append)  # nobody holds it: watching ends
+    status_command.show_status(run.uri, True, False, shown.append)  # nobody holds it: watching ends
     assert "under way since" not in shown[1]

@@ -179,9 +179,9 @@ def in_words(error: BaseException) -> TailorError:
     for one in reversed(chain):  # the first cause says most
         for fault in FAULTS:
             if fault.fits(one):
-                return fault.kind(_sentence(fault, gist(chain[-1] if "RayError" in fault.types else one)))
+                return fault.kind(_sentence(fault, one_line(chain[-1] if "RayError" in fault.types else one)))
     found = chain[-1]
-    return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {gist(found)}; {KEPT}")
+    return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {one_line(found)}; {KEPT}")
 
 
 def fault_in_text(text: str) -> Fault | None:
@@ -199,7 +199,7 @@ def stopped_by(fault: Fault, said: str) -> TailorError:
     return fault.kind(_sentence(fault, masked(said.strip())[:LONGEST]))
 
 
-def gist(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says in one line: of an OSError with its file, of Ray's the last line, without its frames."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, socket.gaierror):
         files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

@@ -20,7 +20,7 @@ import aiohttp
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import ConfigError, StageError, Stopped, UserError, masked
 from tailor_ray.layout import RUN_FILE
-from tailor_ray.observe.faults import gist
+from tailor_ray.observe.faults import one_line
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EXIT_CODES: dict[int, type[Exception]] = {2: UserError, 3: Stopped}
@@ -58,7 +58,7 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
         except KeyboardInterrupt:
             raise Stopped(f"no longer followed: {runs_on}") from None
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise Stopped(f"the cluster at {address} does not answer any more ({gist(error)}); {runs_on}") from None
+            raise Stopped(f"the cluster at {address} does not answer any more ({one_line(error)}); {runs_on}") from None
         raise_for(info, job)
     return job
 
@@ -125,7 +125,7 @@ def _client(address: str) -> Any:
 
 
 def _refused(address: str, error: Exception) -> ConfigError:
-    said = gist(error)
+    said = one_line(error)
     if re.search(r"version", str(error), re.IGNORECASE):
         return ConfigError(
             f"the Ray cluster at {address} runs another version than this command: {said}; install the same version "

@@ -25,7 +25,7 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
-from tailor_ray.student.remote import get, gist
+from tailor_ray.student.remote import get, one_line
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
 from tailor_ray.student.supervisor import CALLERS, Lease, Supervisor
 
@@ -150,7 +150,7 @@ class EnginePool:
             try:
                 get(self._supervisor.stop.remote())
             except ray.exceptions.RayActorError as error:  # its engines ended with it
-                log.warning("the engines' supervisor is gone: %s", gist(error))
+                log.warning("the engines' supervisor is gone: %s", one_line(error))
             ray.kill(self._supervisor)
             self._supervisor = None
 
@@ -182,7 +182,7 @@ class EnginePool:
         try:
             out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
         except (EngineBroken, ray.exceptions.RayActorError) as error:
-            get(self._supervisor.lost.remote(lease, gist(error)))
+            get(self._supervisor.lost.remote(lease, one_line(error)))
             raise EngineLost from None
         self._supervisor.give_back.remote(lease, len(out.texts))
         return out

@@ -28,7 +28,7 @@ def get(reference: Any, timeout: float | None = None) -> Any:
         return ray.get(reference, timeout=timeout)
 
 
-def gist(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, without the frames that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -23,7 +23,7 @@ from tailor_ray.models import ModelRef
 from tailor_ray.models.engine_settings import engine_environment
 from tailor_ray.observe import metrics
 from tailor_ray.student.engine import StudentEngine
-from tailor_ray.student.remote import get, gist
+from tailor_ray.student.remote import get, one_line
 from tailor_ray.student.sampling import EngineBroken
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Supervisor:
 
         The metrics are of `run` from here on.
         """
-        metrics.of_run(run)
+        metrics.set_run(run)
         started = time.perf_counter()
         with self._changed:
             before, self._model, self._failure = self._model, model, None
@@ -233,8 +233,10 @@ class Supervisor:
                 self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
             except ray.exceptions.RayError as error:
                 if not isinstance(error, ray.exceptions.RayActorError) or start == STARTS:
-                    self._fail(slot, handle, StageError(f"an engine could not be started: {gist(error)}. {IF_MEMORY}"))
-                log.warning("engine %d ended while it started and is started again: %s", slot.index, gist(error))
+                    self._fail(
+                        slot, handle, StageError(f"an engine could not be started: {one_line(error)}. {IF_MEMORY}")
+                    )
+                log.warning("engine %d ended while it started and is started again: %s", slot.index, one_line(error))
                 ray.kill(handle)
             except TailorError as error:
                 self._fail(slot, handle, error)
