@@ -74,6 +74,12 @@ def test_serving_what_is_not_there(tmp_path):
     refused(tailor("serve", f"{tmp_path}@3", "--reload"), "--reload")
 
 
+@pytest.mark.parametrize("port", ["-1", "65536"])
+@pytest.mark.parametrize("command", [["serve", "runs/demo"], ["mock-teacher"]])
+def test_a_port_that_is_none(command, port):
+    refused(tailor(*command, "--port", port), "--port", port)
+
+
 def test_unknown_key(run):
     refused(tailor(*run(), "--set", "training.epocs=3"), "training.epocs", "did you mean 'epochs'")
 

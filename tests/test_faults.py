@@ -76,6 +76,13 @@ def ray_errors():
         (failed(errno.EROFS, "/data"), UserError, "cannot be written.*Read-only file system: /data"),
         (failed(errno.EACCES, "/data"), UserError, "access is refused.*Permission denied: /data"),
         (failed(errno.EMFILE), Stopped, "ulimit -n"),
+        (failed(errno.EAGAIN), Stopped, "ulimit -u"),
+        (RuntimeError("can't start new thread"), Stopped, "ulimit -u"),
+        (from_ray(RuntimeError("CUDA error: device-side assert triggered")), Stopped, "a GPU failed.*nvidia-smi"),
+        (from_ray(RuntimeError("NCCL error: unhandled system error")), Stopped, "a GPU failed"),
+        (from_ray(RuntimeError("CUDA error: out of memory")), Stopped, "memory ran out"),
+        (ModuleNotFoundError("No module named 'vllm'"), UserError, "a library cannot be loaded.*doctor"),
+        (OSError("libcudart.so.12: cannot open shared object file"), UserError, "a library cannot be loaded"),
         (failed(errno.ENOMEM), Stopped, "memory ran out.*lower"),
         (failed(errno.EIO, "/mnt/nfs"), Stopped, "storage does not answer"),
         (failed(errno.ESTALE, "/mnt/nfs"), Stopped, "storage does not answer"),
@@ -131,6 +138,7 @@ def test_what_a_worker_printed_is_known_where_a_person_must_mend_it():
     assert fault_in_text("OSError: [Errno 28] No space left on device: '/runs/x'").what == "a disk is full"
     assert fault_in_text("OSError: [Errno 30] Read-only file system").waits
     assert fault_in_text("ActorDiedError: The actor died unexpectedly before finishing this task.") is None
+    assert fault_in_text("RuntimeError: NCCL error: remote process exited") is None  # its node may be lost
     assert fault_in_text("torch.OutOfMemoryError: CUDA out of memory.") is None  # the batch is halved
 
 
@@ -299,6 +307,20 @@ def test_status_as_json_and_logs(tmp_path):
     assert shown[1:] == ["two", "three"]
     with pytest.raises(DataError, match=r"run\.yaml"):
         status_command.show_log(str(tmp_path / "nothing"), 2, False, shown.append)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff", b'{"stages": 1}', b'{"stages": [1, {}, {"since": "x", "line": 1}], "warning": 3}'],
+)
+def test_a_damaged_account_of_what_is_under_way_is_left_out(tmp_path, content):
+    run, shown = make_run(tmp_path / "demo", rounds=1), []
+    run.write_bytes("progress.json", content)
+    with Lease.acquire(run):
+        status_command.show_status(run.uri, False, False, shown.append)
+    assert f"held by process {os.getpid()}" in shown[0]
+    assert "under way since" not in shown[0]
+    assert "last warning" not in shown[0]
 
 
 def test_the_status_of_a_live_run_says_since_when_how_fast_and_the_last_warning(tmp_path):

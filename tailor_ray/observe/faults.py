@@ -70,6 +70,26 @@ FAULTS = (
         words=r"Too many open files",
     ),
     Fault(
+        "there are too many processes or threads",
+        f"raise the limit (`ulimit -u`, or the container's of processes), {AGAIN}",
+        Stopped,
+        codes=(errno.EAGAIN,),
+        words=r"can't start new thread",
+    ),
+    Fault(
+        "a library cannot be loaded",
+        "install tailor-ray again; `tailor-ray doctor` says what is missing",
+        UserError,
+        types=("ImportError",),
+        words=r"cannot open shared object file|undefined symbol",
+    ),
+    Fault(
+        "a GPU failed",
+        f"see `nvidia-smi` and the node's kernel log, {AGAIN}",
+        Stopped,
+        words=r"CUDA error|CUDA driver|NCCL error|cuDNN error|device-side assert",
+    ),
+    Fault(
         "a port is taken",
         "choose another port, or end what listens there",
         UserError,
@@ -186,7 +206,8 @@ def in_words(error: BaseException) -> TailorError:
 
 def fault_in_text(text: str) -> Fault | None:
     """The kind that a worker's printed error belongs to, among those with a cause that a person can mend."""
-    known = (fault for fault in FAULTS if fault.what not in ("memory ran out", "a connection failed"))
+    retried = ("memory ran out", "a GPU failed", "a connection failed")  # also what a lost node looks like
+    known = (fault for fault in FAULTS if fault.what not in retried)
     return next((fault for fault in known if fault.fits_text(text) and "RayError" not in fault.types), None)
 
 
