@@ -72,6 +72,8 @@ def test_serving_what_is_not_there(tmp_path):
     (tmp_path / "run.yaml").write_text("name: demo")
     refused(tailor("serve", tmp_path), "no student yet")
     refused(tailor("serve", f"{tmp_path}@3", "--reload"), "--reload")
+    refused(tailor("serve", f"{tmp_path}@²"), "'²' is not the number of one of its rounds")
+    refused(tailor("serve", tmp_path, "--route", "student"), "--route", "/student")
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
