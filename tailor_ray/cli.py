@@ -94,7 +94,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="One JSON object in place of text.")] = False,
 ) -> None:
     """What is done, what is under way, since when and how fast, and what it cost; of a live run or a dead one."""
-    from tailor_ray.ops.look import show_status
+    from tailor_ray.ops.status import show_status
 
     show_status(run, watch, json, typer.echo)
 
@@ -106,7 +106,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")] = False,
 ) -> None:
     """The end of a run's log."""
-    from tailor_ray.ops.look import show_log
+    from tailor_ray.ops.status import show_log
 
     show_log(run, lines, follow, typer.echo)
 
@@ -238,7 +238,7 @@ def serve(
         typer.Argument(metavar="WHAT", help="RUN[@ROUND], or a model: local folder, hub id[@REVISION] or storage URI."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
     route: Annotated[str, typer.Option(help="Path before /v1, to serve several students on one cluster.")] = "/",
     reload: Annotated[bool, typer.Option(help="Follow the run: go on to each newer round.")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="Engines that share the requests.")] = 1,
@@ -277,7 +277,7 @@ def mock_teacher(
         ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
     answers: Annotated[str | None, typer.Option(help="JSONL with question, answer, rationale to reply from.")] = None,
     latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.0,
     jitter: Annotated[float, typer.Option(help="Up to so many seconds more.")] = 0.0,

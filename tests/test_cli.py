@@ -9,18 +9,9 @@ import sys
 
 import pytest
 
+from tests.command import tailor
+
 ROWS = [{"id": f"q{n}", "question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(40)]
-
-
-def tailor(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "tailor_ray", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def refused(done, *said):
@@ -81,6 +72,14 @@ def test_serving_what_is_not_there(tmp_path):
     (tmp_path / "run.yaml").write_text("name: demo")
     refused(tailor("serve", tmp_path), "no student yet")
     refused(tailor("serve", f"{tmp_path}@3", "--reload"), "--reload")
+    refused(tailor("serve", f"{tmp_path}@²"), "'²' is not the number of one of its rounds")
+    refused(tailor("serve", tmp_path, "--route", "student"), "--route", "/student")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+@pytest.mark.parametrize("command", [["serve", "runs/demo"], ["mock-teacher"]])
+def test_a_port_that_is_none(command, port):
+    refused(tailor(*command, "--port", port), "--port", port)
 
 
 def test_unknown_key(run):

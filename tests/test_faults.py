@@ -9,7 +9,6 @@ import resource
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,8 +19,9 @@ import yaml
 
 from tailor_ray.errors import Bug, ConfigError, DataError, RunFolderError, StageError, Stopped, UserError, masked
 from tailor_ray.observe.faults import fault_in_text, in_words
-from tailor_ray.ops import look
+from tailor_ray.ops import status as status_command
 from tailor_ray.storage import Lease, Store
+from tests.command import tailor
 from tests.observe.runs import make_run
 
 NOWHERE = "/proc/nobody/may/write/here"  # not even root
@@ -76,6 +76,13 @@ def ray_errors():
         (failed(errno.EROFS, "/data"), UserError, "cannot be written.*Read-only file system: /data"),
         (failed(errno.EACCES, "/data"), UserError, "access is refused.*Permission denied: /data"),
         (failed(errno.EMFILE), Stopped, "ulimit -n"),
+        (failed(errno.EAGAIN), Stopped, "ulimit -u"),
+        (RuntimeError("can't start new thread"), Stopped, "ulimit -u"),
+        (from_ray(RuntimeError("CUDA error: device-side assert triggered")), Stopped, "a GPU failed.*nvidia-smi"),
+        (from_ray(RuntimeError("NCCL error: unhandled system error")), Stopped, "a GPU failed"),
+        (from_ray(RuntimeError("CUDA error: out of memory")), Stopped, "memory ran out"),
+        (ModuleNotFoundError("No module named 'vllm'"), UserError, "a library cannot be loaded.*doctor"),
+        (OSError("libcudart.so.12: cannot open shared object file"), UserError, "a library cannot be loaded"),
         (failed(errno.ENOMEM), Stopped, "memory ran out.*lower"),
         (failed(errno.EIO, "/mnt/nfs"), Stopped, "storage does not answer"),
         (failed(errno.ESTALE, "/mnt/nfs"), Stopped, "storage does not answer"),
@@ -131,6 +138,7 @@ def test_what_a_worker_printed_is_known_where_a_person_must_mend_it():
     assert fault_in_text("OSError: [Errno 28] No space left on device: '/runs/x'").what == "a disk is full"
     assert fault_in_text("OSError: [Errno 30] Read-only file system").waits
     assert fault_in_text("ActorDiedError: The actor died unexpectedly before finishing this task.") is None
+    assert fault_in_text("RuntimeError: NCCL error: remote process exited") is None  # its node may be lost
     assert fault_in_text("torch.OutOfMemoryError: CUDA out of memory.") is None  # the batch is halved
 
 
@@ -156,20 +164,6 @@ def test_storage_by_a_uri_with_a_key_is_refused_without_showing_it():
 
 
 # From here on as a user sees it.
-
-
-def tailor(*arguments, before=None, **options):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **options.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, "-m", "tailor_ray", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environment,
-        preexec_fn=before,
-        **options,
-    )
 
 
 def small_files():
@@ -204,7 +198,7 @@ def test_places_that_cannot_be_written(config, tmp_path):
     assert "a disk is full" in said(tailor("run", config, before=small_files), 3)
     home = {"HOME": NOWHERE, "TAILOR_RAY_CACHE": ""}
     model = ["--set", f"student.model={make_model(tmp_path)}"]
-    assert "HOME" in said(tailor("run", config, *model, env=home), 2)
+    assert "HOME" in said(tailor("run", config, *model, **home), 2)
     gone = tmp_path / "gone"
     gone.mkdir()
     assert said(tailor("exam", "tiny", "arithmetic", cwd=gone, before=gone.rmdir), 2)
@@ -307,12 +301,26 @@ def test_a_folder_for_sockets_that_is_too_long_is_replaced(monkeypatch, tmp_path
 def test_status_as_json_and_logs(tmp_path):
     run, shown = make_run(tmp_path / "demo", rounds=1), []
     Path(run.path("run.log")).write_text("one\ntwo\nthree\n")
-    look.show_status(run.uri, False, True, shown.append)
+    status_command.show_status(run.uri, False, True, shown.append)
     assert json.loads(shown[0])["rounds"][1]["round"] == 1
-    look.show_log(run.uri, 2, False, shown.append)
+    status_command.show_log(run.uri, 2, False, shown.append)
     assert shown[1:] == ["two", "three"]
     with pytest.raises(DataError, match=r"run\.yaml"):
-        look.show_log(str(tmp_path / "nothing"), 2, False, shown.append)
+        status_command.show_log(str(tmp_path / "nothing"), 2, False, shown.append)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff", b'{"stages": 1}', b'{"stages": [1, {}, {"since": "x", "line": 1}], "warning": 3}'],
+)
+def test_a_damaged_account_of_what_is_under_way_is_left_out(tmp_path, content):
+    run, shown = make_run(tmp_path / "demo", rounds=1), []
+    run.write_bytes("progress.json", content)
+    with Lease.acquire(run):
+        status_command.show_status(run.uri, False, False, shown.append)
+    assert f"held by process {os.getpid()}" in shown[0]
+    assert "under way since" not in shown[0]
+    assert "last warning" not in shown[0]
 
 
 def test_the_status_of_a_live_run_says_since_when_how_fast_and_the_last_warning(tmp_path):
@@ -320,8 +328,8 @@ def test_the_status_of_a_live_run_says_since_when_how_fast_and_the_last_warning(
     stage = {"name": "round 2 exam train", "since": time.time() - 60, "line": "round 2 exam train: 5 samples, 2/s"}
     run.write_json("progress.json", {"stages": [stage], "warning": [time.time() - 30, "WARNING waiting for nodes"]})
     with Lease.acquire(run):
-        look.show_status(run.uri, False, False, shown.append)
+        status_command.show_status(run.uri, False, False, shown.append)
     assert re.search(r"under way since \d\d:\d\d:\d\d \(1 min 00 s ago\): round 2 exam train: 5 samples, 2/s", shown[0])
     assert "30 s ago): WARNING waiting for nodes" in shown[0]
-    look.show_status(run.uri, True, False, shown.append)  # nobody holds it: watching ends
+    status_command.show_status(run.uri, True, False, shown.append)  # nobody holds it: watching ends
     assert "under way since" not in shown[1]

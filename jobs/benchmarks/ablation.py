@@ -134,12 +134,12 @@ def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lan
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
     from tailor_ray.rounds.launch import run
-    from tailor_ray.rounds.services import Staff
+    from tailor_ray.rounds.services import WorkerPools
 
     os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand
     first = load_config(config, overrides(*tasks[0], storage, extra, lanes))
     with connected(first.cluster):
-        staff = Staff(first)
+        pools = WorkerPools(first)
         for task in tasks:
             settings = overrides(*task, storage, extra, lanes)
             if task[0] == EQUAL_TOKENS:
@@ -147,8 +147,8 @@ def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lan
             one = load_config(config, settings)
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
-            run(one, staff)
-        staff.dismiss()
+            run(one, pools)
+        pools.close()
 
 
 def _as_many_rationales(storage: str, seed: int, against: str) -> int:

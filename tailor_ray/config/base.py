@@ -28,7 +28,12 @@ class Section(BaseModel):
 
     # Defaults are validated too: a 10 that stands for 10.0 would hash otherwise than the 10.0 that YAML brings back.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 

@@ -185,8 +185,10 @@ def _read_yaml(path: Path, role: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError of a date or a number that is none
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid YAML: it is nested too deeply") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -200,7 +202,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} must have the form section.setting=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     *parents, last = key.strip().split(".")
     node: Any = data

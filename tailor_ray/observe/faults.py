@@ -70,6 +70,26 @@ FAULTS = (
         words=r"Too many open files",
     ),
     Fault(
+        "there are too many processes or threads",
+        f"raise the limit (`ulimit -u`, or the container's of processes), {AGAIN}",
+        Stopped,
+        codes=(errno.EAGAIN,),
+        words=r"can't start new thread",
+    ),
+    Fault(
+        "a library cannot be loaded",
+        "install tailor-ray again; `tailor-ray doctor` says what is missing",
+        UserError,
+        types=("ImportError",),
+        words=r"cannot open shared object file|undefined symbol",
+    ),
+    Fault(
+        "a GPU failed",
+        f"see `nvidia-smi` and the node's kernel log, {AGAIN}",
+        Stopped,
+        words=r"CUDA error|CUDA driver|NCCL error|cuDNN error|device-side assert",
+    ),
+    Fault(
         "a port is taken",
         "choose another port, or end what listens there",
         UserError,
@@ -179,14 +199,15 @@ def in_words(error: BaseException) -> TailorError:
     for one in reversed(chain):  # the first cause says most
         for fault in FAULTS:
             if fault.fits(one):
-                return fault.kind(_sentence(fault, gist(chain[-1] if "RayError" in fault.types else one)))
+                return fault.kind(_sentence(fault, one_line(chain[-1] if "RayError" in fault.types else one)))
     found = chain[-1]
-    return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {gist(found)}; {KEPT}")
+    return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {one_line(found)}; {KEPT}")
 
 
 def fault_in_text(text: str) -> Fault | None:
     """The kind that a worker's printed error belongs to, among those with a cause that a person can mend."""
-    known = (fault for fault in FAULTS if fault.what not in ("memory ran out", "a connection failed"))
+    retried = ("memory ran out", "a GPU failed", "a connection failed")  # also what a lost node looks like
+    known = (fault for fault in FAULTS if fault.what not in retried)
     return next((fault for fault in known if fault.fits_text(text) and "RayError" not in fault.types), None)
 
 
@@ -199,7 +220,7 @@ def stopped_by(fault: Fault, said: str) -> TailorError:
     return fault.kind(_sentence(fault, masked(said.strip())[:LONGEST]))
 
 
-def gist(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says in one line: of an OSError with its file, of Ray's the last line, without its frames."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, socket.gaierror):
         files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

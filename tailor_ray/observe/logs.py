@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tailor_ray.errors import masked
-from tailor_ray.observe.faults import gist
+from tailor_ray.observe.faults import one_line
 
 CHATTY = ("ray", "ray.data", "ray.train", "ray.serve", "vllm", "transformers", "datasets", "httpx", "DeepSpeed")
 """Libraries that write to the terminal by handlers of their own."""
@@ -69,7 +69,7 @@ class ConsoleFormatter(RedactingFormatter):
     """A line a record: of an exception what it says, for its frames are in the log file."""
 
     def formatException(self, found: Any) -> str:
-        return gist(found[1])
+        return one_line(found[1])
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         before, mark, after = super().formatMessage(record).partition(TRACEBACK)

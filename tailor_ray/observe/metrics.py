@@ -4,8 +4,12 @@
 they only check the name. A metric is made when first used, so importing this module costs nothing. Ray adds `ray_` to
 each name and `_total` to a counter's: `teacher_requests` is scraped as `ray_tailor_teacher_requests_total`.
 
+Each figure is counted once, by the process that knows it first: the driver counts what parts' records and manifests
+say (`part_answered`, `stage_committed`). Training's steps, tokens and loss are its worker's of rank 0, restarts of
+engines their supervisor's, requests the teacher's pool's.
+
 Every series carries the label `run`, for several runs may share a cluster. A process works for one run at a time:
-the driver and whoever it gives work to (engines' supervisor, training workers) say which by `of_run`.
+the driver and whoever it gives work to (engines' supervisor, training workers) say which by `set_run`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tailor_ray.layout import SPLITS
 from tailor_ray.once import once
+from tailor_ray.records import Verdict
+from tailor_ray.storage import Manifest, Part
 
 PREFIX = "tailor_"
 RUN = "run"  # the label of every series
@@ -62,14 +69,14 @@ LATENCY_BOUNDS_S = [0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120]
 _run = ""
 
 
-def of_run(name: str) -> None:
+def set_run(name: str) -> None:
     """From now on this process's figures belong to the run of this name."""
     global _run
     _run = name
 
 
 def current_run() -> str:
-    """The name given to `of_run` last; empty where there was none."""
+    """The name given to `set_run` last; empty where there was none."""
     return _run
 
 
@@ -92,6 +99,24 @@ def observe(name: str, value: float, **tags: str) -> None:
     metric = _checked(name, "histogram", tags)
     if _in_ray():
         _instrument(metric).observe(value, tags={**tags, RUN: _run})
+
+
+def part_answered(part: Part) -> None:
+    """A part of an exam or evaluation was committed; its record counts verdicts and tokens."""
+    counts = part.info["counts"]
+    for verdict in Verdict:
+        count("exam_samples", counts.get(verdict, 0), verdict=verdict.value)
+    count("engine_tokens", counts["prompt_tokens"], direction="prompt")
+    count("engine_tokens", counts["output_tokens"], direction="output")
+
+
+def stage_committed(manifest: Manifest) -> None:
+    """Show its round, its time, and an evaluation's accuracy by split."""
+    gauge("round", manifest.round)
+    gauge("stage_seconds", manifest.seconds, stage=manifest.stage)
+    for split in SPLITS if manifest.stage == "evaluate" else ():
+        if split in manifest.metrics:
+            gauge("accuracy", manifest.metrics[split]["accuracy"], split=split)
 
 
 def _checked(name: str, kind: str, tags: dict[str, str]) -> Metric:

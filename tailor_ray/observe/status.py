@@ -47,21 +47,24 @@ def status_document(store: Store) -> dict[str, Any]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
         parts[stage] = _parts_done(store, StageId(int(number), name))
     holder = _holder(store)
-    live = _progress(store) if holder.startswith("held") else {}
+    stages, warning = _progress(store) if holder.startswith("held") else ([], None)
     return document | {
         "unfinished_parts": parts,
-        "under_way": live.get("stages") or [],
-        "last_warning": live.get("warning"),
+        "under_way": stages,
+        "last_warning": warning,
         "holder": holder,
     }
 
 
-def _progress(store: Store) -> dict[str, Any]:
+def _progress(store: Store) -> tuple[list[dict[str, Any]], tuple[float, str] | None]:
+    """The stages under way and the last warning, by the driver's own account; nothing of a damaged one."""
     try:
         found = store.read_json(layout.PROGRESS_FILE)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        stages = [{**stage, "since": float(stage["since"]), "line": str(stage["line"])} for stage in found["stages"]]
+        warning = found["warning"]
+        return stages, None if warning is None else (float(warning[0]), str(warning[1]))
+    except (FileNotFoundError, ValueError, TypeError, LookupError):
+        return [], None
 
 
 def _under_way(stage: dict[str, Any]) -> str:

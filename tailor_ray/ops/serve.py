@@ -29,6 +29,8 @@ def serve(
 
     Raises UserError for a run, round or model that is not there, before anything is started.
     """
+    if not re.fullmatch(r"/|(/[\w.~-]+)+/?", route):
+        raise ConfigError(f"--route {route!r} is no path that begins with /; give one, as /student")
     served, cluster = find(target, reload)
     served = replace(served, replicas=replicas, application=f"student{route.rstrip('/').replace('/', '-')}")
     setup_logging(node_cache() / "logs" / f"serve-{served.application}.log")
@@ -48,7 +50,7 @@ def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
     """What `RUN[@ROUND]` or the name of a model (a local folder, a hub id[@REVISION], a storage URI) stands for."""
     name, tail = split_target(target)
     run = Store.open(name)
-    number = int(tail) if tail and tail.isdigit() else None
+    number = int(tail) if tail and re.fullmatch(r"[0-9]{1,6}", tail) else None
     if run.exists(RUN_FILE):
         config = config_of(run)
         if tail and number is None:

@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import ConfigError, StageError, Stopped, UserError, masked
 from tailor_ray.layout import RUN_FILE
-from tailor_ray.observe.faults import gist
+from tailor_ray.observe.faults import one_line
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EXIT_CODES: dict[int, type[Exception]] = {2: UserError, 3: Stopped}
@@ -35,6 +36,7 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
     Stopped or StageError as the job's own exit code says; Stopped when a signal ends the following, not the job.
     """
     _check(config)
+    _check_address(address)
     with tempfile.TemporaryDirectory(prefix="tailor-submit-") as scratch:
         folder = Path(scratch)
         config = _ship(config, folder)
@@ -58,7 +60,7 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
         except KeyboardInterrupt:
             raise Stopped(f"no longer followed: {runs_on}") from None
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise Stopped(f"the cluster at {address} does not answer any more ({gist(error)}); {runs_on}") from None
+            raise Stopped(f"the cluster at {address} does not answer any more ({one_line(error)}); {runs_on}") from None
         raise_for(info, job)
     return job
 
@@ -115,17 +117,38 @@ def _ship_module(name: str, folder: Path) -> None:
 
 
 def _client(address: str) -> Any:
+    """Raises ConfigError where no Jobs API of this version and token answers."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+    except AuthenticationError:
+        raise ConfigError(
+            f"the Ray cluster at {masked(address)} refused the token of this process; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or ~/.ray/auth_token) to that of its nodes"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:
         raise _refused(address, error) from None
 
 
+def _check_address(address: str) -> None:
+    """Raise ConfigError for what is no dashboard's: Ray would take some for modules to import, and wait for others."""
+    try:
+        found = urlsplit(address)
+        good = found.scheme in ("http", "https") and found.hostname and found.port != 0
+    except ValueError:  # brackets, or a port above 65535
+        good = False
+    if not good:
+        host = re.fullmatch(r"(?:ray://)?([\w.-]+):\d+", address)
+        raise ConfigError(
+            f"--address {masked(address)!r} is no address of a dashboard, whose Jobs API takes the run; give it as "
+            f"http://{host[1] if host else '127.0.0.1'}:8265"
+        )
+
+
 def _refused(address: str, error: Exception) -> ConfigError:
-    said = gist(error)
+    said = one_line(error)
     if re.search(r"version", str(error), re.IGNORECASE):
         return ConfigError(
             f"the Ray cluster at {address} runs another version than this command: {said}; install the same version "

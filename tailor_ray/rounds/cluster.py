@@ -20,7 +20,7 @@ import psutil
 
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.errors import ConfigError, StageError
-from tailor_ray.observe.faults import gist
+from tailor_ray.observe.faults import one_line
 from tailor_ray.observe.logs import adopt_loggers
 from tailor_ray.rounds import guard, watch
 
@@ -85,13 +85,13 @@ def _init(config: ClusterConfig, opened: ExitStack) -> bool:
     common: dict[str, Any] = {"namespace": "tailor_ray", "configure_logging": False, "log_to_driver": True}
     address = config.address or os.environ.get("RAY_ADDRESS") or _started_here()
     if address and address != "local":
-        address = _knock(address)
+        address = _probed(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             if "Version mismatch" in str(error):
                 raise _other_version(address, " ".join(str(error).split())) from None
-            raise _nobody(address, gist(error)) from None
+            raise _no_cluster(address, one_line(error)) from None
         return False
     if not address:
         log.info("no running Ray cluster found: starting a local one")
@@ -117,7 +117,7 @@ def _start(settings: dict[str, Any]) -> None:
             return
         except OSError as error:
             raise ConfigError(
-                f"a local Ray cluster could not be started ({gist(error)}): it writes a token into HOME (not with "
+                f"a local Ray cluster could not be started ({one_line(error)}): it writes a token into HOME (not with "
                 "RAY_AUTH_MODE=disabled) and its logs and sockets into RAY_TMPDIR; make both writable, or set them"
             ) from error
         except Exception as error:  # Ray raises plain ones for what it waited for in vain
@@ -127,10 +127,10 @@ def _start(settings: dict[str, Any]) -> None:
                     process.kill()
             if not left or "timed out" not in str(error):
                 raise StageError(
-                    f"a local Ray cluster could not be started ({gist(error)}); see the newest session in RAY_TMPDIR "
-                    "and the free memory, then run the same command: it goes on there"
+                    f"a local Ray cluster could not be started ({one_line(error)}); see the newest session in "
+                    "RAY_TMPDIR and the free memory, then run the same command: it goes on there"
                 ) from error
-            log.warning("a local Ray cluster was not up in Ray's 30 s and is started again: %s", gist(error))
+            log.warning("a local Ray cluster was not up in Ray's 30 s and is started again: %s", one_line(error))
 
 
 def _children() -> set[psutil.Process]:
@@ -171,7 +171,7 @@ def _started_here() -> str | None:
     return address
 
 
-def _knock(address: str) -> str:
+def _probed(address: str) -> str:
     """The host:port of the cluster that answers there; Ray itself would try for minutes, and not say what is wrong.
 
     Raises ConfigError: nothing or something else listens, another version, a token refused, an address that is none.
@@ -184,7 +184,7 @@ def _knock(address: str) -> str:
     if address == "auto":
         found = _started_here()
         if found is None:
-            raise _nobody(address, "no cluster that `ray start` started runs on this node")
+            raise _no_cluster(address, "no cluster that `ray start` started runs on this node")
         return found
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -192,7 +192,7 @@ def _knock(address: str) -> str:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise _nobody(address, error.strerror or str(error)) from None
+        raise _no_cluster(address, error.strerror or str(error)) from None
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         _ask_version(address)
     return address
@@ -236,7 +236,7 @@ def _other_version(address: str, said: str) -> ConfigError:
     )
 
 
-def _nobody(address: str, said: str) -> ConfigError:
+def _no_cluster(address: str, said: str) -> ConfigError:
     return ConfigError(
         f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, or unset cluster.address "
         "and RAY_ADDRESS to have a local one started"

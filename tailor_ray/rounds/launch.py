@@ -22,19 +22,19 @@ from tailor_ray.observe.report import write_report
 from tailor_ray.observe.status import rounds_table
 from tailor_ray.rounds import watch
 from tailor_ray.rounds.loop import Commits, claim_folder, run_rounds
-from tailor_ray.rounds.services import Services, Staff
+from tailor_ray.rounds.services import Services, WorkerPools
 from tailor_ray.storage import Lease, Store
 from tailor_ray.storage.store import node_cache
 
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, staff: Staff | None = None) -> str:
+def run(config: RunConfig, pools: WorkerPools | None = None) -> str:
     """Do what the run folder lacks; returns the summary that the command prints.
 
     Raises UserError for wrong input, Stopped when the run can go on later, StageError and CorruptionError otherwise.
     """
-    with open_run(config, staff) as (folder, services):
+    with open_run(config, pools) as (folder, services):
         if Commits(config, folder).missing():
             with services:
                 run_rounds(config, folder, services)
@@ -43,10 +43,10 @@ def run(config: RunConfig, staff: Staff | None = None) -> str:
 
 
 @contextmanager
-def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[Store, Services]]:
+def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tuple[Store, Services]]:
     """The run folder, claimed and leased, with services that start nothing before they are entered."""
     store = Store.open(config.storage).child(config.name)
-    metrics.of_run(config.name)
+    metrics.set_run(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
     if watch.process_is_ours:
         native_output_to_log()
@@ -59,7 +59,7 @@ def open_run(config: RunConfig, staff: Staff | None = None) -> Iterator[tuple[St
             guarded = store.guarded(lease.fence)
             claim_folder(guarded, config)
             with Progress(config.observe.log_every_s, record=lambda bars: _write_down(guarded, bars)) as progress:
-                yield guarded, Services(config, guarded, progress, staff)
+                yield guarded, Services(config, guarded, progress, pools)
     except KeyboardInterrupt:
         if (error := watch.reason()) is not None:
             raise error from None

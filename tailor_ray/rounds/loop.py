@@ -14,7 +14,7 @@ from tailor_ray.config import RunConfig
 from tailor_ray.config.run import parse_config
 from tailor_ray.errors import RunFolderError
 from tailor_ray.layout import RUN_FILE, StageId, stage_folder
-from tailor_ray.observe import live
+from tailor_ray.observe.metrics import stage_committed
 from tailor_ray.observe.report import write_report
 from tailor_ray.observe.trackers import Trackers
 from tailor_ray.rounds import stages
@@ -37,7 +37,7 @@ def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
             log.info("%s starts", " and ".join(str(spec.id) for spec in todo))
             started = time.monotonic()
             if todo[-1].id.name == "teach":
-                mine(commits, todo, services, started)
+                exam_and_teach(commits, todo, services, started)
             else:
                 do_stage(commits, todo[0], services, started)
             trackers.sync()
@@ -64,7 +64,7 @@ def do_stage(commits: Commits, spec: StageSpec, services: Services, started: flo
     commits.commit(spec, result, time.monotonic() - started)
 
 
-def mine(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
+def exam_and_teach(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
     """Exam and teaching at the same time: the teacher starts with the first committed part."""
     exam, teach = group
     services.connect()  # before there are two threads that would, as is what grading loads at first use
@@ -143,7 +143,7 @@ class Commits:
         )
         commit_manifest(self.folder(spec), manifest)
         self._done[spec.id] = manifest
-        live.committed(manifest)
+        stage_committed(manifest)
         if spec.id.name == "train":
             self.folder(spec).delete("checkpoints")
         log.info("%s done in %.1f s", spec.id, seconds)

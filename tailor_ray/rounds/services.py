@@ -30,39 +30,39 @@ from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
 
 
-class Staff:
+class WorkerPools:
     """The student's engines and its training workers; several runs of like students may share them."""
 
     def __init__(self, config: RunConfig, nodes: Nodes | None = None) -> None:
         self.engines = EnginePool(config.student, config.seed, nodes)
         self.trainers = Trainers(nodes)
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         self.trainers.close()
         self.engines.stop()
 
 
 class Services:
-    """A context manager; leaving it ends whatever was started, but for a staff that was given."""
+    """A context manager; leaving it ends whatever was started, but for worker pools that were given."""
 
-    def __init__(self, config: RunConfig, run: Store, progress: Progress, staff: Staff | None = None) -> None:
+    def __init__(self, config: RunConfig, run: Store, progress: Progress, pools: WorkerPools | None = None) -> None:
         self.progress = progress
         self.open_pool = open_pool
         self._config, self._run = config, run
-        self._staff = staff
+        self._pools = pools
         self._opened = ExitStack()
         self._connected = False
 
     def __enter__(self) -> Services:
         """Find what is wrong with student and teacher before anything is started or spent."""
         try:
-            self._look_ahead()
+            self._check_inputs()
         except BaseException:
             self._opened.close()
             raise
         return self
 
-    def _look_ahead(self) -> None:
+    def _check_inputs(self) -> None:
         if self._config.student.model != "tiny":
             identify(self._config.student.model, self._config.student.revision)
         if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
@@ -79,17 +79,19 @@ class Services:
         if not self._connected:
             started_here = self._opened.enter_context(connected(self._config.cluster))
             adopt_ray_output()
-            if self._staff is None:
-                self._staff = Staff(self._config, Nodes(0.0 if started_here else self._config.cluster.wait_for_nodes_s))
-                self._opened.callback(self._staff.dismiss)
+            if self._pools is None:
+                self._pools = WorkerPools(
+                    self._config, Nodes(0.0 if started_here else self._config.cluster.wait_for_nodes_s)
+                )
+                self._opened.callback(self._pools.close)
             self._connected = True
 
     @property
     def engines(self) -> EnginePool:
         """Not started before they are to serve something; see `serve`."""
         self.connect()
-        assert self._staff is not None
-        return self._staff.engines
+        assert self._pools is not None
+        return self._pools.engines
 
     def serve(self, model: ModelRef) -> EnginePool:
         """The engines, answering from this model."""
@@ -105,8 +107,8 @@ class Services:
     @property
     def trainers(self) -> Trainers:
         self.connect()
-        assert self._staff is not None
-        return self._staff.trainers
+        assert self._pools is not None
+        return self._pools.trainers
 
     @cached_property
     def teacher(self) -> TeacherConfig:

@@ -29,7 +29,8 @@ from tailor_ray.layout import (
 )
 from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
 from tailor_ray.models.chat import ChatTemplate
-from tailor_ray.observe import advice, live
+from tailor_ray.observe import advice
+from tailor_ray.observe.metrics import part_answered
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
 from tailor_ray.rounds.card import model_card
@@ -288,7 +289,7 @@ def _ask(
     with services.progress.stage(name, total=total, unit="samples") as bar:
 
         def part_done(part: Part) -> None:
-            live.answered(part)
+            part_answered(part)
             on_part(part)
 
         metrics, digest = run_exam(engines, job, inputs[QUESTIONS], out, part_done, bar)
@@ -329,4 +330,4 @@ def _rows(folder: Store, prefix: str, record: Any) -> list[Any]:
 ALONE: dict[str, Stage] = {
     function.__name__: function for function in (questions, student, exam, examples, train, evaluate)
 }
-"""What does a stage by itself; teaching goes together with its exam (loop.mine)."""
+"""What does a stage by itself; teaching goes together with its exam (loop.exam_and_teach)."""

@@ -32,7 +32,7 @@ from tailor_ray.errors import ConfigError, CorruptionError, StageError
 from tailor_ray.models import ModelRef, identify, resolve
 from tailor_ray.models.engine_settings import engine_arguments, engine_environment
 from tailor_ray.models.folder import architecture, context_length
-from tailor_ray.observe.faults import gist
+from tailor_ray.observe.faults import one_line
 from tailor_ray.observe.logs import own_handlers
 from tailor_ray.serving.ingress import application_of, close_ports
 from tailor_ray.serving.served import Served, config_of
@@ -67,8 +67,8 @@ class Engine(VLLMEngine):
         return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 
-class Keeper:
-    """An actor that lives as long as the driver that made it: what a driver deployed looks whether it is there."""
+class Sentinel:
+    """An actor that ends with the driver that made it: what that driver deployed ends once it is gone."""
 
     def ready(self) -> None:
         """Answers once it is."""
@@ -133,9 +133,9 @@ class StudentServer(LLMServer):
 
     async def _watch(self) -> None:
         served = self._served
-        while served.reload or served.keeper:
+        while served.reload or served.sentinel:
             await asyncio.sleep(LOOK_EVERY_S)
-            if served.keeper and not await asyncio.to_thread(_is_alive, served.keeper):
+            if served.sentinel and not await asyncio.to_thread(_is_alive, served.sentinel):
                 log.warning("the driver of %s is gone: this application ends with it", served.application)
                 await asyncio.to_thread(serve.delete, served.application, _blocking=False)
                 return
@@ -169,9 +169,9 @@ class StudentServer(LLMServer):
         )
 
 
-def _is_alive(keeper: str) -> bool:
+def _is_alive(sentinel: str) -> bool:
     try:
-        ray.get_actor(keeper, namespace=NAMESPACE)
+        ray.get_actor(sentinel, namespace=NAMESPACE)
     except ValueError:
         return False
     return True
@@ -235,25 +235,25 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
     """
     with own_handlers():
         ours = _listen(host, port)
-    name = f"tailor-keeper-{served.application}"
-    keeper: Any = ray.remote(num_cpus=0)(Keeper)
+    name = f"tailor-sentinel-{served.application}"
+    actor: Any = ray.remote(num_cpus=0)(Sentinel)
     try:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        held = keeper.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
+        sentinel = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
     except ValueError:
         raise ConfigError(
             f"another driver serves {served.application!r} on this cluster; stop it, or serve under another --route"
         ) from None
     try:
-        ray.get(held.ready.remote())
+        ray.get(sentinel.ready.remote())
         with own_handlers():
-            serve.run(build(replace(served, keeper=name)), name=served.application, route_prefix=route)
+            serve.run(build(replace(served, sentinel=name)), name=served.application, route_prefix=route)
         yield f"http://{host}:{port}{route.rstrip('/')}/v1"
     except RuntimeError as error:
-        raise StageError(f"{served.name} could not be served: {gist(error)}") from error
+        raise StageError(f"{served.name} could not be served: {one_line(error)}") from error
     finally:
         serve.delete(served.application)
-        ray.kill(held)
+        ray.kill(sentinel)
         if ours and not serve.status().applications:
             serve.shutdown()
 
@@ -281,7 +281,9 @@ def _listen(host: str, port: int) -> bool:
             break
         except ray.exceptions.RayActorError as error:
             if not left:
-                raise StageError(f"Ray Serve's proxy does not start ({gist(error)}); start the command again") from None
+                raise StageError(
+                    f"Ray Serve's proxy does not start ({one_line(error)}); start the command again"
+                ) from None
             log.warning("Ray Serve's proxy was not ready in Serve's five seconds and is started again")
     client: Any = _get_global_client()
     found = client.http_config  # what an earlier start on this cluster chose

@@ -49,7 +49,7 @@ class Served:
     engine: StudentConfig = field(default_factory=StudentConfig)
     replicas: int = 1
     gpu: bool | None = None  # None looks at what the cluster has by now
-    keeper: str | None = None  # an actor without which this application ends
+    sentinel: str | None = None  # an actor's name: the application ends with it
     application: str = "student"
 
     def find(self) -> tuple[int, ModelRef]:

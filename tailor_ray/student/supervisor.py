@@ -192,7 +192,7 @@ class Supervisor:
         The metrics are of `run` from here on. Returns the sha256 that all engines serve. Raises StageError when they
         differ or one cannot start.
         """
-        metrics.of_run(run)
+        metrics.set_run(run)
         started = time.perf_counter()
         with self._changed:
             before, self._model, self._failure = self._model, model, None

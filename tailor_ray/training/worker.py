@@ -64,7 +64,7 @@ class WorkerTask:
 
 def run_worker(task: WorkerTask) -> dict[str, Any] | None:
     """Do one job's share."""
-    metrics.of_run(task.run)
+    metrics.set_run(task.run)
     try:
         with tempfile.TemporaryDirectory(prefix="tailor-ray-training-") as scratch:
             # one a run: a build that was killed leaves a lock behind that would hang the next one

@@ -8,7 +8,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -16,7 +15,8 @@ from pydantic import TypeAdapter
 
 from tailor_ray.config.run import parse_config
 from tailor_ray.serving.served import Served
-from tests.cluster.kuberay_schema import SCHEMAS
+from tests.cluster.kuberay_fields import fields_of
+from tests.cluster.resources import check
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 DOCUMENTS = [
@@ -44,18 +44,100 @@ def pods_of(document):
 
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=IDS)
 def test_only_known_fields(name, document):
-    jsonschema.validate(document, SCHEMAS[document["kind"]])
+    assert document["metadata"]["name"]
+    check(document)
 
 
-def test_the_schema_refuses_what_the_operator_would():
-    for path, value in [(("spec", "rayVersoin"), "2"), (("spec", "authOptions", "mode"), "tokens")]:
-        broken = copy.deepcopy(find("RayCluster"))
-        node = broken
-        for key in path[:-1]:
-            node = node[key]
+HEAD = ("spec", "headGroupSpec", "template", "spec")
+HEAD_CONTAINER = (*HEAD, "containers", 0)
+WORKERS = ("spec", "workerGroupSpecs", 0)
+MISTAKES = [
+    ("RayCluster", ("spec", "rayVersoin"), "2"),
+    ("RayCluster", ("spec", "authOptions", "mode"), "tokens"),
+    ("RayCluster", ("spec", "headGroupSpec"), None),
+    ("RayCluster", (*WORKERS, "groupName"), None),
+    ("RayCluster", (*WORKERS, "minReplicas"), "one"),
+    ("RayCluster", (*WORKERS, "template", "spec", "nodeSelectors"), {}),
+    ("RayCluster", (*HEAD, "imagePullSecret"), "registry"),
+    ("RayCluster", (*HEAD, "restartPolicy"), "Sometimes"),
+    ("RayCluster", (*HEAD, "volumes", 0, "persistentVolumeClaim"), {"claim": "runs"}),
+    ("RayCluster", (*HEAD_CONTAINER, "name"), None),
+    ("RayCluster", (*HEAD_CONTAINER, "volume_mounts"), []),
+    ("RayCluster", (*HEAD_CONTAINER, "ports", 0, "containerPort"), "6379"),
+    ("RayCluster", (*HEAD_CONTAINER, "resources", "limits", "memory"), "16Gib"),
+    ("RayCluster", (*HEAD_CONTAINER, "resources", "limits", "nvidia.com/gpus"), "1"),
+    ("RayCluster", ("spec", "gcsFaultToleranceOptions", "redisPasswort"), {}),
+    ("RayJob", ("apiVersion",), "ray.io/v1alpha1"),
+    ("RayJob", ("spec", "submissionMode"), "Sidecar"),
+    ("RayJob", ("spec", "rayClusterConfig"), {}),
+    ("RayService", ("spec", "rayClusterConfig"), None),
+    ("Deployment", ("spec", "selector"), None),
+    ("PersistentVolumeClaim", ("spec", "accessModes"), ["ReadWriteAll"]),
+    ("PodMonitor", ("spec", "podMetricsEndpoint"), []),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "value"), MISTAKES, ids=[str(path[-1]) for _, path, _ in MISTAKES])
+def test_what_the_operator_would_refuse_is_refused(kind, path, value):
+    broken = copy.deepcopy(find(kind))
+    node = broken
+    for key in path[:-1]:
+        node = node[key]
+    if value is None:
+        del node[path[-1]]
+    else:
         node[path[-1]] = value
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(broken, SCHEMAS["RayCluster"])
+    with pytest.raises(ValueError):
+        check(broken)
+
+
+def test_the_table_of_fields_is_read_from_go_types():
+    source = """
+// +kubebuilder:validation:Enum=slow;fast
+type Speed string
+
+type Mode string
+
+const (
+\tOne Mode = "one" // the first
+\tTwo Mode = "two"
+)
+
+type Shared struct {
+\tPort int32 `json:"port"`
+}
+
+type Unused struct {
+\tName string `json:"name"`
+}
+
+// RayJobSpec is what is wanted.
+type RayJobSpec struct {
+\t// +optional
+\tPods []corev1.PodTemplateSpec `json:"pods"`
+\t// It must be there.
+\tOwner *string `json:"owner"`
+\t// +kubebuilder:validation:XValidation:rule="self in ['a', 'b/c']",message="no"
+\tBy     *string           `json:"by,omitempty"`
+\tSpeed  *Speed            `json:"speed,omitempty"`
+\tMode   Mode              `json:"mode,omitempty"`
+\tLabels map[string]string `json:"labels,omitempty"`
+\tSize   *resource.Quantity `json:"size,omitempty"`
+\tShared `json:",inline"`
+}
+"""
+    assert fields_of(source) == {
+        "RayJobSpec": {
+            "pods": {"type": "list[V1PodTemplateSpec]"},
+            "owner": {"type": "str", "required": True},
+            "by": {"type": "str", "enum": ["a", "b/c"]},
+            "speed": {"type": "str", "enum": ["slow", "fast"]},
+            "mode": {"type": "str", "enum": ["one", "two"]},
+            "labels": {"type": "dict[str, str]"},
+            "size": {"type": "str"},
+            "port": {"type": "int", "required": True},
+        }
+    }
 
 
 def test_there_is_one_of_each_kind():
@@ -66,6 +148,7 @@ def test_there_is_one_of_each_kind():
 def test_pods_agree_with_each_other(name, document):
     cluster, pods = cluster_of(document), pods_of(document)
     assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster.get("gcsFaultToleranceOptions", {"redisAddress": "none"})["redisAddress"]
     claims = {find("PersistentVolumeClaim")["metadata"]["name"]}
     head, *workers = [pod["spec"]["containers"][0]["image"] for pod in pods]
     assert (head, set(workers)) == ("tailor-ray:2.60.0-cpu", {"tailor-ray:2.60.0"})

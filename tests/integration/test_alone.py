@@ -1,13 +1,10 @@
 """`tailor-ray exam`: one stage alone on any model, without a teacher, in a folder like a run's."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 from tailor_ray.storage import Store
+from tests.command import tailor
 from tests.integration.engines import attempts, ref
 
 
@@ -28,14 +25,7 @@ def test_an_exam_alone_needs_no_teacher(ray_cluster, students, tmp_path):
 
     arguments = ["exam", students[0], "jsonl", "--out", tmp_path / "out", *(f"--set={one}" for one in settings)]
     address = ray.get_runtime_context().gcs_address
-    done = subprocess.run(
-        [sys.executable, "-m", "tailor_ray", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    done = tailor(*arguments, timeout=200, RAY_ADDRESS=address)
     assert done.returncode == 0, done.stderr[-3000:]
     asked = json.loads(done.stdout)
     out = Store.open(str(tmp_path / "out"))

@@ -93,7 +93,7 @@ def test_a_runs_counts_are_exported_once(ray_cluster, tmp_path):
         rounds={"max_rounds": 1},
         observe={"log_every_s": 5.0},
     )
-    metrics.of_run("another")  # on the same cluster, by the same process: not ours to count
+    metrics.set_run("another")  # on the same cluster, by the same process: not ours to count
     metrics.count("engine_restarts", 3)
     folder = Store.open(str(tmp_path)).child("scraped")
     node = ray.nodes()[0]

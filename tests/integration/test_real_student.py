@@ -15,7 +15,7 @@ from tailor_ray.ops.line import Line
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Attempt, Question, Verdict, from_table
 from tailor_ray.rounds.launch import run
-from tailor_ray.rounds.services import Staff
+from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 from tailor_ray.student.sampling import Sampling
 from tailor_ray.tasks.svamp import DEMOS
@@ -67,10 +67,10 @@ def config(folder, student, **more):
 def finished(ray_cluster, student, tmp_path_factory):
     """A run of one round, its folder, and its engines, which by now answer from the trained student."""
     settings = config(tmp_path_factory.mktemp("real"), student)
-    staff = Staff(settings)
-    said = run(settings, staff)
-    yield Store.open(settings.storage).child("real"), staff, said
-    staff.dismiss()
+    pools = WorkerPools(settings)
+    said = run(settings, pools)
+    yield Store.open(settings.storage).child("real"), pools, said
+    pools.close()
 
 
 def test_the_student_is_what_the_hub_has(student):
@@ -92,14 +92,14 @@ def evaluated(store, round_):
 
 @pytest.mark.timeout(600)
 def test_a_round_is_examined_taught_trained_merged_swapped_and_reported(finished, student):
-    store, staff, said = finished
+    store, pools, said = finished
     trained = stage_folder(store, StageId(1, "train"))
     metrics = read_manifest(stage_folder(store, StageId(1, "evaluate"))).metrics
     assert metrics["agreement"]["prompts"] == 2  # engines and transformers say the same of the merged student
     assert (
         metrics["student_sha256"] == read_model(trained).sha256 != read_model(stage_folder(store, BASE_STUDENT)).sha256
     )
-    assert staff.engines.restarts() == 0  # the weights of a hub student were swapped in place
+    assert pools.engines.restarts() == 0  # the weights of a hub student were swapped in place
     report = json.loads(store.read_bytes("report/report.json"))
     assert [entry["evaluation"]["total"] for entry in report["rounds"]] == [4, 4]
     assert report["rounds"][1]["shares"]["truncated"] >= 0
@@ -132,14 +132,14 @@ def test_the_exported_student_answers_alike_in_plain_transformers(finished):
 @pytest.mark.parametrize("style", ["chat", "plain"])
 @pytest.mark.parametrize("demos", [(), DEMOS[:2]], ids=["zero-shot", "few-shot"])
 def test_both_styles_are_asked_with_and_without_demos(finished, student, style, demos):
-    _, staff, _ = finished
+    _, pools, _ = finished
     prompt = StudentPrompt(style, AnswerKind.NUMBER, demos, ChatTemplate(identify(str(student))))
     question = DEMOS[3]
     asked = prompt.render(question)
     assert asked.startswith(prompt.prefix)
     assert bool(prompt.prefix) == bool(demos)
     sampling = Sampling(0.0, 1.0, TOKENS, prompt.stop, style == "plain")
-    said = staff.engines.answer(["q"], [asked], [[0]], sampling)
+    said = pools.engines.answer(["q"], [asked], [[0]], sampling)
     assert said.errors == [None]
     assert said.prompt_tokens[0] > 30
     grade = Grader(AnswerKind.NUMBER).grade(question, said.texts[0], said.finish_reasons[0])
@@ -165,8 +165,8 @@ def test_the_finished_run_is_served_with_streaming(finished):
     import openai
     from ray import serve
 
-    store, staff, _ = finished
-    staff.dismiss()  # its engines hold the cores
+    store, pools, _ = finished
+    pools.close()  # its engines hold the cores
     port = free_port()
     try:
         with Serve(store.uri, "--port", str(port)) as served:

@@ -5,7 +5,7 @@ import pytest
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import FIRST_STAGES, STAGES, StageId, stage_folder
 from tailor_ray.rounds.launch import run
-from tailor_ray.rounds.services import Staff
+from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.student import exam
 
@@ -43,7 +43,7 @@ def digests(folder, name):
 
 @pytest.mark.timeout(600)
 def test_the_order_in_which_an_exams_parts_end_is_seen_nowhere(ray_cluster, tmp_path, monkeypatch):
-    staff, stream, orders = Staff(config(tmp_path, "first")), exam._stream, []
+    pools, stream, orders = WorkerPools(config(tmp_path, "first")), exam._stream, []
 
     def noted(backwards):
         def parts(examiner, todo):
@@ -56,9 +56,9 @@ def test_the_order_in_which_an_exams_parts_end_is_seen_nowhere(ray_cluster, tmp_
     try:
         for name in ("first", "second"):
             monkeypatch.setattr(exam, "_stream", noted(backwards=name == "second"))
-            run(config(tmp_path, name), staff)
+            run(config(tmp_path, name), pools)
     finally:
-        staff.dismiss()
+        pools.close()
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
     assert sorted(orders[:half]) == sorted(orders[half:])

@@ -3,11 +3,10 @@
 import csv
 import gzip
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.command import tailor
 
 ROWS = [
     {"question": "3 * 6?", "gold": "18", "output": "The answer is 18.", "label": True},
@@ -19,8 +18,7 @@ ROWS = [
 
 
 def grade(*arguments):
-    command = [sys.executable, "-m", "tailor_ray", "grade", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ})
+    return tailor("grade", *arguments)
 
 
 def write(path, rows):

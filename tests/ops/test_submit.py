@@ -1,5 +1,7 @@
 """What `tailor-ray submit` refuses before anything travels, and how a job's end becomes this command's exit code."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,41 @@ def test_a_command_that_no_longer_follows_says_that_the_job_runs_on(monkeypatch,
 def test_an_address_without_a_jobs_api_is_said():
     with pytest.raises(ConfigError, match=r"no Ray Jobs API answers.*RAY_AUTH_TOKEN"):
         submit.submit(config(), f"http://127.0.0.1:{free_port()}", False, print)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_cluster_that_refuses_the_token_is_said(code):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(b"Unauthorized: the version of this token is old")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(ConfigError, match=f"{address} refused the token.*RAY_AUTH_TOKEN"):
+            submit.submit(config(), address, False, print)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ray://head:10001", "http://head:8265"),
+        ("head:6379", "http://head:8265"),
+        ("auto", "http://127.0.0.1:8265"),
+        ("", "http://127.0.0.1:8265"),
+        ("http://", "http://127.0.0.1:8265"),
+        ("http://head:99999", "http://127.0.0.1:8265"),
+    ],
+)
+def test_an_address_that_cannot_be_a_dashboards_is_refused_before_it_is_asked(address, said):
+    with pytest.raises(ConfigError, match=f"--address '{address}'.*{said}"):
+        submit.submit(config(), address, False, print)
 
 
 @pytest.mark.parametrize(
