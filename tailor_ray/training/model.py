@@ -113,7 +113,8 @@ def _add_adapters(model: Any, config: TrainingConfig) -> Any:
 
 def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tuple[TreeAttention | None, str]:
     tree = config.attention != "separate"
-    key = (model.config.to_json_string(), str(model.device), model.dtype, config.lora, max_length, tree)
+    lora = None if config.lora is None else config.lora.model_dump_json()
+    key = (model.config.to_json_string(), str(model.device), model.dtype, lora, max_length, tree)
     if key not in _tried:  # workers are kept from round to round, and so is what was found of a student
         _tried[key] = try_layouts(model, max_length, tree)
     switch_noise_off(model)

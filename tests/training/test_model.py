@@ -79,6 +79,13 @@ def test_lora_trains_the_adapters_alone(tmp_path):
     assert all("lora_" in name for name in trained)
 
 
+def test_adapters_of_named_modules(tmp_path):
+    student = load(make_student(tmp_path), lora={"rank": 2, "targets": ["q_proj", "v_proj"]})
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name, p in student.model.named_parameters()
+               if p.requires_grad}  # fmt: skip
+    assert adapted == {"q_proj", "v_proj"}
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"student\.model"):
