@@ -75,7 +75,8 @@ class Lengths:
 def takes(query: Tensor) -> bool:
     """Whether the kernels take tensors like this one: (…, E) in half precision on a GPU."""
     size = query.shape[-1]
-    return query.is_cuda and query.dtype != torch.float32 and size % 8 == 0 and size <= WIDEST
+    halves = (torch.bfloat16, torch.float16)
+    return query.is_cuda and query.dtype in halves and size % 8 == 0 and size <= WIDEST
 
 
 def kernel_forward(
