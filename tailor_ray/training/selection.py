@@ -24,8 +24,7 @@ from tailor_ray.records import TrainExample
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
 from tailor_ray.training.export import export_student
-from tailor_ray.training.history import History
-from tailor_ray.training.steps import Stepper
+from tailor_ray.training.steps import History, Stepper
 from tailor_ray.training.tokens import TokenExample, tokenize_examples
 from tailor_ray.training.whole import WHOLE
 

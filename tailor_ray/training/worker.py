@@ -32,12 +32,11 @@ from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.checkpoint import Checkpoints, Pace
 from tailor_ray.training.engine import Engine, choose_dtype
 from tailor_ray.training.export import try_export
-from tailor_ray.training.history import History
 from tailor_ray.training.model import Student, load_student
 from tailor_ray.training.node_rows import node_rows
 from tailor_ray.training.plan import PartShape, Plan
 from tailor_ray.training.selection import Selection
-from tailor_ray.training.steps import Stepper
+from tailor_ray.training.steps import History, Stepper
 from tailor_ray.training.whole import whole_of
 
 log = logging.getLogger(__name__)

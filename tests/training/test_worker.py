@@ -13,7 +13,7 @@ from tailor_ray.errors import StageError
 from tailor_ray.models import identify
 from tailor_ray.training.checkpoint import Checkpoints
 from tailor_ray.training.export import export_student
-from tailor_ray.training.steps import Diverged, ahead
+from tailor_ray.training.steps import Diverged, prefetched
 from tailor_ray.training.whole import whole_of
 from tests.training.alone import Worker
 from tests.training.students import make_student
@@ -119,7 +119,7 @@ def test_the_next_item_and_no_more_is_made_while_one_is_used():
             yield number
 
     found = []
-    for item in ahead(items()):
+    for item in prefetched(items()):
         assert second.wait(30)  # made while the first is used
         assert len(made) <= item + 2
         found.append(item)
@@ -132,7 +132,7 @@ def test_what_making_an_item_raises_is_raised_where_it_is_wanted():
         yield 1
         raise OSError("the part is gone")
 
-    wanted = ahead(items())
+    wanted = prefetched(items())
     assert next(wanted) == 1
     with pytest.raises(OSError, match="the part is gone"):
         next(wanted)
