@@ -26,8 +26,8 @@ from torch import Tensor
 from tailor_ray.errors import CorruptionError, StageError
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.storage.seal import seal, unseal
+from tailor_ray.training.export import read_tensors, write_tensors
 from tailor_ray.training.steps import History
-from tailor_ray.training.whole import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 

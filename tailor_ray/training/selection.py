@@ -23,10 +23,9 @@ from tailor_ray.models.folder import is_model_file
 from tailor_ray.records import TrainExample
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
-from tailor_ray.training.export import export_student
+from tailor_ray.training.export import MASTERS, export_student
 from tailor_ray.training.steps import History, Stepper
 from tailor_ray.training.tokens import TokenExample, tokenize_examples
-from tailor_ray.training.whole import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Selection:
         if scores:
             log.info("of the students after these steps, with these scores, %d is kept: %s", step, scores)
             folder = self.out.local_folder(_name(step))
-            for kind in (WHOLE, ""):
+            for kind in (MASTERS, ""):
                 self.out.delete(f"{STUDENT}{kind}")  # of an attempt that was cut off
                 if self.out.files(f"{_name(step)}{kind}"):
                     kept = self.out.local_folder(f"{_name(step)}{kind}")
