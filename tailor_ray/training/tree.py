@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tailor_ray.training.blocks import BlockAttention
-from tailor_ray.training.rows import Rows
+from tailor_ray.training.spans import Spans
 from tailor_ray.training.varlen import Lengths, VarlenAttention, takes
 
 _numbers = itertools.count()
@@ -38,9 +38,9 @@ class Tree:
     """How one pass's row is laid out; `masks` are additive and hold for all heads and layers."""
 
     root: int  # D
-    main: Rows
-    trunks: Rows  # of the examples that have sides
-    sides: Rows
+    main: Spans
+    trunks: Spans  # of the examples that have sides
+    sides: Spans
     sides_per_trunk: int
     detached: bool  # sides send no gradient into root and trunks
     main_mask: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
@@ -58,10 +58,10 @@ class Tree:
         detached: bool = False,
     ) -> Tree:
         """Spans are (start, length); `sides[i]` belongs to example i and is empty or as long as the others."""
-        main = Rows.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
+        main = Spans.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
         owners = [index for index, spans in enumerate(sides) if spans]
-        side_rows = Rows.of([span for index in owners for span in sides[index]])
-        trunk_rows = Rows.of([trunks[index] for index in owners])
+        side_rows = Spans.of([span for index in owners for span in sides[index]])
+        trunk_rows = Spans.of([trunks[index] for index in owners])
         per_trunk = len(sides[owners[0]]) if owners else 0
         main_mask = _causal(main.width, root)[None, None] if root else None
         side_mask = None
