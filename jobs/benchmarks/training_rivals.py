@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tailor_ray.training.forward import StudentLoss
-from tailor_ray.training.losses import mle_sum, triplet_sums
+from tailor_ray.training.losses import mle_sum, triplet_sum
 from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree
@@ -145,7 +145,7 @@ def naive(model: Any, batch: Sequence[TokenExample]) -> float:
         ).last_hidden_state
         cache.crop(width - cache.get_seq_length())
         reps.append(hidden[torch.arange(len(batch), device=device), own.sum(-1) - 1])
-    triplet = triplet_sums(reps[0], reps[1], reps[2], TRIPLET_MARGIN).loss / len(batch)
+    triplet = triplet_sum(*reps, TRIPLET_MARGIN, torch.ones(len(batch), device=device)) / len(batch)
     (TRIPLET_WEIGHT * triplet).backward()
     return float(mle.detach() + TRIPLET_WEIGHT * triplet.detach())
 

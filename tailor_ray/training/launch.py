@@ -83,12 +83,6 @@ class TrainResult:
     metrics: dict[str, Any]
 
 
-def train(job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
-    """One job by workers of its own."""
-    with Trainers() as trainers:
-        return trainers.train(job, on_progress)
-
-
 class Trainers:
     """A session's training workers: started for the first job, kept for the next ones, except on GPUs."""
 

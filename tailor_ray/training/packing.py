@@ -11,7 +11,7 @@ Axes: T tokens (all rows flattened), K targets, E entries of representations, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -56,21 +56,8 @@ class Pack:
     likelihood: bool = False
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Pack:
-        names = (
-            "ids",
-            "positions",
-            "attention_mask",
-            "source",
-            "target",
-            "weight",
-            "rep_token",
-            "rep_row",
-            "rep_weight",
-            "pair_weight",
-        )
-        moved: dict[str, Any] = {
-            name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None
-        }
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device, dtype))
 
 

@@ -7,7 +7,6 @@ Inf raises `Diverged` with the step and its examples before anything is saved.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from array import array
@@ -34,8 +33,6 @@ from tailor_ray.training.tokens import TokenExample
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SCALING_STEPS = 20  # halvings of a loss scale of 2^16, which DeepSpeed begins after some patience
@@ -173,7 +170,7 @@ class Stepper:
         self.engine.inner.eval()
         with torch.no_grad():
             for indices in split[self.rank]:
-                sums: Sums = self.engine.inner(self._lay([examples[index] for index in indices or [0]], settings))
+                sums: Sums = self.engine.inner(self._pack([examples[index] for index in indices or [0]], settings))
                 total += sums.mle.double() if indices else 0.0
         self.engine.inner.train()
         if self.plan.workers > 1:
@@ -187,10 +184,10 @@ class Stepper:
             passes = self.plan.passes(step)[self.rank]
             for number, indices in enumerate(passes):
                 rows = self.rows.take(indices or self.plan.schedule.batch(step)[:1])
-                pack = self._lay(rows, self.pack_settings)
+                pack = self._pack(rows, self.pack_settings)
                 yield _Pass(targets, pairs, pack, bool(indices), number == len(passes) - 1)
 
-    def _lay(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
+    def _pack(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
         if self.student.attention is None:
             pack = pack_separate(examples, settings, self.student.pad_id)
         else:
