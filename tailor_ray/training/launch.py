@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from typing import Any, Protocol
 
 from tailor_ray.config.base import result_settings
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped, TailorError
 from tailor_ray.layout import EXAMPLES
-from tailor_ray.models import ModelRef
+from tailor_ray.models import ModelRef, resolve
 from tailor_ray.observe import metrics
 from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
@@ -101,6 +102,17 @@ class Trainers:
         if self._group is not None:
             self._group.close()
             self._group = None
+
+    def try_student(self, student: ModelRef) -> None:
+        """Find out whether it could be trained and saved, by its configuration and tokenizer alone, before a run pays.
+
+        It is done by a Ray task, for this process imports no torch. Raises ModelError.
+        """
+        import ray
+
+        error = ray.get(ray.remote(_try_student).options(num_cpus=0).remote(student))
+        if error is not None:
+            raise error
 
     def train(self, job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
         """Train to the end. `on_progress(done, steps, figures)` is called in this thread about every second.
@@ -188,6 +200,18 @@ class Trainers:
             self.close()
             self._group = WorkerGroup(config, gpus, out)
         return self._group
+
+
+def _try_student(student: ModelRef) -> TailorError | None:
+    from tailor_ray.training.export import try_export
+    from tailor_ray.training.model import student_without_weights
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="tailor-ray-export-") as scratch:
+            try_export(student_without_weights(resolve(student)), Path(scratch))
+    except TailorError as error:
+        return error
+    return None
 
 
 class _Capacity:
