@@ -70,7 +70,9 @@ def load_student(
     kernel = None if config.attention_kernel == "sdpa" else config.attention_kernel
     try:
         with loading(config, dtype):
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=kernel, output_loading_info=True
+            )
             torch.manual_seed(seed)  # new rows and adapters are random, and the same on all workers
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -82,6 +84,11 @@ def load_student(
         raise ModelError(
             f"training.attention_kernel={kernel} is not to be had here: {error}; set it to sdpa"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"the student {folder} has no weights for {len(missing)} of its parameters, first {missing[0]}, which would "
+            "be random; set student.model to a folder that has all"
+        )
     given = copy.deepcopy(model.config)
     adapted = _add_adapters(model, config) if config.lora is not None else None
     model.to(device)  # of one in shards its buffers: where its parameters lie DeepSpeed knows

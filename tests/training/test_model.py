@@ -94,6 +94,18 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_a_student_that_lacks_weights_is_refused(tmp_path):
+    """They would be random, and transformers only says so in its log."""
+    from safetensors.torch import load_file, save_file
+
+    file = make_student(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weights for 1 of its parameters, first model\.layers\.1\.mlp\.up_proj"):
+        load(tmp_path)
+
+
 def test_a_quantized_student_is_refused_before_its_weights_are_read(tmp_path):
     make_student(tmp_path)
     file = tmp_path / "config.json"
