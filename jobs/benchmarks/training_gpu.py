@@ -181,7 +181,7 @@ def _errors(
     if attention is not None:
         attention.install(model)
     pack = pack_tree(batch, SETTINGS) if attention is not None else pack_separate(batch, SETTINGS, pad=0)
-    sums = StudentLoss(model.train(), attention, TRIPLET_MARGIN)(pack.to(model.device, model.dtype))
+    sums = StudentLoss(model.train(), attention, TRIPLET_MARGIN)(pack.to(model.device))
     pairs = sum(example.has_pair for example in batch)
     loss = sums.mle / sum(map(target_count, batch)) + TRIPLET_WEIGHT * sums.reflection / pairs
     loss.backward()
@@ -266,7 +266,7 @@ def _ways(
         "separate": (rows, pack_separate(batch, SETTINGS, pad=0)),
         "ours": (tree, pack_tree(batch, SETTINGS)),
     }
-    packs = {name: (loss, pack.to(model.device, model.dtype)) for name, (loss, pack) in packs.items()}
+    packs = {name: (loss, pack.to(model.device)) for name, (loss, pack) in packs.items()}
 
     def over(loss: StudentLoss, pack: Pack) -> Callable[[], float]:
         return lambda: learn(loss, batch, pack)
@@ -359,7 +359,7 @@ def compiled(bench: Bench) -> None:
     attention = TreeAttention()
     attention.install(model)
     loss = StudentLoss(model, attention, TRIPLET_MARGIN)
-    pack = pack_tree(batch, SETTINGS).to(bench.device, model.dtype)
+    pack = pack_tree(batch, SETTINGS).to(bench.device)
     eager = bench.seconds_of(lambda: learn(loss, batch, pack), 3)
     begun = time.perf_counter()
     decoder_of(model).compile(dynamic=True)

@@ -69,7 +69,7 @@ def measure(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.
 
 def learn(loss: StudentLoss, batch: Sequence[TokenExample], pack: Pack) -> float:
     """Forward and backward of both terms; all of the batch's examples have a pair."""
-    sums = loss(pack.to(loss.student.device, loss.student.dtype))
+    sums = loss(pack.to(loss.student.device))
     total = sums.mle / sum(map(target_count, batch)) + TRIPLET_WEIGHT * sums.reflection / len(batch)
     total.backward()
     return float(total.detach())

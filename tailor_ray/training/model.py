@@ -86,8 +86,8 @@ def load_student(
         ) from error
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
-            f"the student {folder} has no weights for {len(missing)} of its parameters, first {missing[0]}, which would "
-            "be random; set student.model to a folder that has all"
+            f"the student {folder} has no weights for {len(missing)} of its parameters, first {missing[0]}, which "
+            "would be random; set student.model to a folder that has all"
         )
     given = copy.deepcopy(model.config)
     adapted = _add_adapters(model, config) if config.lora is not None else None

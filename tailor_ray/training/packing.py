@@ -55,10 +55,10 @@ class Pack:
     padding: int  # and padding ones
     likelihood: bool = False
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Pack:
+    def to(self, device: torch.device | str) -> Pack:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device, dtype))
+        return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device))
 
 
 def target_count(example: TokenExample) -> int:

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,6 @@ from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_
 from tailor_ray.training.plan import Plan
 from tailor_ray.training.schedule import learning_rate, split_batch
 from tailor_ray.training.tokens import TokenExample
-
-if TYPE_CHECKING:
-    from tailor_ray.config.training import TrainingConfig
 
 T = TypeVar("T")
 SCALING_STEPS = 20  # halvings of a loss scale of 2^16, which DeepSpeed begins after some patience
@@ -103,15 +100,14 @@ class Stepper:
         rows: NodeRows,
         engine: Engine,
         student: Student,
-        config: TrainingConfig,
         round: int,
         rank: int,
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
-        self.plan, self.rows = plan, rows
-        self.engine, self.student, self.config = engine, student, config
-        self.round, self.rank, self.device, self.dtype = round, rank, device, dtype
+        config = plan.config
+        self.plan, self.rows, self.config = plan, rows, config
+        self.engine, self.student = engine, student
+        self.round, self.rank, self.device = round, rank, device
         self.skipped, self.scaled = 0, False  # scaled: a step has counted, so the scale is found
         self.pack_settings = PackSettings(
             config.prompt_weight,
@@ -192,7 +188,7 @@ class Stepper:
             pack = pack_separate(examples, settings, self.student.pad_id)
         else:
             pack = pack_tree(examples, settings)
-        return pack.to(self.device, self.dtype)
+        return pack.to(self.device)
 
     def _check(self, step: int, loss: float, norm: float, skipped: bool) -> None:
         """Raises Diverged. Only loss scaling may skip steps, and only some in a row.

@@ -114,7 +114,7 @@ def _refused(model: Any, reason: str) -> ModelError:
 
 def _compare(model: Any, attention: TreeAttention | None, pack: Pack, expected: _Measured) -> str:
     """ "" when this layout gives twice what each sequence gives by itself."""
-    moved = pack.to(model.device, model.dtype)
+    moved = pack.to(model.device)
     places = torch.cat([moved.source, moved.rep_token])
 
     def parts() -> Parts:

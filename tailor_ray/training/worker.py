@@ -100,7 +100,7 @@ class _Worker:
                 task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
             )
             self._resume(checkpoints, engine)
-            stepper = Stepper(plan, rows, engine, student, config, task.round, self.rank, self.device, dtype)
+            stepper = Stepper(plan, rows, engine, student, task.round, self.rank, self.device)
             selection = Selection(stepper, task.held_out, task.out, self.scratch)
             self.times["ready"] = time.time() - task.started
             resumed = self.done

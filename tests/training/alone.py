@@ -23,6 +23,6 @@ class Worker:
         shapes, rows = of_examples(data)
         self.plan = Plan.of(shapes, config, 5, 1)
         self.engine = Engine(self.student.loss_module(1.0), config, 1, dtype)
-        self.stepper = Stepper(self.plan, rows, self.engine, self.student, config, 1, 0, torch.device("cpu"), dtype)
+        self.stepper = Stepper(self.plan, rows, self.engine, self.student, 1, 0, torch.device("cpu"))
         self.out = Store.open(str(tmp_path / "out"))
         self.history = History()
