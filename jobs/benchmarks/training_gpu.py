@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,7 +47,6 @@ import torch
 from training_rivals import (  # beside this script
     SETTINGS,
     TRIPLET_MARGIN,
-    TRIPLET_WEIGHT,
     floor,
     learn,
     make_model,
@@ -145,7 +145,7 @@ def exact(bench: Bench) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     batch = examples((60, 40, 30, 4), 90)
-    batch[0] = TokenExample("q0", batch[0].prompt, batch[0].rationale[:1])
+    batch[0] = replace(batch[0], rationale=batch[0].rationale[:1])
     kinds = {name: one for name, one in FAMILIES.items() if one[2] == TREE}
     for name in list(kinds)[:3] if bench.tiny else kinds:
         model = family_model(kinds[name][0], **kinds[name][1])
@@ -181,17 +181,14 @@ def _errors(
     if attention is not None:
         attention.install(model)
     pack = pack_tree(batch, SETTINGS) if attention is not None else pack_separate(batch, SETTINGS, pad=0)
-    sums = StudentLoss(model.train(), attention, TRIPLET_MARGIN)(pack.to(model.device))
-    pairs = sum(example.has_pair for example in batch)
-    loss = sums.mle / sum(map(target_count, batch)) + TRIPLET_WEIGHT * sums.reflection / pairs
-    loss.backward()
+    loss = learn(StudentLoss(model.train(), attention, TRIPLET_MARGIN), batch, pack)
     least = 1e-2 * max(float(one.norm()) for one in truth if one is not None)
     apart = [
         ((0.0 if p.grad is None else p.grad.double().cpu()) - theirs).norm().item() / max(theirs.norm().item(), least)
         for p, theirs in zip(model.parameters(), truth, strict=True)
         if theirs is not None
     ]
-    return float(f"{abs(loss.item() - expected.item()):.1e}"), float(f"{max(apart):.1e}")
+    return float(f"{abs(loss - expected.item()):.1e}"), float(f"{max(apart):.1e}")
 
 
 def speed(bench: Bench) -> None:
