@@ -1,5 +1,6 @@
 """Each benchmark of the Makefile can be started by its target: make runs the script, which says what it does."""
 
+import copy
 import importlib.util
 import inspect
 import re
@@ -14,9 +15,16 @@ from tests.makefile import ROOT, make
 SCRIPTS = ROOT / "jobs/benchmarks"
 NAMES = re.search(r"^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
-spec = importlib.util.spec_from_file_location("stand_ins", SCRIPTS / "stand_ins.py")
-stand_ins = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stand_ins)
+
+def script(name):
+    """A module beside the scripts, by its file."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+stand_ins = script("stand_ins")
 
 
 def test_the_targets_are_those_that_are_documented():
@@ -47,3 +55,34 @@ def test_a_stand_in_is_called_as_the_real_one_is(name, real):
     for method, original in shared:
         taken = [[p.kind for p in inspect.signature(one).parameters.values()] for one in (method, original)]
         assert taken[0] == taken[1], method
+
+
+def test_what_training_is_compared_with_computes_the_same():
+    """Packed rows and separate ones: loss and gradients; the reference's procedure: the loss."""
+    from tailor_ray.training.forward import StudentLoss
+    from tailor_ray.training.tree import TreeAttention
+    from tests.training.families import scaled_up
+    from tests.training.naive import naive_loss
+    from tests.training.students import make_model
+    from tests.training.test_exactness import random_examples
+
+    rivals = script("training_rivals")
+    examples = random_examples(seed=3, count=3, demos=20, pairs="all")
+    plain = scaled_up(make_model("llama")).eval()
+    expected = naive_loss(plain, examples)
+    expected.backward()
+    gradients = [p.grad.clone() for p in plain.parameters()]
+    for name in ("packed", "separate", "naive"):
+        model = copy.deepcopy(plain)
+        model.zero_grad()
+        if name == "naive":
+            loss = rivals.naive(model, examples)
+        else:
+            attention = TreeAttention() if name == "packed" else None
+            if attention is not None:
+                attention.install(model)
+            loss = getattr(rivals, name)(StudentLoss(model, attention, rivals.TRIPLET_MARGIN), examples)
+        assert loss == pytest.approx(expected.item(), abs=1e-4), name
+        if name != "naive":  # whose triplet term sends none through the prompt
+            for p, theirs in zip(model.parameters(), gradients, strict=True):
+                assert (p.grad - theirs).norm() <= 1e-3 * theirs.norm() + 1e-6, name

@@ -1,21 +1,20 @@
 """Training speed: ours, the naive reference procedure and the floor, side by side on the same examples.
 
-    python jobs/benchmarks/training.py [--data FOLDER] [--repeats 7] [--micro-batch 2] [--gpu | --tiny] [--student 0.5b]
+    python jobs/benchmarks/training.py [--data FOLDER] [--repeats 7] [--micro-batch 2]
+    python jobs/benchmarks/training.py --gpu [--only exact speed …] [--student 1.5b …] [--seconds 520] [--out FOLDER]
 
 Per micro-batch, forward and backward of both terms are timed, the optimizer left out, for it is the same for all:
   naive   the reference: a padded MLE pass over prompt and rationale; the prompt without gradient into a key/value
           cache; three passes on that cache; what it computes is 4P + 12R in forward-token units
   ours    the tree: prompt once for the three rationales; few-shot also with the demos once a batch
   floor   one forward and backward of P + 3R tokens in plain causal rows without padding: 3P + 9R
-On a GPU (--gpu), where there is the kernel for it, also
-  packed  every sequence by itself in rows without padding, as packed FlashAttention trainers compute it
-and the share of an H100's peak that ours makes; --tiny runs the same on a CPU with the smallest student, to be tried.
 The variants take turns within each repeat, so that a busy machine slows all alike; ratios are medians over repeats.
 `ours, demos once` is what training does: a pass holds as many of a batch's examples as training.micro_batch_tokens
 allows, here --wide (several are compared), and computes their common demos once.
 Then the demo's student is trained by Ray Train in rounds (--rounds; 0 leaves it out), for what does not show in a
 micro-batch: the time from giving the job to its first step, when the workers are started and when they are kept, and
 the share of the time that is spent between steps, on figures, progress and asking whether to stop.
+With --gpu it is another benchmark, training_gpu.py beside this file; --tiny runs that on a CPU, to be tried.
 Examples are GSM8K's (FOLDER/gsm8k/train.jsonl, or $TAILOR_RAY_DATA) with the rationales of other questions standing
 in for positives and negatives; without that folder, random words of like lengths.
 """
@@ -29,30 +28,29 @@ import os
 import random
 import statistics
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
-from training_rivals import SETTINGS, TRIPLET_MARGIN, TRIPLET_WEIGHT, floor, naive, packed  # beside this script
+from training_rivals import (  # beside this script
+    SETTINGS,
+    SIZES,
+    TRIPLET_MARGIN,
+    floor,
+    make_model,
+    masked,
+    measure,
+    naive,
+    ours,
+)
 
 from tailor_ray.training.forward import StudentLoss
-from tailor_ray.training.packing import pack_tree, target_count
+from tailor_ray.training.packing import pack_tree
 from tailor_ray.training.tokens import TokenExample
-from tailor_ray.training.tree import Tree, TreeAttention
-
-SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary
-    "tiny": (64, 128, 2, 4, 2, 2048),
-    "3m": (256, 512, 4, 8, 8, 2048),
-    "0.5b": (896, 4864, 24, 14, 2, 151936),
-    "1.5b": (1536, 8960, 28, 12, 2, 151936),
-    "8b": (4096, 12288, 36, 32, 8, 151936),
-}
-H100_BF16_FLOPS = 989e12
+from tailor_ray.training.tree import TreeAttention
 
 
 def texts(folder: str | None) -> tuple[list[str], list[str]]:
@@ -101,57 +99,6 @@ def make_examples(folder: str | None, count: int) -> tuple[list[TokenExample], l
     ]
     few = [TokenExample(e.question_id, demos + e.prompt, e.rationale, e.positive, e.negative) for e in zero]
     return few, zero
-
-
-def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    hidden, inner, layers, heads, kv_heads, vocabulary = SIZES[size]
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 4096,
-    }
-    kind, config = (LlamaForCausalLM, LlamaConfig) if size == "3m" else (Qwen2ForCausalLM, Qwen2Config)
-    with torch.device(device):
-        model: Any = kind(config(**shape))
-    return model.to(dtype=dtype).train()
-
-
-def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:
-    student = loss.student
-    targets = sum(target_count(e) for e in batch)
-    pack = pack_tree(batch, SETTINGS, share_root).to(student.device, student.dtype)
-    sums = loss(pack)
-    total = sums.mle / targets + TRIPLET_WEIGHT * sums.reflection / len(batch)
-    total.backward()
-    return float(total.detach())
-
-
-def masked(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
-    """Ours by the kernel of other devices: masks over copied keys."""
-    with mock.patch.object(Tree, "attend", Tree.attend_masked):
-        return ours(loss, batch, share_root=False)
-
-
-def measure(variants: dict[str, Callable[[], float]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each repeat; the variants take turns, after a warm-up of each."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 1):
-        for name, work in variants.items():
-            begun = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
 
 
 class Activations:
@@ -227,16 +174,11 @@ def compare(
         "ours, demos once": over(lambda part: ours(loss, part, share_root=True), batches, "ours, demos once"),
         "floor": over(lambda part: floor(plain, part), batches, "floor"),
     }
-    if args.gpu or args.tiny:
-        variants["packed"] = over(lambda part: packed(loss, part), batches, "packed")
-        wide = _parts(examples, args.wide[0])
-        variants["packed, wide"] = over(lambda part: packed(loss, part), wide, "packed, wide")
     wider = {number: f"ours, demos once, {number} a pass" for number in args.wide}
     for number, name in wider.items():
         variants[name] = over(lambda part: ours(loss, part, share_root=True), _parts(examples, number), name)
-    if model.device.type == "cpu":
-        name = "ours, masks instead of blocks"
-        variants[name] = over(lambda part: masked(loss, part), batches, name)
+    name = "ours, masks instead of blocks"
+    variants[name] = over(lambda part: masked(loss, part), batches, name)
     seconds = measure(variants, args.repeats, model.device)
     prompt, rationale = (statistics.mean(len(getattr(e, name)) for e in examples) for name in ("prompt", "rationale"))
     print(f"\n{label}: P = {prompt:.0f}, R = {rationale:.0f}, micro-batch {size}, {len(examples)} examples")
@@ -247,13 +189,7 @@ def compare(
             f"{name:34} {statistics.median(rates):11.2f} {rates[0]:7.2f}–{rates[-1]:<7.2f} "
             f"{ratio(seconds['naive'], times):9.2f} {ratio(seconds['floor'], times):9.2f} {peaks[name]:9.1f}"
         )
-    against = {}
-    if "packed" in seconds:
-        best = min((times for name, times in seconds.items() if "ours" in name), key=statistics.median)
-        rival = min((seconds[name] for name in ("packed", "packed, wide")), key=statistics.median)
-        against = {"ratio_to_packed": ratio(rival, best)}
-    return against | {
-        "examples_per_s": len(examples) / min(statistics.median(t) for name, t in seconds.items() if "ours" in name),
+    return {
         "ratio_to_naive": ratio(seconds["naive"], seconds["ours"]),
         "ratio_to_floor": ratio(seconds["floor"], seconds["ours"]),
         "ratio_to_naive_shared_demos_batch": ratio(seconds["naive"], seconds[wider[args.wide[0]]]),
@@ -311,14 +247,6 @@ def in_rounds(rounds: int) -> dict[str, float]:
     return figures
 
 
-def share_of_peak(model: Any, examples: list[TokenExample], rate: float) -> float:
-    """6 operations a weight and token, the layers' over all tokens, the output layer's over targets alone."""
-    head = model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in model.parameters()) - head
-    tokens, targets = (sum(map(count, examples)) / len(examples) for count in (lambda e: e.tokens, target_count))
-    return 6 * (layers * tokens + head * targets) * rate / H100_BF16_FLOPS
-
-
 def _parts(examples: list[TokenExample], size: int) -> list[list[TokenExample]]:
     return [examples[start : start + size] for start in range(0, len(examples), size)]
 
@@ -337,26 +265,25 @@ def main() -> None:
     parser.add_argument("--wide", type=int, nargs="+", default=[8], help="examples a pass; the first is the summary's")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--student", choices=sorted(SIZES), default="3m")
-    parser.add_argument("--gpu", action="store_true", help="in bfloat16 on the first GPU")
-    parser.add_argument("--tiny", action="store_true", help="what --gpu does, on a CPU with the tiny student")
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for the large students")
+    parser.add_argument("--gpu", action="store_true", help="training_gpu.py, in bfloat16 on the first GPU")
+    parser.add_argument("--tiny", action="store_true", help="training_gpu.py on a CPU with the tiny student")
+    parser.add_argument("--only", nargs="+", help="of --gpu: these sections")
+    parser.add_argument("--student", nargs="+", choices=sorted(SIZES), help="of --gpu: whose speed is measured")
+    parser.add_argument("--seconds", type=float, default=520, help="of --gpu: no section begins later than this")
+    parser.add_argument("--out", help="of --gpu: a folder for training.jsonl, a line per finding")
     args = parser.parse_args()
-    if args.tiny:
-        args.student, args.rounds, args.repeats = "tiny", 0, 1
+    if args.gpu or args.tiny:
+        import training_gpu  # beside this script
+
+        training_gpu.run(args)
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, dtype = torch.device("cuda" if args.gpu else "cpu"), torch.bfloat16 if args.gpu else torch.float32
     few, zero = make_examples(args.data, args.examples)
     results = {}
     for label, examples in (("few-shot", few), ("zero-shot", zero)):
-        model, plain = (make_model(args.student, device, dtype) for _ in range(2))
-        if args.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # the naive procedure needs its cache
+        model, plain = (make_model("3m", torch.device("cpu"), torch.float32) for _ in range(2))
         results[label] = compare(model, plain, examples, args, label)
-        if args.gpu or args.tiny:
-            results[label]["share_of_peak"] = share_of_peak(plain, examples, results[label]["examples_per_s"])
-            print(f"share of an H100's bfloat16 peak: {results[label]['share_of_peak']:.1%}")
         del model, plain
         gc.collect()
     keys = ("ratio_to_naive", "ratio_to_floor")
@@ -364,8 +291,6 @@ def main() -> None:
     demos = ("ratio_to_naive_shared_demos", "ratio_to_naive_shared_demos_batch")
     summary |= {key: results["few-shot"][key] for key in demos}
     summary |= {key: max(r[key] for r in results.values()) for key in ("padding_share", "max_loss_difference")}
-    more = ("ratio_to_packed", "share_of_peak")
-    summary |= {key: min(r[key] for r in results.values()) for key in more if key in results["few-shot"]}
     if args.rounds:
         summary |= in_rounds(args.rounds)
     print(json.dumps({key: float(f"{value:.4g}") for key, value in summary.items()}))

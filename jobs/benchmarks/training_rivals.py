@@ -1,24 +1,115 @@
-"""What the training benchmark compares with: the reference's procedure, and the floor.
+"""What the training benchmarks time: the students, our pass, and what it is compared with.
 
 See training.py beside this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from tailor_ray.training.forward import StudentLoss
-from tailor_ray.training.losses import mle_sum, triplet_sums
-from tailor_ray.training.packing import PackSettings, pack_tree, target_count
+from tailor_ray.training.losses import mle_sum, triplet_sum
+from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
+from tailor_ray.training.tree import Tree
 
 SETTINGS = PackSettings(prompt_weight=0.1, representation="last", rationale_cap=192)
 TRIPLET_MARGIN, TRIPLET_WEIGHT = 1.0, 0.5
+SIZES = {  # hidden, intermediate, layers, heads, key/value heads, vocabulary, whether the output layer is the embedding
+    "tiny": (64, 128, 2, 4, 2, 2048, True),
+    "3m": (256, 512, 4, 8, 8, 2048, True),
+    "0.5b": (896, 4864, 24, 14, 2, 151936, True),
+    "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
+    "8b": (4096, 12288, 36, 32, 8, 151936, False),
+}
+
+
+def make_model(size: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Random weights of the shape of SIZES."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+    hidden, inner, layers, heads, kv_heads, vocabulary, tied = SIZES[size]
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 4096,
+    }
+    config = LlamaConfig(**shape) if size == "3m" else Qwen2Config(**shape)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.train()
+
+
+def measure(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each repeat; the variants take turns, after a warm-up of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, work in variants.items():
+            begun = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def learn(loss: StudentLoss, batch: Sequence[TokenExample], pack: Pack) -> float:
+    """Forward and backward of both terms; all of the batch's examples have a pair."""
+    sums = loss(pack.to(loss.student.device))
+    total = sums.mle / sum(map(target_count, batch)) + TRIPLET_WEIGHT * sums.reflection / len(batch)
+    total.backward()
+    return float(total.detach())
+
+
+def ours(loss: StudentLoss, batch: Sequence[TokenExample], share_root: bool) -> float:
+    return learn(loss, batch, pack_tree(batch, SETTINGS, share_root))
+
+
+def masked(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
+    """Ours by the kernel of other devices: masks over copied keys."""
+    with mock.patch.object(Tree, "attend", Tree.attend_masked):
+        return ours(loss, batch, share_root=False)
+
+
+def separate(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
+    """Every sequence by itself in a padded row; `loss` has no tree."""
+    return learn(loss, batch, pack_separate(batch, SETTINGS, pad=0))
+
+
+def packed(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
+    return learn(loss, batch, pack_packed(batch))
+
+
+def pack_packed(batch: Sequence[TokenExample]) -> Pack:
+    """Every sequence by itself, one behind the other without padding: what packed FlashAttention trainers compute."""
+    kinds, pairs = ("rationale", "positive", "negative"), len(batch)
+    alone = [TokenExample(e.question_id, e.prompt, getattr(e, kind)) for kind in kinds for e in batch]
+    pack = pack_tree(alone, SETTINGS, share_root=False)
+    ends = torch.tensor([len(e.prompt) + len(e.rationale) for e in alone]).cumsum(0)
+    learnt = pack.source < ends[pairs - 1]  # the MLE term reads the rationales' sequences alone
+    return replace(
+        pack,
+        **{name: getattr(pack, name)[learnt] for name in ("source", "target", "weight")},
+        rep_token=ends - 1,
+        rep_row=torch.arange(3 * pairs),
+        rep_weight=torch.ones(3 * pairs),
+        pair_weight=torch.ones(pairs),
+        pairs=pairs,
+    )
 
 
 def naive(model: Any, batch: Sequence[TokenExample]) -> float:
@@ -54,7 +145,7 @@ def naive(model: Any, batch: Sequence[TokenExample]) -> float:
         ).last_hidden_state
         cache.crop(width - cache.get_seq_length())
         reps.append(hidden[torch.arange(len(batch), device=device), own.sum(-1) - 1])
-    triplet = triplet_sums(reps[0], reps[1], reps[2], TRIPLET_MARGIN).loss / len(batch)
+    triplet = triplet_sum(*reps, TRIPLET_MARGIN, torch.ones(len(batch), device=device)) / len(batch)
     (TRIPLET_WEIGHT * triplet).backward()
     return float(mle.detach() + TRIPLET_WEIGHT * triplet.detach())
 
@@ -70,28 +161,6 @@ def floor(model: Any, batch: Sequence[TokenExample]) -> float:
     logits = model.get_output_embeddings()(hidden[:targets])
     weights = torch.ones(targets, device=model.device)
     total = mle_sum(logits, ids.flatten()[:targets], weights) / targets + hidden[-6:].float().square().mean()
-    total.backward()
-    return float(total.detach())
-
-
-def packed(loss: StudentLoss, batch: Sequence[TokenExample]) -> float:
-    """Every sequence by itself, one behind the other without padding: what packed FlashAttention trainers compute."""
-    student, targets, pairs = loss.student, sum(target_count(e) for e in batch), len(batch)
-    kinds = ("rationale", "positive", "negative")
-    alone = [TokenExample(e.question_id, e.prompt, getattr(e, kind)) for kind in kinds for e in batch]
-    pack = pack_tree(alone, SETTINGS, share_root=False)
-    ends = torch.tensor([len(e.prompt) + len(e.rationale) for e in alone]).cumsum(0)
-    learnt = pack.source < ends[pairs - 1]  # the MLE term reads the rationales' sequences alone
-    pack = replace(
-        pack,
-        **{name: getattr(pack, name)[learnt] for name in ("source", "target", "weight")},
-        rep_token=ends - 1,
-        rep_row=torch.arange(3 * pairs),
-        rep_weight=torch.ones(3 * pairs),
-        pairs=pairs,
-    ).to(student.device, student.dtype)
-    sums = loss(pack)
-    total = sums.mle / targets + TRIPLET_WEIGHT * sums.reflection / pairs
     total.backward()
     return float(total.detach())
 

@@ -126,7 +126,7 @@ def _write_questions(
 
 
 def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """Make the tiny student, or say where every node finds the one that was given."""
+    """Make the tiny student, or say where every node finds the one that was given, which is tried before a run pays."""
     metrics: dict[str, Any] = {}
     if config.student.model == "tiny":
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
@@ -138,6 +138,8 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
     else:
         out.delete(STUDENT)  # of a try that was cut off, when another student may have been given
         model = publish(identify(config.student.model, config.student.revision), out, STUDENT)
+        if config.rounds.max_rounds:
+            services.trainers.try_student(model)
     write_model(out, model)
     return StageResult({**metrics, "path": str(model), "sha256": model.sha256}, model=model)
 

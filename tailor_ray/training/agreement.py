@@ -21,7 +21,7 @@ from tailor_ray.models.texts import text_ids
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Question
 from tailor_ray.storage import Store, commit_part, committed_parts, read_part
-from tailor_ray.training.batches import common_prefix
+from tailor_ray.training.schedule import common_prefix
 
 ANSWER_SCHEMA = pa.schema(
     [

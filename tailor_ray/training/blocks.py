@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tailor_ray.training.rows import Layout, Rows
+from tailor_ray.training.spans import Layout, Spans
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -48,49 +48,46 @@ def _join(parts: list[_Part]) -> _Part:
     return _Part(torch.cat([part.out for part in parts]), torch.cat([part.lse for part in parts]))
 
 
-class _Blocks:
-    """The tree's index work: spans of the row as padded blocks and back, whole tokens at a time."""
+# The index work: spans of the row as padded blocks and back, whole tokens at a time.
 
-    def __init__(self, tree: Layout) -> None:
-        self.tree = tree
 
-    def parts(self, length: int) -> tuple[slice, slice, slice]:
-        """Demos, main rows and sides of a row."""
-        end = self.tree.root + len(self.tree.main.slots)
-        return slice(0, self.tree.root), slice(self.tree.root, end), slice(end, length)
+def _one_by_one(spans: Spans) -> bool:
+    """Whether the spans are so long that a call of the kernel for each costs less than padding and copies."""
+    return len(spans.slots) >= LONG * spans.count
 
-    def one_by_one(self, rows: Rows) -> bool:
-        """Whether the spans are so long that a call of the kernel for each costs less than padding and copies."""
-        return len(rows.slots) >= LONG * rows.count
 
-    def pick(self, rows: Rows, x_THE: Tensor) -> Tensor:
-        """(T, H, E) → (count, H, width, E)."""
-        return x_THE.index_select(0, rows.index).view(rows.count, rows.width, *x_THE.shape[1:]).transpose(1, 2)
+def _pick(spans: Spans, x_THE: Tensor) -> Tensor:
+    """(T, H, E) → (count, H, width, E)."""
+    return x_THE.index_select(0, spans.index).view(spans.count, spans.width, *x_THE.shape[1:]).transpose(1, 2)
 
-    def pick_out(self, rows: Rows, x_THE: Tensor) -> Tensor:
-        """The same, with 0 at padding."""
-        block = x_THE.new_zeros((rows.count * rows.width, *x_THE.shape[1:]))
-        block.index_copy_(0, rows.slots, x_THE.index_select(0, rows.sources))
-        return block.view(rows.count, rows.width, *x_THE.shape[1:]).transpose(1, 2)
 
-    def pick_lse(self, rows: Rows, lse_TH: Tensor) -> Tensor:
-        """(T, H) → (count, H, width), huge at padding."""
-        block = lse_TH.new_full((rows.count * rows.width, lse_TH.shape[1]), HUGE)
-        block.index_copy_(0, rows.slots, lse_TH.index_select(0, rows.sources))
-        return block.view(rows.count, rows.width, -1).transpose(1, 2)
+def _pick_out(spans: Spans, x_THE: Tensor) -> Tensor:
+    """The same, with 0 at padding."""
+    block = x_THE.new_zeros((spans.count * spans.width, *x_THE.shape[1:]))
+    block.index_copy_(0, spans.slots, x_THE.index_select(0, spans.sources))
+    return block.view(spans.count, spans.width, *x_THE.shape[1:]).transpose(1, 2)
 
-    def flat(self, rows: Rows, out: Tensor, lse: Tensor) -> _Part:
-        """A block's result at its real entries, in the row's order."""
-        heads, size = out.shape[1], out.shape[3]
-        return _Part(
-            out.transpose(1, 2).reshape(-1, heads, size).index_select(0, rows.slots),
-            lse.transpose(1, 2).reshape(-1, heads).index_select(0, rows.slots),
-        )
 
-    def add(self, rows: Rows, grad_THE: Tensor, block: Tensor) -> None:
-        """Add a block's gradient to the row's, whose spans do not overlap."""
-        real = block.transpose(1, 2).reshape(-1, *grad_THE.shape[1:]).index_select(0, rows.slots)
-        grad_THE.index_add_(0, rows.sources, real)
+def _pick_lse(spans: Spans, lse_TH: Tensor) -> Tensor:
+    """(T, H) → (count, H, width), huge at padding."""
+    block = lse_TH.new_full((spans.count * spans.width, lse_TH.shape[1]), HUGE)
+    block.index_copy_(0, spans.slots, lse_TH.index_select(0, spans.sources))
+    return block.view(spans.count, spans.width, -1).transpose(1, 2)
+
+
+def _flat(spans: Spans, out: Tensor, lse: Tensor) -> _Part:
+    """A block's result at its real entries, in the row's order."""
+    heads, size = out.shape[1], out.shape[3]
+    return _Part(
+        out.transpose(1, 2).reshape(-1, heads, size).index_select(0, spans.slots),
+        lse.transpose(1, 2).reshape(-1, heads).index_select(0, spans.slots),
+    )
+
+
+def _add(spans: Spans, grad_THE: Tensor, block: Tensor) -> None:
+    """Add a block's gradient to the row's, whose spans do not overlap."""
+    real = block.transpose(1, 2).reshape(-1, *grad_THE.shape[1:]).index_select(0, spans.slots)
+    grad_THE.index_add_(0, spans.sources, real)
 
 
 def _halves(span: slice) -> tuple[slice | None, slice]:
@@ -115,7 +112,6 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, tree: Layout, scale: float) -> Tensor:
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q_HTE, k_HTE, v_HTE))
-        blocks = _Blocks(tree)
         demos = slice(0, tree.root)
 
         def whole(queries: slice, keys: slice, causal: bool = False) -> _Part:
@@ -129,11 +125,11 @@ class BlockAttention(torch.autograd.Function):
                 return whole(span, span, causal=True)
             return _join([itself(first), _merge([whole(second, first), itself(second)])])
 
-        def among(rows: Rows) -> _Part:
+        def among(spans: Spans) -> _Part:
             """Each span on itself."""
-            if blocks.one_by_one(rows):
-                return _join([itself(span) for span in rows.spans])
-            return blocks.flat(rows, *_forward(*(blocks.pick(rows, x) for x in (q, k, v)), 0.0, True, scale=scale))
+            if _one_by_one(spans):
+                return _join([itself(span) for span in spans.slices])
+            return _flat(spans, *_forward(*(_pick(spans, x) for x in (q, k, v)), 0.0, True, scale=scale))
 
         done = [among(tree.main)]
         if tree.sides.count:
@@ -151,8 +147,8 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_THE: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         tree, scale = ctx.tree, ctx.scale
-        blocks = _Blocks(tree)
-        demos, main, sides = blocks.parts(len(q))
+        end = tree.root + len(tree.main.slots)
+        demos, main, sides = slice(0, tree.root), slice(tree.root, end), slice(end, len(q))
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
 
         def whole(queries: slice, keys: slice, causal: bool = False, keep: bool = True) -> None:
@@ -174,17 +170,17 @@ class BlockAttention(torch.autograd.Function):
                 whole(second, first)
                 itself(second)
 
-        def among(rows: Rows) -> None:
-            if blocks.one_by_one(rows):
-                for span in rows.spans:
+        def among(spans: Spans) -> None:
+            if _one_by_one(spans):
+                for span in spans.slices:
                     itself(span)
                 return
             grads = _backward(
-                blocks.pick_out(rows, grad_THE), *(blocks.pick(rows, x) for x in (q, k, v)),
-                blocks.pick_out(rows, out), blocks.pick_lse(rows, lse), 0.0, True, scale=scale,
+                _pick_out(spans, grad_THE), *(_pick(spans, x) for x in (q, k, v)),
+                _pick_out(spans, out), _pick_lse(spans, lse), 0.0, True, scale=scale,
             )  # fmt: skip
             for total, grad in zip((dq, dk, dv), grads, strict=True):
-                blocks.add(rows, total, grad)
+                _add(spans, total, grad)
 
         if tree.root:
             itself(demos)

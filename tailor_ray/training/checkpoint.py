@@ -26,8 +26,8 @@ from torch import Tensor
 from tailor_ray.errors import CorruptionError, StageError
 from tailor_ray.storage import FileEntry, Store
 from tailor_ray.storage.seal import seal, unseal
-from tailor_ray.training.history import History
-from tailor_ray.training.whole import read_tensors, write_tensors
+from tailor_ray.training.export import read_tensors, write_tensors
+from tailor_ray.training.steps import History
 
 log = logging.getLogger(__name__)
 
@@ -138,15 +138,15 @@ class Checkpoints:
         """All workers' files, once they are there."""
         until, entries = time.monotonic() + WAIT_S, []
         for rank in range(self.workers):
-            told = f"{name}/rank-{rank:05d}.json"
-            while (found := self._told(told)) is None:
+            record = f"{name}/rank-{rank:05d}.json"
+            while (found := self._entry(record)) is None:
                 if time.monotonic() > until:
                     raise StageError(f"worker {rank} did not write its part of the checkpoint {name} in {WAIT_S:.0f} s")
                 time.sleep(POLL_S)
             entries.append(found)
         return entries
 
-    def _told(self, name: str) -> FileEntry | None:
+    def _entry(self, name: str) -> FileEntry | None:
         if not self.store.exists(name):
             return None
         data = unseal(self.store.read_bytes(name), f"{self.store.uri}/{name}")

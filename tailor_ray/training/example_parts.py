@@ -161,13 +161,13 @@ def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
         running.append(work.remote(given, index))
         if len(running) >= at_once:
             done, running = ray.wait(running)
-            yield _told(ray.get(done[0]))
+            yield _or_raise(ray.get(done[0]))
     while running:
         done, running = ray.wait(running)
-        yield _told(ray.get(done[0]))
+        yield _or_raise(ray.get(done[0]))
 
 
-def _told(result: Part | TailorError) -> Part:
+def _or_raise(result: Part | TailorError) -> Part:
     if isinstance(result, TailorError):
         raise result
     return result

@@ -3,28 +3,33 @@
 In: whole weights and the student that was loaded. Out: `<stage>/student/` with config, safetensors (sharded above a
 size), tokenizer with its chat template and a generation config that is neutral: greedy, with every token that ends an
 answer. transformers and vLLM load it without remote code. Beside it, where the folder's precision is less than that of
-the training, `<stage>/student-float32/`: the same weights to be trained on, for rounds of small updates would be lost
-in the rounding. What always holds: weights with NaN or Inf are never written.
+the training, `<stage>/student-float32/`: the master weights to be trained on, for rounds of small updates would be lost
+in the rounding; safetensors files and a sealed record of their hashes, written last, and read again tensor by tensor.
+What always holds: weights with NaN or Inf are never written.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailor_ray.errors import ModelError, StageError
+from tailor_ray.errors import CorruptionError, ModelError, StageError
+from tailor_ray.models import ModelRef
 from tailor_ray.models.texts import end_tokens
 from tailor_ray.storage import FileEntry, Store
+from tailor_ray.storage.seal import seal, unseal
+from tailor_ray.storage.store import file_sha256
 from tailor_ray.training.model import Student
-from tailor_ray.training.whole import WHOLE, whole_of, write_whole
 
-log = logging.getLogger(__name__)
+MASTERS = "-float32"
+RECORD = "weights.json"
+FILE_BYTES = 4 << 30
 
 
 def export_student(
@@ -47,14 +52,14 @@ def export_student(
             "lower training.learning_rate"
         )
     if student.adapted is not None:
-        before = dict(whole_of(student.origin)) if student.origin is not None else {}
+        before = dict(masters_of(student.origin)) if student.origin is not None else {}
         weights = merged(student.model, weights, before)
-    whole = f"{name}{WHOLE}"
-    for old in (name, whole):  # of an attempt that was cut off
+    masters = f"{name}{MASTERS}"
+    for old in (name, masters):  # of an attempt that was cut off
         store.delete(old)
         shutil.rmtree(scratch / old, ignore_errors=True)
     if student.model.dtype != torch.float32:
-        write_whole(store, scratch, whole, weights)
+        write_masters(store, scratch, masters, weights)
     _write(student, {name: tensor.to(_precision(tensor, student)) for name, tensor in weights.items()},
            scratch / name, max_shard_size)  # fmt: skip
     return store.upload_folder(scratch / name, name)
@@ -78,14 +83,14 @@ def _precision(tensor: Tensor, student: Student) -> torch.dtype:
 
 def _write(student: Student, weights: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
     model: Any = student.model
-    trained, habits = model.config, model.generation_config
+    config, generation = model.config, model.generation_config
     try:
         if student.given is not None:
             model.config = student.given  # with the noise that training left out
         model.generation_config = neutral_generation(student)
         model.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
     finally:
-        model.config, model.generation_config = trained, habits
+        model.config, model.generation_config = config, generation
     student.tokenizer.save_pretrained(folder)
 
 
@@ -126,3 +131,68 @@ def merged(model: Any, weights: Mapping[str, Tensor], before: Mapping[str, Tenso
         base = out[f"{name}.weight"]
         out[f"{name}.weight"] = base.float() + product.to(base.device)
     return out
+
+
+def write_masters(store: Store, scratch: Path, name: str, weights: Mapping[str, Tensor]) -> None:
+    """As the folder `name` of `store`; `scratch` holds it until it is uploaded."""
+    folder = scratch / name
+    folder.mkdir(parents=True)
+    for number, group in enumerate(_groups(weights)):
+        write_tensors(folder / f"{number:05d}.safetensors", {key: tensor.float() for key, tensor in group.items()})
+    entries = store.upload_folder(folder, name)
+    record = {"files": [{**asdict(entry), "path": entry.path.removeprefix(f"{name}/")} for entry in entries]}
+    store.write_bytes(f"{name}/{RECORD}", seal(record))
+
+
+def masters_of(student: ModelRef) -> Iterator[tuple[str, Tensor]]:
+    """The float32 weights beside a trained student, tensor by tensor; none where it has none.
+
+    Raises CorruptionError for a file that is not the one that was written.
+    """
+    if "/" not in student.uri.strip("/"):
+        return
+    parent, _, name = student.uri.rstrip("/").rpartition("/")
+    store = Store.open(parent)
+    record = f"{name}{MASTERS}/{RECORD}"
+    if not store.exists(record):
+        return
+    files = unseal(store.read_bytes(record), f"{parent}/{record}")["files"]
+    folder = store.local_folder(f"{name}{MASTERS}")
+    for entry in files:
+        path = folder / entry["path"]
+        if not path.is_file() or file_sha256(path) != entry["sha256"]:
+            raise CorruptionError(f"{parent}/{name}{MASTERS}/{entry['path']} is not the file that {RECORD} records")
+        yield from read_tensors(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 — the file is no mapping
+            yield name, file.get_tensor(name)
+
+
+def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Of about FILE_BYTES; a tensor that several names share is written once."""
+    group: dict[str, Tensor] = {}
+    seen: set[tuple[int, int]] = set()
+    size = 0
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.numel())
+        if not tensor.is_floating_point() or place in seen:
+            continue
+        seen.add(place)
+        group[name] = tensor
+        size += 4 * tensor.numel()
+        if size >= FILE_BYTES:
+            yield group
+            group, size = {}, 0
+    if group:
+        yield group

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, token_nll, triplet_sums
+from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, token_nll, triplet_sum
 from tailor_ray.training.packing import Pack
 from tailor_ray.training.tree import TreeAttention
 
@@ -53,7 +53,7 @@ class StudentLoss(nn.Module):
         weighted = hidden_TH.index_select(0, pack.rep_token).float() * pack.rep_weight[:, None]
         reps = reps.index_add(0, pack.rep_row, weighted)
         rationale, positive, negative = reps.view(3, pack.pairs, hidden_TH.shape[1])
-        return Sums(mle, triplet_sums(rationale, positive, negative, self.margin, pack.pair_weight).loss)
+        return Sums(mle, triplet_sum(rationale, positive, negative, self.margin, pack.pair_weight))
 
     def _likelihoods(self, hidden_TH: Tensor, pack: Pack) -> Sums:
         """Both terms from each target's likelihood; what a mean is worth is known when all its tokens are."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,22 +21,22 @@ from typing import Any, Protocol
 
 from tailor_ray.config.base import result_settings
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped
+from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped, TailorError
 from tailor_ray.layout import EXAMPLES
-from tailor_ray.models import ModelRef
+from tailor_ray.models import ModelRef, resolve
 from tailor_ray.observe import metrics
 from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.seal import canonical
 from tailor_ray.training.agreement import HeldOut
-from tailor_ray.training.crew import Crew, WorkersFailed, crew_shape
+from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
 
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 STOP_WAIT_S = 30.0
 STORAGE_WAIT_S = 120.0
-LOOK_FOR_ROOM_S = 5.0
+CHECK_CAPACITY_S = 5.0
 
 
 class Room(Protocol):
@@ -83,18 +84,12 @@ class TrainResult:
     metrics: dict[str, Any]
 
 
-def train(job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
-    """One job by workers of its own."""
-    with Trainers() as trainers:
-        return trainers.train(job, on_progress)
-
-
 class Trainers:
     """A session's training workers: started for the first job, kept for the next ones, except on GPUs."""
 
     def __init__(self, nodes: Room | None = None) -> None:
         """`nodes` waits for what an autoscaler brings; without it Ray Train alone looks for room."""
-        self._crew: Crew | None = None
+        self._group: WorkerGroup | None = None
         self._nodes = nodes
 
     def __enter__(self) -> Trainers:
@@ -104,9 +99,20 @@ class Trainers:
         self.close()
 
     def close(self) -> None:
-        if self._crew is not None:
-            self._crew.close()
-            self._crew = None
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def try_student(self, student: ModelRef) -> None:
+        """Find out whether it could be trained and saved, by its configuration and tokenizer alone, before a run pays.
+
+        It is done by a Ray task, for this process imports no torch. Raises ModelError.
+        """
+        import ray
+
+        error = ray.get(ray.remote(_try_student).options(num_cpus=0).remote(student))
+        if error is not None:
+            raise error
 
     def train(self, job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
         """Train to the end. `on_progress(done, steps, figures)` is called in this thread about every second.
@@ -148,21 +154,21 @@ class Trainers:
     def _try(self, job: TrainJob, config: TrainingConfig, on_progress: OnProgress | None) -> dict[str, Any]:
         """One attempt; workers that raised anything, or that hold a GPU's memory, are let go."""
         gpus = self._use_gpu(job)
-        room = _RoomFor(self._nodes, config, gpus)
-        room.wait()
-        crew = self._of_shape(config, gpus, job.out)
+        capacity = _Capacity(self._nodes, config, gpus)
+        capacity.wait()
+        group = self._group_for(config, gpus, job.out)
 
         def tick() -> None:
-            room.look()
+            capacity.check()
             _report(job, on_progress)
 
         try:
-            found = crew.do(_task(job, config), tick)
+            found = group.do(_task(job, config), tick)
             _report(job, on_progress)
         except BaseException as error:
             if not isinstance(error, WorkersFailed):
                 _ask_to_stop(job)
-                crew.wait(STOP_WAIT_S)
+                group.wait(STOP_WAIT_S)
             self.close()
             raise
         if gpus or "error" in found:
@@ -189,15 +195,27 @@ class Trainers:
             )
         return gpus >= workers
 
-    def _of_shape(self, config: TrainingConfig, gpus: bool, out: Store) -> Crew:
-        if self._crew is None or not self._crew.alive or self._crew.shape != crew_shape(config, gpus):
+    def _group_for(self, config: TrainingConfig, gpus: bool, out: Store) -> WorkerGroup:
+        if self._group is None or not self._group.alive or self._group.shape != group_shape(config, gpus):
             self.close()
-            self._crew = Crew(config, gpus, out)
-        return self._crew
+            self._group = WorkerGroup(config, gpus, out)
+        return self._group
 
 
-class _RoomFor:
-    """Room on the cluster for a crew: waited for before it starts, looked for while it works, for nodes get lost."""
+def _try_student(student: ModelRef) -> TailorError | None:
+    from tailor_ray.training.export import try_export
+    from tailor_ray.training.model import student_without_weights
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="tailor-ray-export-") as scratch:
+            try_export(student_without_weights(resolve(student)), Path(scratch))
+    except TailorError as error:
+        return error
+    return None
+
+
+class _Capacity:
+    """Room for the workers: waited for before they start, and checked while they work, for nodes get lost."""
 
     def __init__(self, nodes: Room | None, config: TrainingConfig, gpus: bool) -> None:
         self._nodes, self._workers = nodes, config.workers
@@ -209,12 +227,12 @@ class _RoomFor:
         if self._nodes is not None and not self._nodes.wait_for(self._bundles, "training.workers"):
             raise self._none()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Called about every second; Ray Train itself would wait for room for half an hour."""
         now = time.monotonic()
         if self._nodes is None or now < self._next:
             return
-        self._next = now + LOOK_FOR_ROOM_S
+        self._next = now + CHECK_CAPACITY_S
         if self._nodes.fit(self._bundles):
             self._lacked_since = math.inf
             return

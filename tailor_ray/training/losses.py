@@ -1,4 +1,4 @@
-"""The two terms as pure functions: sums and counts out, never means.
+"""The two terms as pure functions: sums out, never means.
 
 A step's loss is `mle_sum / targets + weight · reflection / pairs`, where targets and pairs are counted over the whole
 step: all passes, all workers. Dividing local sums by global counts makes the result independent of how the step was
@@ -7,7 +7,7 @@ split. Axes: K targets, V vocabulary, P pairs, H hidden size.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,25 +42,14 @@ def mle_sum(logits_KV: Tensor, targets_K: Tensor, weights_K: Tensor) -> Tensor:
     return (token_nll(logits_KV, targets_K) * weights_K).sum()
 
 
-class TripletSums(NamedTuple):
-    """Sums over pairs: the loss, pairs whose margin is not yet kept, and both cosines."""
-
-    loss: Tensor
-    active: Tensor
-    cos_positive: Tensor
-    cos_negative: Tensor
-
-
-def triplet_sums(
-    rationale_PH: Tensor, positive_PH: Tensor, negative_PH: Tensor, margin: float, weights_P: Tensor | None = None
-) -> TripletSums:
+def triplet_sum(
+    rationale_PH: Tensor, positive_PH: Tensor, negative_PH: Tensor, margin: float, weights_P: Tensor
+) -> Tensor:
     """relu(margin − cos(h, h⁺) + cos(h, h⁻)), weighted, summed over pairs, in float32; 0 for no pairs."""
     rationale = rationale_PH.float()
     to_positive = F.cosine_similarity(rationale, positive_PH.float(), dim=-1)
     to_negative = F.cosine_similarity(rationale, negative_PH.float(), dim=-1)
-    hinge = torch.relu(margin - to_positive + to_negative)
-    loss = hinge.sum() if weights_P is None else (hinge * weights_P).sum()
-    return TripletSums(loss, (hinge.detach() > 0).sum(), to_positive.detach().sum(), to_negative.detach().sum())
+    return (torch.relu(margin - to_positive + to_negative) * weights_P).sum()
 
 
 CERTAIN = 1e-6  # nats per token: a rationale that is likelier has no finite odds

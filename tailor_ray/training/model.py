@@ -62,26 +62,33 @@ def load_student(
     folder: Path, config: TrainingConfig, dtype: torch.dtype, seed: int, device: torch.device | str = "cpu"
 ) -> Student:
     """Load from a local folder and try it on `device`; raises ModelError when it cannot be trained as configured."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
+    _, tokenizer = _read(folder)
+    # None lets transformers take sdpa, or eager for the models that do not know it
+    kernel = None if config.attention_kernel == "sdpa" else config.attention_kernel
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        # None lets transformers take sdpa, or eager for the models that do not know it
-        kernel = None if config.attention_kernel == "sdpa" else config.attention_kernel
         with loading(config, dtype):
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=kernel, output_loading_info=True
+            )
             torch.manual_seed(seed)  # new rows and adapters are random, and the same on all workers
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the student {folder} cannot be loaded: {error}; set student.model to another one") from error
+        raise _unreadable(folder, error) from error
     except ImportError as error:
+        if kernel is None:
+            raise _unreadable(folder, error) from error
         raise ModelError(
-            f"training.attention_kernel={config.attention_kernel} is not to be had here: {error}; set it to sdpa"
+            f"training.attention_kernel={kernel} is not to be had here: {error}; set it to sdpa"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {folder} has no end-of-sequence token: set eos_token in its configuration")
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"the student {folder} has no weights for {len(missing)} of its parameters, first {missing[0]}, which "
+            "would be random; set student.model to a folder that has all"
+        )
     given = copy.deepcopy(model.config)
     adapted = _add_adapters(model, config) if config.lora is not None else None
     model.to(device)  # of one in shards its buffers: where its parameters lie DeepSpeed knows
@@ -95,6 +102,45 @@ def load_student(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Student(model, tokenizer, attention, note, max_length, given, adapted)
+
+
+def student_without_weights(folder: Path) -> Student:
+    """What may be tried of a student before anything is spent: its configuration, its tokenizer, empty weights.
+
+    Raises ModelError for what `load_student` would refuse whatever the weights are.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = _read(folder)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(folder, error) from error
+    return Student(model, tokenizer, None, "", 0)
+
+
+def _read(folder: Path) -> tuple[Any, Any]:
+    """Configuration and tokenizer; raises ModelError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(folder, error) from error
+    parts = (config, config.get_text_config(decoder=True))
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
+        raise ModelError(
+            f"the student {folder} is quantized (quantization_config in its config.json), and such weights cannot be "
+            "trained; set student.model to the model that it was made of"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {folder} has no end-of-sequence token: set eos_token in its configuration")
+    return config, tokenizer
+
+
+def _unreadable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(f"the student {folder} cannot be loaded: {error}; set student.model to another one")
 
 
 def _add_adapters(model: Any, config: TrainingConfig) -> Any:
@@ -113,7 +159,8 @@ def _add_adapters(model: Any, config: TrainingConfig) -> Any:
 
 def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tuple[TreeAttention | None, str]:
     tree = config.attention != "separate"
-    key = (model.config.to_json_string(), str(model.device), model.dtype, config.lora, max_length, tree)
+    lora = None if config.lora is None else config.lora.model_dump_json()
+    key = (model.config.to_json_string(), str(model.device), model.dtype, lora, max_length, tree)
     if key not in _tried:  # workers are kept from round to round, and so is what was found of a student
         _tried[key] = try_layouts(model, max_length, tree)
     switch_noise_off(model)

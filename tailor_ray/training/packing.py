@@ -11,13 +11,13 @@ Axes: T tokens (all rows flattened), K targets, E entries of representations, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailor_ray.training.batches import MIN_ROOT, common_prefix
+from tailor_ray.training.schedule import MIN_ROOT, common_prefix
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree
 
@@ -55,23 +55,10 @@ class Pack:
     padding: int  # and padding ones
     likelihood: bool = False
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Pack:
-        names = (
-            "ids",
-            "positions",
-            "attention_mask",
-            "source",
-            "target",
-            "weight",
-            "rep_token",
-            "rep_row",
-            "rep_weight",
-            "pair_weight",
-        )
-        moved: dict[str, Any] = {
-            name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None
-        }
-        return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device, dtype))
+    def to(self, device: torch.device | str) -> Pack:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, tree=None if self.tree is None else self.tree.to(device))
 
 
 def target_count(example: TokenExample) -> int:

@@ -2,7 +2,7 @@
 
 In: one `PartShape` per part, in order. Out: batches, passes and global counts of every step. What always holds: all
 workers make the same plan without talking, whatever their number; it costs 13 bytes an example, and the order of an
-epoch (`batches.Epoch`) comes on top.
+epoch (`schedule.Epoch`) comes on top.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tailor_ray.errors import DataError
-from tailor_ray.training.batches import MIN_ROOT, Ints, Schedule, common_prefix, split_batch
+from tailor_ray.training.schedule import MIN_ROOT, Ints, Schedule, common_prefix, split_batch
 from tailor_ray.training.tokens import ID_COLUMNS
 
 if TYPE_CHECKING:

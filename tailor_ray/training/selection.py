@@ -22,12 +22,10 @@ from tailor_ray.models import ModelRef
 from tailor_ray.models.folder import is_model_file
 from tailor_ray.records import TrainExample
 from tailor_ray.storage import FileEntry, Store
-from tailor_ray.training.agreement import AT_ONCE, GreedyAnswer, HeldOut, greedy_answers, write_answers
-from tailor_ray.training.export import export_student
-from tailor_ray.training.history import History
-from tailor_ray.training.steps import Stepper
+from tailor_ray.training.agreement import AT_ONCE, HeldOut, greedy_answers, write_answers
+from tailor_ray.training.export import MASTERS, export_student
+from tailor_ray.training.steps import History, Stepper
 from tailor_ray.training.tokens import TokenExample, tokenize_examples
-from tailor_ray.training.whole import WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class Selection:
         if scores:
             log.info("of the students after these steps, with these scores, %d is kept: %s", step, scores)
             folder = self.out.local_folder(_name(step))
-            for kind in (WHOLE, ""):
+            for kind in (MASTERS, ""):
                 self.out.delete(f"{STUDENT}{kind}")  # of an attempt that was cut off
                 if self.out.files(f"{_name(step)}{kind}"):
                     kept = self.out.local_folder(f"{_name(step)}{kind}")
@@ -84,15 +82,14 @@ class Selection:
 
     def _answer(self, folder: Path) -> None:
         """Write what the student says to some questions, for the comparison with the engines."""
-        if self.held_out is not None and self.config.greedy_check:
-            tokens = min(GREEDY_TOKENS, self.held_out.max_new_tokens)
-            write_answers(self.out.child(LOG), self._ask(folder, self.config.greedy_check, tokens), tokens)
-
-    def _ask(self, folder: Path, count: int, tokens: int) -> list[GreedyAnswer]:
-        assert self.held_out is not None
+        count, held_out = self.config.greedy_check, self.held_out
+        if held_out is None or not count:
+            return
+        tokens = min(GREEDY_TOKENS, held_out.max_new_tokens)
         # a recurrent student would read the padding that a batch's shorter prompts begin with
         at_once = 1 if self.student.attention is None else AT_ONCE
-        return greedy_answers(folder, self.held_out, count, tokens, self.stepper.device, at_once)
+        answers = greedy_answers(folder, held_out, count, tokens, self.stepper.device, at_once)
+        write_answers(self.out.child(LOG), answers, tokens)
 
     def _examples(self) -> list[TokenExample]:
         """Held-out questions with the task's own rationales."""

@@ -7,39 +7,78 @@ Inf raises `Diverged` with the step and its examples before anything is saved.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from tailor_ray.errors import StageError
-from tailor_ray.training.batches import split_batch
 from tailor_ray.training.engine import Engine
 from tailor_ray.training.forward import Sums
 from tailor_ray.training.model import Student
 from tailor_ray.training.node_rows import NodeRows
 from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree
 from tailor_ray.training.plan import Plan
-from tailor_ray.training.schedule import learning_rate
+from tailor_ray.training.schedule import learning_rate, split_batch
 from tailor_ray.training.tokens import TokenExample
-
-if TYPE_CHECKING:
-    from tailor_ray.config.training import TrainingConfig
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SCALING_STEPS = 20  # halvings of a loss scale of 2^16, which DeepSpeed begins after some patience
+STEP_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("loss", pa.float64()),
+        ("mle", pa.float64()),
+        ("reflection", pa.float64()),
+        ("learning_rate", pa.float64()),
+        ("tokens", pa.int64()),
+        ("seconds", pa.float64()),
+        ("validation", pa.float64()),  # null where no candidate was tried
+    ]
+)
 
 
 class Diverged(StageError):
     """NaN or Inf in a loss or gradient, or too many skipped steps; such weights are never exported."""
+
+
+class History:
+    """The figures of each step that was done, in order: 64 bytes a step in memory, a table of STEP_SCHEMA in files.
+
+    `validation` is NaN where the table has null.
+    """
+
+    def __init__(self, table: pa.Table | None = None) -> None:
+        table = STEP_SCHEMA.empty_table() if table is None else table
+        self._columns = {
+            field.name: array("d" if pa.types.is_floating(field.type) else "q", table.column(field.name).to_numpy())
+            for field in STEP_SCHEMA
+        }
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """A row with the schema's names; `validation` may be missing or None."""
+        row = {"validation": None, **row}
+        for name, column in self._columns.items():
+            column.append(math.nan if row[name] is None else row[name])
+
+    def column(self, name: str) -> NDArray[Any]:
+        return np.array(self._columns[name])
+
+    def table(self) -> pa.Table:
+        columns = [pa.array(self.column(f.name), f.type, from_pandas=True) for f in STEP_SCHEMA]
+        return pa.Table.from_arrays(columns, schema=STEP_SCHEMA)
 
 
 class _Pass(NamedTuple):
@@ -61,15 +100,14 @@ class Stepper:
         rows: NodeRows,
         engine: Engine,
         student: Student,
-        config: TrainingConfig,
         round: int,
         rank: int,
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
-        self.plan, self.rows = plan, rows
-        self.engine, self.student, self.config = engine, student, config
-        self.round, self.rank, self.device, self.dtype = round, rank, device, dtype
+        config = plan.config
+        self.plan, self.rows, self.config = plan, rows, config
+        self.engine, self.student = engine, student
+        self.round, self.rank, self.device = round, rank, device
         self.skipped, self.scaled = 0, False  # scaled: a step has counted, so the scale is found
         self.pack_settings = PackSettings(
             config.prompt_weight,
@@ -83,14 +121,14 @@ class Stepper:
         engine.inner.train()
 
     def step(self, step: int) -> dict[str, Any]:
-        """Do step `step`; its row of `history.STEP_SCHEMA`."""
+        """Do step `step`; its row of STEP_SCHEMA."""
         begun = time.perf_counter()
         rate = learning_rate(step, self.plan.steps, self.config, self.round)
         self.engine.set_learning_rate(rate)
         weight = self.config.reflection_weight
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # mle, reflection, tokens
         if step != self._next:
-            self._passes = ahead(self._from(step))
+            self._passes = prefetched(self._from(step))
         self._next = step + 1
         for targets, pairs, pack, counted, last in self._passes:
             sums: Sums = self.engine.inner(pack)
@@ -128,7 +166,7 @@ class Stepper:
         self.engine.inner.eval()
         with torch.no_grad():
             for indices in split[self.rank]:
-                sums: Sums = self.engine.inner(self._lay([examples[index] for index in indices or [0]], settings))
+                sums: Sums = self.engine.inner(self._pack([examples[index] for index in indices or [0]], settings))
                 total += sums.mle.double() if indices else 0.0
         self.engine.inner.train()
         if self.plan.workers > 1:
@@ -142,15 +180,15 @@ class Stepper:
             passes = self.plan.passes(step)[self.rank]
             for number, indices in enumerate(passes):
                 rows = self.rows.take(indices or self.plan.schedule.batch(step)[:1])
-                pack = self._lay(rows, self.pack_settings)
+                pack = self._pack(rows, self.pack_settings)
                 yield _Pass(targets, pairs, pack, bool(indices), number == len(passes) - 1)
 
-    def _lay(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
+    def _pack(self, examples: Sequence[TokenExample], settings: PackSettings) -> Pack:
         if self.student.attention is None:
             pack = pack_separate(examples, settings, self.student.pad_id)
         else:
             pack = pack_tree(examples, settings)
-        return pack.to(self.device, self.dtype)
+        return pack.to(self.device)
 
     def _check(self, step: int, loss: float, norm: float, skipped: bool) -> None:
         """Raises Diverged. Only loss scaling may skip steps, and only some in a row.
@@ -171,9 +209,9 @@ class Stepper:
         )
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetched(items: Iterator[T]) -> Iterator[T]:
     """The same items in the same order, the next made in a thread while one is in use; raises what making it raised."""
-    with ThreadPoolExecutor(1, thread_name_prefix="tailor-ray-ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="tailor-ray-prefetch") as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)

@@ -19,15 +19,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tailor_ray.training.blocks import BlockAttention
-from tailor_ray.training.rows import Rows
+from tailor_ray.training.spans import Spans
 from tailor_ray.training.varlen import Lengths, VarlenAttention, takes
 
 _numbers = itertools.count()
@@ -35,18 +35,17 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """How one pass's row is laid out; `masks` are additive and hold for all heads and layers."""
+    """How one pass's row is laid out."""
 
     root: int  # D
-    main: Rows
-    trunks: Rows  # of the examples that have sides
-    sides: Rows
+    main: Spans
+    trunks: Spans  # of the examples that have sides
+    sides: Spans
     sides_per_trunk: int
     detached: bool  # sides send no gradient into root and trunks
-    main_mask: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
-    side_mask: Tensor | None  # (N, 1, S, D + Q + S)
     families: tuple[tuple[slice, slice], ...]  # where each trunk that has sides lies, and all of its sides
     lengths: Lengths | None = None  # where kernels for rows of varying length compute it
+    masks: list[_Masks] = field(default_factory=list)  # where masks do: made by the first layer, for all of them
 
     @classmethod
     def of(
@@ -58,29 +57,18 @@ class Tree:
         detached: bool = False,
     ) -> Tree:
         """Spans are (start, length); `sides[i]` belongs to example i and is empty or as long as the others."""
-        main = Rows.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
+        main = Spans.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
         owners = [index for index, spans in enumerate(sides) if spans]
-        side_rows = Rows.of([span for index in owners for span in sides[index]])
-        trunk_rows = Rows.of([trunks[index] for index in owners])
+        side_rows = Spans.of([span for index in owners for span in sides[index]])
+        trunk_rows = Spans.of([trunks[index] for index in owners])
         per_trunk = len(sides[owners[0]]) if owners else 0
-        main_mask = _causal(main.width, root)[None, None] if root else None
-        side_mask = None
-        if owners:
-            lengths = torch.tensor([trunks[index][1] for index in owners])
-            trunk_mask = _padding_mask(lengths, trunk_rows.width)
-            side_mask = _side_mask(root, trunk_mask.repeat_interleave(per_trunk, dim=0), side_rows.width)
         families = tuple((_span(trunks[index : index + 1]), _span(sides[index])) for index in owners)
-        return cls(root, main, trunk_rows, side_rows, per_trunk, detached, main_mask, side_mask, families)
+        return cls(root, main, trunk_rows, side_rows, per_trunk, detached, families)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tree:
-        names = ("main_mask", "side_mask")
-        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in ("main", "trunks", "sides")}
-        for name in names:
-            mask = getattr(self, name)
-            moved[name] = None if mask is None else mask.to(device, dtype)
-        if torch.device(device).type == "cuda":
-            moved["lengths"] = Lengths.of(self, device)
-        return replace(self, **moved)
+    def to(self, device: torch.device | str) -> Tree:
+        lengths = Lengths.of(self, device) if torch.device(device).type == "cuda" else None
+        main, trunks, sides = (one.to(device) for one in (self.main, self.trunks, self.sides))
+        return replace(self, main=main, trunks=trunks, sides=sides, lengths=lengths, masks=[])
 
     def attend(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
         """(H, T, E) thrice → (T, H, E)."""
@@ -91,6 +79,9 @@ class Tree:
 
     def attend_masked(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
         """The same by masks over copied keys: any device's attention kernel can do it."""
+        if not self.masks:
+            self.masks.append(_Masks.of(self, q_HTE))
+        (masks,) = self.masks
         outs = []
         if self.root:
             q, k, v = (x[None, :, : self.root] for x in (q_HTE, k_HTE, v_HTE))
@@ -98,22 +89,22 @@ class Tree:
         q, k, v = (self.main.pick(x) for x in (q_HTE, k_HTE, v_HTE))
         if self.root:
             k, v = (self._after_root(block, x) for block, x in ((k, k_HTE), (v, v_HTE)))
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=self.main_mask, is_causal=self.main_mask is None, scale=scale
-        )
+        out = scaled_dot_product_attention(q, k, v, attn_mask=masks.main, is_causal=masks.main is None, scale=scale)
         outs.append(self.main.put_back(out))
         if self.sides.count:
-            outs.append(self._attend_sides(q_HTE, k_HTE, v_HTE, scale))
+            outs.append(self._attend_sides(q_HTE, k_HTE, v_HTE, masks.sides, scale))
         return torch.cat(outs)
 
     def _after_root(self, block: Tensor, x_HTE: Tensor) -> Tensor:
         """The block's keys or values behind the root's, which all its rows share."""
         return torch.cat([x_HTE[None, :, : self.root].expand(block.shape[0], -1, -1, -1), block], dim=2)
 
-    def _attend_sides(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
+    def _attend_sides(
+        self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, mask: Tensor | None, scale: float | None
+    ) -> Tensor:
         q = self.sides.pick(q_HTE)
         k, v = (self._side_keys(x) for x in (k_HTE, v_HTE))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=self.side_mask, scale=scale)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return self.sides.put_back(out)
 
     def _side_keys(self, x_HTE: Tensor) -> Tensor:
@@ -133,22 +124,30 @@ def _span(spans: list[tuple[int, int]]) -> slice:
     return slice(spans[0][0], sum(spans[-1]))
 
 
-def _causal(width: int, before: int) -> Tensor:
-    """Additive mask (width, before + width): all of what lies before, and causal among themselves."""
-    return torch.full((width, before + width), float("-inf")).triu(before + 1)
+class _Masks(NamedTuple):
+    """Additive masks, for all heads."""
 
+    main: Tensor | None  # (1, 1, L, D + L), None without a root: plain causal
+    sides: Tensor | None  # (N, 1, S, D + Q + S)
 
-def _padding_mask(lengths: Tensor, width: int) -> Tensor:
-    """Additive mask (rows, 1, 1, width) that hides what lies behind each row's length."""
-    hidden = torch.arange(width)[None, :] >= lengths[:, None]
-    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None, :]
+    @classmethod
+    def of(cls, tree: Tree, like: Tensor) -> _Masks:
+        """Of the device and dtype of `like`."""
 
+        def causal(width: int, before: int) -> Tensor:
+            """All of what lies before, and causal among themselves: (width, before + width)."""
+            return like.new_full((width, before + width), float("-inf")).triu(before + 1)
 
-def _side_mask(root: int, trunk_mask: Tensor, width: int) -> Tensor:
-    """Additive mask (N, 1, width, D + Q + width): root and trunk whole, and causal among themselves."""
-    rows = trunk_mask.shape[0]
-    before = [torch.zeros(rows, 1, width, root), trunk_mask.expand(-1, -1, width, -1)]
-    return torch.cat([*before, _causal(width, 0).expand(rows, 1, -1, -1)], dim=3)
+        main = causal(tree.main.width, tree.root)[None, None] if tree.root else None
+        if not tree.sides.count:
+            return cls(main, None)
+        rows, width = tree.sides.count, tree.sides.width
+        lengths = torch.tensor([span.stop - span.start for span in tree.trunks.slices], device=like.device)
+        hidden = torch.arange(tree.trunks.width, device=like.device) >= lengths[:, None]  # behind a trunk's end
+        trunks = like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        trunks = trunks.repeat_interleave(tree.sides_per_trunk, dim=0)[:, None, None].expand(-1, -1, width, -1)
+        before = [like.new_zeros(rows, 1, width, tree.root), trunks]
+        return cls(main, torch.cat([*before, causal(width, 0).expand(rows, 1, -1, -1)], dim=3))
 
 
 class TreeAttention:

@@ -54,14 +54,14 @@ def _silence(holder: Any) -> None:
             setattr(holder, name, 0.0)
 
 
-class _Found(NamedTuple):
-    """Hidden states at targets and representations, and the gradients (`_seen`) of their sum along fixed directions."""
+class _Measured(NamedTuple):
+    """Hidden states at targets and representations, and gradients of their sum along fixed directions, `_projected`."""
 
     hidden: Tensor
     gradients: list[Tensor | None]
 
 
-Parts = Iterator[tuple[Tensor, list[int]]]  # hidden states, and which of the rows of `_Found.hidden` they are
+Parts = Iterator[tuple[Tensor, list[int]]]  # hidden states, and which of the rows of `_Measured.hidden` they are
 
 
 def try_layouts(model: Any, max_length: int, tree: bool) -> str:
@@ -92,7 +92,7 @@ def try_layouts(model: Any, max_length: int, tree: bool) -> str:
             module.training = training
 
 
-def _try_layouts(model: Any, max_length: int, tree: bool, examples: list[TokenExample], expected: _Found) -> str:
+def _try_layouts(model: Any, max_length: int, tree: bool, examples: list[TokenExample], expected: _Measured) -> str:
     if said := _twice(model, lambda: _alone(model, examples), expected):
         raise _refused(model, f"is another one while it is trained, or random: {said}")
     settings = PackSettings(prompt_weight=0.0, representation="last", rationale_cap=64)
@@ -112,9 +112,9 @@ def _refused(model: Any, reason: str) -> ModelError:
     return ModelError(f"a {type(model).__name__} {reason}; set student.model to another one")
 
 
-def _compare(model: Any, attention: TreeAttention | None, pack: Pack, expected: _Found) -> str:
+def _compare(model: Any, attention: TreeAttention | None, pack: Pack, expected: _Measured) -> str:
     """ "" when this layout gives twice what each sequence gives by itself."""
-    moved = pack.to(model.device, model.dtype)
+    moved = pack.to(model.device)
     places = torch.cat([moved.source, moved.rep_token])
 
     def parts() -> Parts:
@@ -124,7 +124,7 @@ def _compare(model: Any, attention: TreeAttention | None, pack: Pack, expected: 
         return _twice(model, parts, expected)
 
 
-def _twice(model: Any, parts: Callable[[], Parts], expected: _Found) -> str:
+def _twice(model: Any, parts: Callable[[], Parts], expected: _Measured) -> str:
     """ "" when both times hidden states and gradients are the expected ones."""
     for _ in range(2):
         try:
@@ -162,17 +162,17 @@ def _single(model: Any, ids: tuple[int, ...]) -> Tensor:
     return decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[0]
 
 
-def _measure(model: Any, parts: Parts) -> _Found:
-    """Part by part forward and backward; a gradient is seen and dropped as soon as it is there."""
+def _measure(model: Any, parts: Parts) -> _Measured:
+    """Part by part forward and backward; a gradient is projected and dropped as soon as it is there."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    seen: dict[int, Tensor] = {}
+    projected: dict[int, Tensor] = {}
 
-    def see(p: Tensor) -> None:
+    def project(p: Tensor) -> None:
         assert p.grad is not None
-        seen[id(p)] = seen.get(id(p), 0.0) + _seen(p.grad)
+        projected[id(p)] = projected.get(id(p), 0.0) + _projected(p.grad)
         p.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(see) for p in trained]
+    hooks = [p.register_post_accumulate_grad_hook(project) for p in trained]
     hidden, order = [], []
     try:
         with torch.enable_grad():
@@ -185,15 +185,15 @@ def _measure(model: Any, parts: Parts) -> _Found:
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
-    return _Found(torch.cat(hidden)[torch.tensor(order).argsort()], [seen.get(id(p)) for p in trained])
+    return _Measured(torch.cat(hidden)[torch.tensor(order).argsort()], [projected.get(id(p)) for p in trained])
 
 
 def _random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _seen(gradient: Tensor) -> Tensor:
-    """A gradient as it looks along some random directions, which keeps the lengths of differences; in host memory.
+def _projected(gradient: Tensor) -> Tensor:
+    """A gradient along some random directions, which keeps the lengths of differences; in host memory.
 
     All trained parameters' whole gradients, twice, would be as large as the student itself, in every worker.
     """
@@ -204,7 +204,7 @@ def _seen(gradient: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _difference(model: Any, found: _Found, expected: _Found) -> str:
+def _difference(model: Any, found: _Measured, expected: _Measured) -> str:
     """What differs by more than rounding does at this depth and precision; "" when nothing does."""
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
     tolerance = ROUNDING.get(model.dtype, 1e-2) * math.sqrt(max(1, layers))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tailor_ray.training.rows import Layout
+from tailor_ray.training.spans import Layout
 
 WIDEST = 256  # entries of a head that the kernels take, in eights
 
@@ -52,7 +52,7 @@ class Lengths:
 
     @classmethod
     def of(cls, tree: Layout, device: torch.device | str) -> Lengths:
-        spans = [*([slice(0, tree.root)] if tree.root else []), *tree.main.spans, *tree.sides.spans]
+        spans = [*([slice(0, tree.root)] if tree.root else []), *tree.main.slices, *tree.sides.slices]
         lengths = [span.stop - span.start for span in spans]
         tokens, sides = sum(lengths), len(tree.sides.slots)
         trunk, families = None, None
@@ -75,7 +75,8 @@ class Lengths:
 def takes(query: Tensor) -> bool:
     """Whether the kernels take tensors like this one: (…, E) in half precision on a GPU."""
     size = query.shape[-1]
-    return query.is_cuda and query.dtype != torch.float32 and size % 8 == 0 and size <= WIDEST
+    halves = (torch.bfloat16, torch.float16)
+    return query.is_cuda and query.dtype in halves and size % 8 == 0 and size <= WIDEST
 
 
 def kernel_forward(

@@ -31,14 +31,12 @@ from tailor_ray.storage import Part, Store, commit_part, stage_parts
 from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.checkpoint import Checkpoints, Pace
 from tailor_ray.training.engine import Engine, choose_dtype
-from tailor_ray.training.export import try_export
-from tailor_ray.training.history import History
+from tailor_ray.training.export import masters_of, try_export
 from tailor_ray.training.model import Student, load_student
 from tailor_ray.training.node_rows import node_rows
 from tailor_ray.training.plan import PartShape, Plan
 from tailor_ray.training.selection import Selection
-from tailor_ray.training.steps import Stepper
-from tailor_ray.training.whole import whole_of
+from tailor_ray.training.steps import History, Stepper
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ class _Worker:
                 task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
             )
             self._resume(checkpoints, engine)
-            stepper = Stepper(plan, rows, engine, student, config, task.round, self.rank, self.device, dtype)
+            stepper = Stepper(plan, rows, engine, student, task.round, self.rank, self.device)
             selection = Selection(stepper, task.held_out, task.out, self.scratch)
             self.times["ready"] = time.time() - task.started
             resumed = self.done
@@ -143,7 +141,7 @@ class _Worker:
             engine.restore(checkpoints.tensors(name), figures)
             log.info("training goes on after %s", name)
         elif engine.half:
-            engine.set_masters(whole_of(self.task.student))
+            engine.set_masters(masters_of(self.task.student))
 
     def _steps(
         self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection

@@ -37,7 +37,7 @@ def losses_and_gradients(kind: str, dtype: torch.dtype, device: str):
     attention.install(model)
     found = []
     for net, layout, pack in (
-        (model, attention, pack_tree(examples, settings).to(device, dtype)),
+        (model, attention, pack_tree(examples, settings).to(device)),
         (reference, None, pack_separate(examples, settings, pad=0)),
     ):
         sums = StudentLoss(net, layout, 1.0)(pack)
@@ -75,7 +75,7 @@ def test_rows_of_varying_length_are_no_further_from_the_truth_than_separate_pass
         if attention is not None:
             attention.install(model)
         pack = pack_tree(examples, settings) if tree else pack_separate(examples, replace(settings, detached=False), 0)
-        pack = pack.to("cuda", torch.bfloat16)
+        pack = pack.to("cuda")
         assert not tree or pack.tree.lengths is not None
         sums = StudentLoss(model, attention, 1.0)(pack)
         loss = sums.mle / sum(map(target_count, examples)) + 0.5 * sums.reflection / sum(e.has_pair for e in examples)
@@ -117,6 +117,6 @@ def test_zero_3_on_one_gpu_learns(one_worker, tmp_path, settings):
     shapes, rows = of_examples(data)
     plan = Plan.of(shapes, config, 5, 1)
     engine = Engine(student.loss_module(1.0), config, 1, torch.bfloat16)
-    stepper = Stepper(plan, rows, engine, student, config, 1, 0, device, torch.bfloat16)
+    stepper = Stepper(plan, rows, engine, student, 1, 0, device)
     losses = [stepper.step(step)["loss"] for step in range(20)]
     assert losses[-1] < 0.9 * losses[0]

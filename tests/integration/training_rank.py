@@ -34,7 +34,7 @@ def train(
     shapes, rows = of_examples(data)
     plan = Plan.of(shapes, config, 5, workers)
     engine = Engine(student.loss_module(1.0, config.reflection, config.redi_floor), config, workers, dtype)
-    stepper = Stepper(plan, rows, engine, student, config, 1, rank, torch.device("cpu"), dtype)
+    stepper = Stepper(plan, rows, engine, student, 1, rank, torch.device("cpu"))
     return student, engine, [stepper.step(step)["loss"] for step in range(STEPS)]
 
 

@@ -5,10 +5,9 @@ import torch
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.storage import Store
 from tailor_ray.training.engine import Engine
-from tailor_ray.training.history import History
 from tailor_ray.training.model import load_student
 from tailor_ray.training.plan import Plan
-from tailor_ray.training.steps import Stepper
+from tailor_ray.training.steps import History, Stepper
 from tailor_ray.training.tokens import tokenize_examples
 from tests.training.parts import of_examples
 from tests.training.students import make_examples
@@ -24,6 +23,6 @@ class Worker:
         shapes, rows = of_examples(data)
         self.plan = Plan.of(shapes, config, 5, 1)
         self.engine = Engine(self.student.loss_module(1.0), config, 1, dtype)
-        self.stepper = Stepper(self.plan, rows, self.engine, self.student, config, 1, 0, torch.device("cpu"), dtype)
+        self.stepper = Stepper(self.plan, rows, self.engine, self.student, 1, 0, torch.device("cpu"))
         self.out = Store.open(str(tmp_path / "out"))
         self.history = History()

@@ -9,7 +9,7 @@ import torch
 from tailor_ray.errors import StageError
 from tailor_ray.storage import Store
 from tailor_ray.training.checkpoint import SHARE, Checkpoints, Pace
-from tailor_ray.training.history import History
+from tailor_ray.training.steps import History
 
 
 def steps_done(count):

@@ -204,7 +204,7 @@ def test_bfloat16_stays_near_float32():
     model, attention, reference = twins("llama")
     model.to(torch.bfloat16)
     examples = random_examples(seed=19)
-    pack = pack_tree(examples, PackSettings(0.1, "last", 192)).to("cpu", torch.bfloat16)
+    pack = pack_tree(examples, PackSettings(0.1, "last", 192))
     sums = StudentLoss(model, attention, 1.0)(pack)
     mle = sums.mle / sum(target_count(e) for e in examples)
     expected = naive_loss(reference, examples, triplet_weight=0.0)

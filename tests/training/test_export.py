@@ -10,7 +10,7 @@ from tailor_ray.errors import ModelError, StageError
 from tailor_ray.models.folder import architecture
 from tailor_ray.storage import Store
 from tailor_ray.training.export import export_student, try_export
-from tailor_ray.training.model import load_student
+from tailor_ray.training.model import load_student, student_without_weights
 from tests.training.students import KINDS, make_model, make_student, make_tokenizer
 
 
@@ -115,10 +115,27 @@ def test_noise_that_training_leaves_out_is_left_in_the_configuration(tmp_path):
     assert student.model.config.resid_pdrop == 0.0
 
 
-def test_what_cannot_be_saved_is_found_before_anything_is_trained(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [*KINDS, "mixtral", "qwen3_moe"])
+def test_a_student_is_tried_without_its_weights(tmp_path, kind):
+    folder = make_student(tmp_path / "given", kind)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.7}))
+    student = student_without_weights(folder)
+    try_export(student, tmp_path / "scratch")
+    assert all(p.is_meta for p in student.model.parameters())
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_cannot_be_saved_is_found_before_anything_is_trained(tmp_path, monkeypatch, whole):
     from transformers import PreTrainedModel
 
-    student = load_student(make_student(tmp_path / "given"), TrainingConfig(), torch.float32, seed=0)
+    folder = make_student(tmp_path / "given")
+    student = student_without_weights(folder)
+    if whole:
+        student = load_student(folder, TrainingConfig(), torch.float32, seed=0)
     try_export(student, tmp_path / "scratch")
     assert not list((tmp_path / "scratch").iterdir())
 

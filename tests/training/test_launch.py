@@ -11,8 +11,8 @@ from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped
 from tailor_ray.models import ModelRef
 from tailor_ray.observe.faults import fault_in_text
 from tailor_ray.storage import FileEntry, Manifest, PartsDigest, Store, commit_manifest
-from tailor_ray.training.crew import Crew, WorkersFailed, is_out_of_memory
 from tailor_ray.training.launch import Trainers, TrainJob, fingerprint
+from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, is_out_of_memory
 
 STUDENT = ModelRef("/nowhere", (FileEntry("config.json", "ab", 1),))
 FOUND = {
@@ -60,7 +60,7 @@ def test_after_so_many_failures_the_stage_ends_and_says_what_to_lower(tmp_path):
 
 
 def worker_error(text):
-    """As the crew makes it of what its workers printed."""
+    """As the worker group makes it of what its workers printed."""
     return WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
 
 
@@ -109,8 +109,8 @@ def test_too_few_gpus_are_said_and_too_few_cpus_stop_the_run(tmp_path, monkeypat
     from tailor_ray.training import launch
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
-    monkeypatch.setattr(launch, "Crew", Cut)
-    monkeypatch.setattr(Cut, "do", lambda *_: FOUND)
+    monkeypatch.setattr(launch, "WorkerGroup", NoWorkers)
+    monkeypatch.setattr(NoWorkers, "do", lambda *_: FOUND)
     examples = committed(tmp_path / "examples")
     trainers = Trainers(NoRoom())
     trainers.train(replace(job(tmp_path, workers=2), examples=examples))
@@ -164,8 +164,8 @@ def test_settings_from_a_file_are_those_of_the_code(tmp_path):
     assert fingerprint(jobs[0]) == fingerprint(jobs[1])
 
 
-class Cut(Crew):
-    """A crew without workers: its job says how far it is, and no more."""
+class NoWorkers(WorkerGroup):
+    """A group without workers: its job says how far it is, and no more."""
 
     def __init__(self, config, gpus, out):
         self.shape = (config.workers, config.cpus_per_worker, gpus)
@@ -193,8 +193,8 @@ def test_the_first_error_is_heard_though_the_lease_is_lost(tmp_path, monkeypatch
     store = Store.open(str(tmp_path / "out"))
     store.write_json("checkpoints/progress.json", {"done": 1, "steps": 2})
     mine = replace(job(tmp_path), examples=committed(tmp_path / "examples"), out=store.guarded(refuse), use_gpu=False)
-    monkeypatch.setattr(launch, "Crew", Cut)
-    monkeypatch.setattr(Cut, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(launch, "WorkerGroup", NoWorkers)
+    monkeypatch.setattr(NoWorkers, "close", lambda self: closed.append(self))
     with pytest.raises(KeyboardInterrupt):
         Trainers()._try(mine, mine.config, interrupt)
     assert len(closed) == 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, triplet_sums
+from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, triplet_sum
 
 
 def test_mle_of_two_tokens():
@@ -38,17 +38,15 @@ def test_triplet_by_hand():
     h = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     positive = torch.tensor([[0.6, 0.8], [3.0, 0.0], [0.0, 1.0]])  # cosines 0.6, 1, 0
     negative = torch.tensor([[0.0, 5.0], [-1.0, 0.0], [1.0, 0.0]])  # cosines 0, -1, 1
-    sums = triplet_sums(h, positive, negative, margin=1.0)
     # 1 - 0.6 + 0 = 0.4;  1 - 1 - 1 = -1 → 0;  1 - 0 + 1 = 2
-    assert sums.loss.item() == pytest.approx(2.4, abs=1e-6)
-    assert sums.active.item() == 2
-    assert sums.cos_positive.item() == pytest.approx(1.6, abs=1e-6)
-    assert sums.cos_negative.item() == pytest.approx(0.0, abs=1e-6)
+    for weights, expected in ([1.0, 1.0, 1.0], 2.4), ([0.5, 3.0, 0.25], 0.7):
+        loss = triplet_sum(h, positive, negative, 1.0, torch.tensor(weights))
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_triplet_of_no_pair_is_zero_and_has_a_gradient():
     nothing = torch.zeros(0, 8, requires_grad=True)
-    loss = triplet_sums(nothing, nothing, nothing, margin=1.0).loss
+    loss = triplet_sum(nothing, nothing, nothing, 1.0, torch.zeros(0))
     loss.backward()
     assert loss.item() == 0.0
     assert nothing.grad is not None
@@ -56,7 +54,7 @@ def test_triplet_of_no_pair_is_zero_and_has_a_gradient():
 
 def test_a_kept_margin_sends_no_gradient():
     h = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    triplet_sums(h, torch.tensor([[1.0, 0.01]]), torch.tensor([[-1.0, 0.1]]), margin=1.0).loss.backward()
+    triplet_sum(h, torch.tensor([[1.0, 0.01]]), torch.tensor([[-1.0, 0.1]]), 1.0, torch.ones(1)).backward()
     assert h.grad.abs().max().item() == 0.0
 
 

@@ -1,11 +1,13 @@
 """Loading a student: what makes it trainable, and how the tree is tried before it is trusted."""
 
+import json
+
 import pytest
 import torch
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ModelError
-from tailor_ray.training.model import load_student
+from tailor_ray.training.model import load_student, student_without_weights
 from tests.training.students import KINDS, make_student, make_tokenizer
 
 
@@ -79,10 +81,38 @@ def test_lora_trains_the_adapters_alone(tmp_path):
     assert all("lora_" in name for name in trained)
 
 
+def test_adapters_of_named_modules(tmp_path):
+    student = load(make_student(tmp_path), lora={"rank": 2, "targets": ["q_proj", "v_proj"]})
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name, p in student.model.named_parameters()
+               if p.requires_grad}  # fmt: skip
+    assert adapted == {"q_proj", "v_proj"}
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"student\.model"):
         load(tmp_path)
+
+
+def test_a_student_that_lacks_weights_is_refused(tmp_path):
+    """They would be random, and transformers only says so in its log."""
+    from safetensors.torch import load_file, save_file
+
+    file = make_student(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weights for 1 of its parameters, first model\.layers\.1\.mlp\.up_proj"):
+        load(tmp_path)
+
+
+def test_a_quantized_student_is_refused_before_its_weights_are_read(tmp_path):
+    make_student(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": {"quant_method": "fp8"}}))
+    for read in (load, student_without_weights):
+        with pytest.raises(ModelError, match=r"is quantized .*set student\.model to the model that it was made of"):
+            read(tmp_path)
 
 
 def test_a_kernel_that_is_not_installed_is_refused_with_the_cure(tmp_path):

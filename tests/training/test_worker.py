@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from tailor_ray.errors import StageError
 from tailor_ray.models import identify
 from tailor_ray.training.checkpoint import Checkpoints
-from tailor_ray.training.export import export_student
-from tailor_ray.training.steps import Diverged, ahead
-from tailor_ray.training.whole import whole_of
+from tailor_ray.training.export import export_student, masters_of
+from tailor_ray.training.steps import Diverged, prefetched
 from tests.training.alone import Worker
 from tests.training.students import make_student
 
@@ -119,7 +118,7 @@ def test_the_next_item_and_no_more_is_made_while_one_is_used():
             yield number
 
     found = []
-    for item in ahead(items()):
+    for item in prefetched(items()):
         assert second.wait(30)  # made while the first is used
         assert len(made) <= item + 2
         found.append(item)
@@ -132,7 +131,7 @@ def test_what_making_an_item_raises_is_raised_where_it_is_wanted():
         yield 1
         raise OSError("the part is gone")
 
-    wanted = ahead(items())
+    wanted = prefetched(items())
     assert next(wanted) == 1
     with pytest.raises(OSError, match="the part is gone"):
         next(wanted)
@@ -224,7 +223,7 @@ def test_a_bfloat16_student_keeps_what_bfloat16_cannot_hold(folder, tmp_path):
     export_student(worker.student, trained, worker.out, tmp_path / "scratch", "4GB")
     student = identify(worker.out.path("student"))
     following = Worker(worker.out.path("student"), tmp_path, **settings)
-    following.engine.set_masters(whole_of(student))
+    following.engine.set_masters(masters_of(student))
     begun = following.engine.state_dict()
     for name, value in trained.items():
         assert torch.equal(begun[name], value), name
@@ -244,5 +243,5 @@ def test_adapters_of_many_small_rounds_add_up(folder, tmp_path):
     for number in range(3):
         export_student(student, weights, worker.out, tmp_path / "scratch", "4GB", f"{number}")
         student = replace(student, origin=identify(worker.out.path(f"{number}")))
-    found = dict(whole_of(student.origin))["model.layers.0.self_attn.q_proj.weight"]
+    found = dict(masters_of(student.origin))["model.layers.0.self_attn.q_proj.weight"]
     assert torch.allclose(found, base + 3 * update, atol=1e-6)

@@ -1,10 +1,11 @@
 """Ray Train workers that are kept from job to job, for to start them takes 15 to 25 s on two cores.
 
-In: one worker's tasks, put on a desk. Out: worker 0's result of each. What always holds: all workers take the same
-tasks in the same order; when a worker is lost the whole crew ends, and a new one is started for the same job.
+In: one worker's jobs, put in a queue. Out: worker 0's result of each. What always holds: all workers take the same
+jobs in the same order; when a worker is lost the whole group ends, and a new one is started for the same job.
 
 `fit()` starts a controller and the workers, whose imports (Ray Train, torch, transformers, DeepSpeed) are what takes
-long. Its training function here takes tasks from the desk, an actor, until there are no more. Nothing imports torch.
+long. Its training function, `trainer.take_jobs`, takes jobs from the queue, an actor, until there are no more. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ class WorkersFailed(Exception):
         self.fault = fault
 
 
-class Desk:
-    """The actor between driver and workers: tasks in order, worker 0's results, and the end."""
+class JobQueue:
+    """The actor between driver and workers: jobs in order, worker 0's results, and the end."""
 
     def __init__(self) -> None:
-        self._tasks: list[Any] = []
+        self._jobs: list[Any] = []
         self._results: dict[int, Any] = {}
         self._closed = False
         self._changed = asyncio.Condition()
 
-    async def put(self, task: Any) -> None:
+    async def put(self, job: Any) -> None:
         async with self._changed:
-            self._tasks.append(task)
+            self._jobs.append(job)
             self._changed.notify_all()
 
     async def close(self) -> None:
@@ -65,11 +66,11 @@ class Desk:
             self._closed = True
             self._changed.notify_all()
 
-    async def task(self, number: int) -> Any:
-        """Task `number` once it is there; None when no more will come."""
+    async def get(self, number: int) -> Any:
+        """Job `number` once it is there; None when no more will come."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or number < len(self._tasks))
-            return self._tasks[number] if number < len(self._tasks) else None
+            await self._changed.wait_for(lambda: self._closed or number < len(self._jobs))
+            return self._jobs[number] if number < len(self._jobs) else None
 
     async def finish(self, number: int, result: Any) -> None:
         async with self._changed:
@@ -82,19 +83,19 @@ class Desk:
             return self._results.pop(number)
 
 
-class Crew:
+class WorkerGroup:
     """Workers of one shape; `fit()` runs in a thread, for on the main thread it would take over SIGINT."""
 
     def __init__(self, config: TrainingConfig, gpus: bool, out: Store) -> None:
-        self.shape = crew_shape(config, gpus)
+        self.shape = group_shape(config, gpus)
         self._jobs = 0
         self._pending: Any = None
         self._error: BaseException | None = None
-        desk: Any = ray.remote(Desk)
+        queue: Any = ray.remote(JobQueue)
         # beside the driver: on a worker's node it would be lost with that node, and the workers' end be missed
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = desk.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
-        trainer = _trainer(config, gpus, out, self._desk)
+        self._queue = queue.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+        trainer = _trainer(config, gpus, out, self._queue)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="tailor-ray-training", daemon=True)
         self._thread.start()
 
@@ -102,11 +103,11 @@ class Crew:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def do(self, task: Any, tick: Callable[[], None]) -> Any:
-        """Worker 0's result; `tick` is called about every second. Raises WorkersFailed when the crew ends without."""
+    def do(self, job: Any, tick: Callable[[], None]) -> Any:
+        """Worker 0's result; `tick` is called about every second. Raises WorkersFailed when the group ends without."""
         number, self._jobs = self._jobs, self._jobs + 1
-        ray.get(self._desk.put.remote(task))
-        self._pending = self._desk.result.remote(number)
+        ray.get(self._queue.put.remote(job))
+        self._pending = self._queue.result.remote(number)
         while not ray.wait([self._pending], timeout=POLL_S)[0]:
             if not self.alive:
                 raise self._error or WorkersFailed("the workers left before the job was done", False)
@@ -125,9 +126,9 @@ class Crew:
         """
         try:
             if self.alive:
-                ray.get(self._desk.close.remote(), timeout=LEAVE_S)
+                ray.get(self._queue.close.remote(), timeout=LEAVE_S)
                 self._thread.join(LEAVE_S)
-            ray.kill(self._desk)
+            ray.kill(self._queue)
         except RayError as error:
             log.warning("the training workers could not be told to leave: %s", error)
 
@@ -143,28 +144,27 @@ class Crew:
             self._error = error
 
 
-def crew_shape(config: TrainingConfig, gpus: bool) -> tuple[int, float, bool]:
-    """What must stay the same for a crew to do another job."""
+def group_shape(config: TrainingConfig, gpus: bool) -> tuple[int, float, bool]:
+    """What must stay the same for a group to do another job."""
     return config.workers, config.cpus_per_worker, gpus
 
 
-def _trainer(config: TrainingConfig, gpus: bool, out: Store, desk: Any) -> Any:
+def _trainer(config: TrainingConfig, gpus: bool, out: Store, queue: Any) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.config import FailureConfig
 
-    from tailor_ray.training.trainer import LeanTrainer, WhereItRuns
-    from tailor_ray.training.worker_entry import enter
+    from tailor_ray.training.trainer import DeviceBackend, LeanTrainer, take_jobs
 
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if gpus:
         resources["GPU"] = 1
     return LeanTrainer(
-        cast(Any, enter),  # Ray's types know no return value
-        train_loop_config={"desk": desk},
+        cast(Any, take_jobs),  # Ray's types know no return value
+        train_loop_config={"queue": queue},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpus, resources_per_worker=resources),
-        torch_config=WhereItRuns(),
+        torch_config=DeviceBackend(),
         run_config=RunConfig(
             # a name of its own, or Ray would resume, even a finished run: resuming is ours
             name=f"training-{uuid.uuid4().hex[:12]}",

@@ -34,7 +34,7 @@ class _Pick(torch.autograd.Function):
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Spans:
     """A ragged set of spans of the row as a padded block of shape (count, width)."""
 
     count: int
@@ -42,10 +42,10 @@ class Rows:
     index: Tensor  # (count · width) where each entry lies in the row; padding points at token 0
     sources: Tensor  # (real entries) positions in the row …
     slots: Tensor  # … and where they went in the block
-    spans: tuple[slice, ...] = ()
+    slices: tuple[slice, ...] = ()
 
     @classmethod
-    def of(cls, spans: list[tuple[int, int]]) -> Rows:
+    def of(cls, spans: list[tuple[int, int]]) -> Spans:
         """`spans` are (start, length) in the row."""
         width = max((length for _, length in spans), default=0)
         starts = torch.tensor([start for start, _ in spans], dtype=torch.long)
@@ -57,7 +57,7 @@ class Rows:
         own = tuple(slice(start, start + length) for start, length in spans)
         return cls(len(spans), width, index, index[slots], slots, own)
 
-    def to(self, device: torch.device | str) -> Rows:
+    def to(self, device: torch.device | str) -> Spans:
         names = ("index", "sources", "slots")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
@@ -78,9 +78,9 @@ class Layout(Protocol):
     @property
     def root(self) -> int: ...
     @property
-    def main(self) -> Rows: ...
+    def main(self) -> Spans: ...
     @property
-    def sides(self) -> Rows: ...
+    def sides(self) -> Spans: ...
     @property
     def families(self) -> tuple[tuple[slice, slice], ...]: ...
     @property
