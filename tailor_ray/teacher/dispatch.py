@@ -26,14 +26,15 @@ from tailor_ray.teacher.health import LONG_PAUSE_S, Health, Outage, clock_time
 from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Fate, Outcome
+from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Fate, Outcome
 from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5  # doubled with each attempt, with jitter, up to
 BACKOFF_MAX_S = 30.0
-DENIALS = 3  # in a row before an endpoint that answered is taken to refuse us, and not one request
+DENIALS = 3  # in a row before an endpoint is taken to refuse us, and not one request
+REFUSALS = 16  # in a row after replies: where every second request is refused for itself, once in 65,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class _Open:
     request: TeacherRequest
     row: LedgerRow
     gave_up_before: bool  # an earlier driver left it after all its attempts
+    refused_before: bool  # … or had it refused
     worst: Spend = field(default_factory=Spend)
     attempts: int = 0
     first: float | None = None  # when its first attempt was given out, by the endpoint's clock
@@ -82,8 +84,9 @@ class _Lane:
     health: Health
     ready: list[tuple[tuple[float, int, str], int, str]] = field(default_factory=list)
     delayed: list[tuple[float, int, str]] = field(default_factory=list)
+    open: int = 0  # requests that are not settled
     series: list[str] = field(default_factory=list)  # requests that failed since the last success
-    suspects: dict[str, _Open] = field(default_factory=dict)  # refused by 403 before anybody was answered
+    refused: dict[str, _Open] = field(default_factory=dict)  # held back until one is answered: is it them, or us?
 
 
 class Dispatcher:
@@ -182,13 +185,15 @@ class Dispatcher:
     def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
         lane = self._lanes[request.model]
         gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
+        refused = row is not None and _is_refusal(row.outcome)
         if row is None:
             row = LedgerRow(
                 key=request.key, outcome="pending", model=request.model, question_id=request.question_id,
                 round=request.round, request=request.body,
             )  # fmt: skip
         row = replace(row, key=request.key, round=request.round, request=request.body)
-        self._open[request.key] = _Open(request, row, gave_up)
+        self._open[request.key] = _Open(request, row, gave_up, refused)
+        lane.open += 1
         heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
 
     def _affordable(self, item: _Open, lane: _Lane) -> bool:
@@ -220,8 +225,6 @@ class Dispatcher:
         """Settle money, limits and row; returns the request, if it is settled, and others that are by its end."""
         lane = self._lanes[item.request.model]
         assert item.grant is not None
-        if outcome.code == "http_403" and lane.health.answered:
-            outcome = replace(outcome, code="denied")
         usage = outcome.usage
         lane.governor.settle(item.grant, now, usage.input + usage.output if usage else None)
         self._tell_rate(lane, item.grant, outcome, now)
@@ -230,30 +233,44 @@ class Dispatcher:
             self._held[item.actor].discard(item.request.key)
         item.grant = item.actor = None
         self._ledger.stage([item.row])
-        if outcome.rule.fate in NO_VERDICT:
+        settled = self._judge(item, lane, outcome, now)
+        if lane.refused and len(lane.refused) == lane.open and self.stop is None:
+            if lane.health.answered:  # there is nobody left to wait for
+                settled += self._release(lane)
+            else:
+                self.stop = access_error(lane.endpoint, outcome.detail)
+        return settled
+
+    def _judge(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
+        """What follows for the request, and for those whose refusal waited for an answer to another."""
+        fate = outcome.rule.fate
+        if fate in NO_VERDICT and outcome.code != "http_403":
             return self._without_verdict(item, lane, outcome, now)
         lane.series.clear()
-        replied = outcome.rule.fate is not Fate.REQUEST
-        lane.health.succeeded(now, replied)
-        settled = self._clear_suspects(lane) if replied else []
+        lane.health.succeeded(now, answered=not _is_refusal(outcome.code))
         if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
             self._delay(item, lane, outcome, now)
-            return settled
-        del self._open[item.request.key]
-        return [*settled, Settled(item.request, item.row, from_ledger=False)]
+            return []
+        if not _is_refusal(outcome.code):
+            return [*self._release(lane), self._close(item)]
+        if not lane.health.answered and outcome.code != "http_403":
+            return [self._close(item)]
+        lane.refused[item.request.key] = item
+        news = sum(not one.refused_before for one in lane.refused.values())
+        if news >= (REFUSALS if lane.health.answered else DENIALS):
+            self.stop = self.stop or refusal_error(lane.endpoint, outcome, lane.health.answered)
+        return []
 
     def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
         """Queue the request again, unless it failed too often; stop where nobody is answered any more."""
         self._note_health(item, lane, outcome, now)
-        if self.stop is not None or item.request.key in lane.suspects:
+        if self.stop is not None:
             return []  # it stays open: the next driver asks again
         if self._may_retry(item, lane, now):
             self._delay(item, lane, outcome, now)
             return []
-        del self._open[item.request.key]
         # What two drivers could not get, while others were answered, is the request's own fault.
-        undecided = not (item.gave_up_before and lane.health.answered)
-        return [Settled(item.request, item.row, from_ledger=False, undecided=undecided)]
+        return [self._close(item, undecided=not (item.gave_up_before and lane.health.answered))]
 
     def _note_health(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
         """What an attempt without a verdict says of the endpoint; calls that it fails at are not the request's."""
@@ -261,7 +278,10 @@ class Dispatcher:
         if outcome.rule.fate is Fate.QUOTA:
             self.stop = self.stop or quota_error(lane.endpoint, outcome.detail)
         elif outcome.rule.fate is Fate.ACCESS:
-            self._note_denial(item, lane, outcome)
+            health.denied += 1
+            if not health.answered or health.denied >= DENIALS:
+                error = denied_error if health.answered else access_error
+                self.stop = self.stop or error(lane.endpoint, outcome.detail)
             item.attempts -= 1
             health.failed(words, now)
         elif code == "http_429":
@@ -286,33 +306,21 @@ class Dispatcher:
         if wait > self._config.outage_s or health.is_over(now):
             self.stop = self.stop or outage_error(lane.endpoint, health.words, self._config.outage_s, wait)
 
-    def _note_denial(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
-        """Whether it is us who are refused. A 403 may be about one request, so long as nobody was answered yet."""
-        health = lane.health
-        health.denied += 1
-        if outcome.code == "http_403" and not health.answered:
-            lane.suspects[item.request.key] = item
-            others = any(
-                one.request.model == item.request.model and key not in lane.suspects
-                for key, one in self._open.items()
-            )  # fmt: skip
-            if len(lane.suspects) < DENIALS and others:
-                return
-        elif health.answered and health.denied < DENIALS:
-            return
-        error = denied_error if health.answered else access_error
-        self.stop = self.stop or error(lane.endpoint, outcome.detail)
-
-    def _clear_suspects(self, lane: _Lane) -> list[Settled]:
-        """Somebody was answered, so those refused by 403 before were refused for themselves."""
+    def _release(self, lane: _Lane) -> list[Settled]:
+        """Those held back were refused for themselves: somebody else was answered."""
         settled = []
-        for key, item in lane.suspects.items():
-            item.row = replace(item.row, outcome="denied")
-            self._ledger.stage([item.row])
-            del self._open[key]
-            settled.append(Settled(item.request, item.row, from_ledger=False))
-        lane.suspects.clear()
+        for item in lane.refused.values():
+            if item.row.outcome == "http_403":
+                item.row = replace(item.row, outcome="denied")
+                self._ledger.stage([item.row])
+            settled.append(self._close(item))
+        lane.refused.clear()
         return settled
+
+    def _close(self, item: _Open, undecided: bool = False) -> Settled:
+        del self._open[item.request.key]
+        self._lanes[item.request.model].open -= 1
+        return Settled(item.request, item.row, from_ledger=False, undecided=undecided)
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
@@ -374,6 +382,16 @@ def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
     )
 
 
+def refusal_error(endpoint: EndpointConfig, outcome: Outcome, answered: bool) -> TailorError:
+    """The endpoint refuses one request after another; `answered`: it had answered before."""
+    if outcome.code == "http_403":
+        return (denied_error if answered else access_error)(endpoint, outcome.detail)
+    return Stopped(
+        f"the teacher {endpoint.model} at {endpoint.base_url} answered and now refuses {REFUSALS} requests in a row "
+        f"({outcome.code}: {outcome.detail}); all replies are kept: mend what it names and run the same command"
+    )
+
+
 def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
     """The endpoint refuses us for the whole run: what to look at."""
     return TeacherAccessError(
@@ -388,3 +406,8 @@ def _key_of(endpoint: EndpointConfig) -> str:
     if endpoint.api_key_env is None:
         return "teacher.api_key_env, by which no key is sent"
     return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
+
+
+def _is_refusal(code: str) -> bool:
+    """Whether the endpoint refuses the request; by a 403 it may also refuse us."""
+    return code == "http_403" or (code in TABLE and TABLE[code].fate is Fate.REQUEST)

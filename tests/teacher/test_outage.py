@@ -118,8 +118,10 @@ def test_a_storm_of_minutes_is_not_taken_for_the_window_of_a_limit(ledger):
     assert after[-1] - after[0] < 400.0
 
 
-@pytest.mark.parametrize("code", ["insufficient_quota", "http_402", "http_401"])
-def test_quota_or_key_that_end_in_the_middle_lose_nothing(ledger, code):
+@pytest.mark.parametrize(
+    "code", ["insufficient_quota", "http_402", "http_401", "http_403", "http_400", "http_other", "no_content"]
+)
+def test_quota_key_or_good_will_that_end_in_the_middle_lose_nothing(ledger, code):
     played = Played(ledger, 300, lambda n, *_: ("answered" if n < 100 else code, 0.2, {})).run()
     assert isinstance(played.subject.stop, Stopped)
     assert all(one.row.outcome == "answered" for one in played.settled)
@@ -134,6 +136,36 @@ def test_one_request_that_is_refused_by_403_ends_nothing(ledger, first):
     assert played.subject.stop is None
     assert len(played.answered) == 99
     assert {one.row.outcome for one in played.settled if one.request.key == wanted} == {"denied"}
+
+
+@pytest.mark.parametrize("code", ["http_403", "http_400", "no_content"])
+def test_requests_that_are_refused_here_and_there_end_nothing(ledger, code):
+    refused = {request(config(), number=number).key for number in range(0, 400, 4)}
+    played = Played(ledger, 400, lambda _, key, __: (code if key in refused else "answered", 0.2, {})).run()
+    assert played.subject.stop is None
+    assert len(played.answered) == 300
+    assert len(played.settled) == 400
+
+
+def test_what_was_refused_to_an_earlier_driver_too_does_not_stop_the_next(ledger):
+    """Requests that are refused for themselves are the first that a resumed run asks again."""
+    refused = {request(config(), number=number).key for number in range(60, 100)}
+
+    def serve(_, key, __):
+        return ("http_400" if key in refused else "answered", 0.2, {})
+
+    stops = [Played(ledger, 100, serve).run().subject.stop for _ in range(6)]
+    assert stops[0] is not None
+    assert stops[-1] is None
+
+
+@pytest.mark.parametrize("others", ["http_400", "http_5xx", "content_filter"])
+def test_a_request_that_is_refused_by_403_before_any_reply_is_not_waited_for_for_ever(ledger, others):
+    wanted = request(config(), number=0).key
+    played = Played(
+        ledger, 2, lambda _, key, __: ("http_403" if key == wanted else others, 0.2, {}), max_attempts=3
+    ).run(2000.0)
+    assert played.subject.stop is not None or not played.subject.open_count
 
 
 def test_a_key_that_opens_nothing_ends_the_run_at_once(ledger):
