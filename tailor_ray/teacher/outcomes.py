@@ -79,11 +79,14 @@ TABLE: dict[str, Rule] = {
     "http_403": Rule(Fate.ACCESS),
     "http_404": Rule(Fate.ACCESS),
     "http_405": Rule(Fate.ACCESS),
+    "http_407": Rule(Fate.ACCESS),  # of a proxy on the way
     "bad_certificate": Rule(Fate.ACCESS),
     "no_key": Rule(Fate.ACCESS),
     "http_402": Rule(Fate.QUOTA),
     "insufficient_quota": Rule(Fate.QUOTA),
 }
+
+MOST_TOKENS = 10**9  # of one reply: more is no count
 
 # Fates after which the request is not sent again by anybody, in order of how much they are worth.
 LAST_WORDS = (Fate.ANSWERED, Fate.REFUSED)
@@ -274,15 +277,16 @@ def read_usage(value: Any) -> Usage | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; 12.0 is one, true and 1.5 are not."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number of tokens; 12.0 is one, true, 1.5 and what no reply can have are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
         return None
-    return int(value) if value >= 0 and value == int(value) else None
+    return int(value) if value == int(value) else None
 
 
 def _cost(usage: dict[str, Any]) -> float | None:
     """Dollars that the reply says it cost; nothing said and nothing billed look alike."""
-    found = [usage.get("cost"), usage.get("estimated_cost")]
+    cost = usage.get("cost")
+    found = [cost.get("total_cost") if isinstance(cost, dict) else cost, usage.get("estimated_cost")]
     details = usage.get("cost_details")
     if isinstance(details, dict) and usage.get("is_byok"):
         found.append(details.get("upstream_inference_cost"))

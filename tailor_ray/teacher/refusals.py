@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _NUMBERS = ("code", "status", "status_code", "http_status", "error_code")
+_MESSAGES = ("message", "msg", "error_msg", "error_message", "status_msg")
+_INSIDE = ("error", "errors", "detail", "base_resp")  # where an error may stand in a body
 _NAMES = ("code", "type", "status", "reason", "error_code", "error_type", "innererror", "metadata")
 
 _FILTER_NAMES = frozenset(
@@ -33,7 +35,7 @@ _QUOTA = re.compile(
     r"|quota[^.]{0,30}(?:exhausted|used up)|not in good standing"
 )
 _RATE = re.compile(
-    r"per[ -](?:second|min|minute|hour|day)|\b[rt]p[smd]\b|rate.?limit|too many requests|(?:try|retry)[^.]{0,12} in \d"
+    r"per[ -](?:second|min|minute|hour|day)|\b[qrt]p[smd]\b|rate.?limit|too many requests|(?:try|retry)[^.]{0,12} in \d"
     r"|concurren"
 )
 _KEY_NAMES = frozenset(
@@ -71,20 +73,22 @@ def error_object(value: Any) -> dict[str, Any]:
         value = value[0]
     if not isinstance(value, dict):
         return {"message": "" if value is None else str(value)[:300]}
-    error = value.get("error") or value.get("errors") or value.get("detail") or value
+    error = next((value[name] for name in _INSIDE if value.get(name)), value)
     error = error[0] if isinstance(error, list) and error else error
     if isinstance(error, dict):
         outer = {name: value[name] for name in _NUMBERS if name in value and error is not value}
-        return {**outer, **error}
+        message = next((error[name] for name in _MESSAGES if error.get(name)), None)
+        return {**outer, **error} | ({"message": message} if message else {})
     return {**{name: value[name] for name in (*_NUMBERS, "type") if name in value}, "message": str(error)}
 
 
 def has_error(value: dict[str, Any], with_reply: bool) -> bool:
     """Whether a body with status 200 is an error; one that carries a reply has to say so in so many words."""
-    if value.get("error"):
+    error = value.get("error")
+    if any(error.values()) if isinstance(error, dict) else error:
         return True
     return not with_reply and bool(
-        any(value.get(name) for name in ("errors", "detail", "message")) or _number(value) is not None
+        any(value.get(name) for name in (*_INSIDE[1:], *_MESSAGES)) or _number(value) is not None
     )
 
 
