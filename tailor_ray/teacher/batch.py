@@ -26,7 +26,7 @@ from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
 from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage
+from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage, check_status
 from tailor_ray.teacher.request import TeacherRequest, cap_of
 
 log = logging.getLogger(__name__)
@@ -277,6 +277,9 @@ class BatchPool:
     def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: Ended) -> None:
         """Raise what ends the run. The batch is read and forgotten by then, so that the next driver asks anew."""
         if ended.refusal is not None:
+            said = json.dumps({"error": {"message": ended.refusal}}).encode()
+            if check_status(400, said).rule.fate is Fate.QUOTA:
+                raise quota_error(endpoint, ended.refusal)
             raise StageError(
                 f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
                 "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"

@@ -7,6 +7,7 @@ has been under way, and how far it is, goes to the log.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import re
@@ -109,28 +110,33 @@ class BatchApi:
         file = self._call(
             lambda: self._client.files.create(file=(f"{name}.jsonl", io.BytesIO(data)), purpose="batch"), first=True
         )
-        batch = self._call(
-            lambda: self._client.batches.create(
-                input_file_id=file.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={NAME: name},
+        tries = itertools.count()
+
+        def make() -> str:
+            """A try that failed may have made it all the same: the next one looks first."""
+            found = self._listed(name) if next(tries) else None
+            return found or str(
+                self._client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                    metadata={NAME: name},
+                ).id
             )
-        )
-        return str(batch.id)
+
+        return str(self._call(make))
 
     def find(self, name: str) -> str | None:
         """The id of the batch that carries this name, among those of this key; None when there is none."""
+        return self._call(lambda: self._listed(name))
 
-        def scan() -> str | None:
-            for batch in self._client.batches.list(limit=LISTED):  # the newest first
-                if (batch.metadata or {}).get(NAME) == name:
-                    return str(batch.id)
-                if batch.created_at < time.time() - FORGOTTEN_S:
-                    break
-            return None
-
-        return self._call(scan)
+    def _listed(self, name: str) -> str | None:
+        for batch in self._client.batches.list(limit=LISTED):  # the newest first
+            if (batch.metadata or {}).get(NAME) == name:
+                return str(batch.id)
+            if batch.created_at < time.time() - FORGOTTEN_S:
+                break
+        return None
 
     def look(self, batch_id: str) -> Ended | None:
         """None while the batch goes on; one that the server no longer knows has ended as `gone`."""
