@@ -217,6 +217,9 @@ def _connection_failure(error: BaseException) -> Checked:
         return Checked("no_sockets", f"this process may open no more files ({said})")
     if any(isinstance(one, aiohttp.ClientConnectorCertificateError) for one in chain):
         return Checked("bad_certificate", said)
-    if any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
+    proxy = next((one for one in chain if isinstance(one, aiohttp.ClientHttpProxyError)), None)
+    if proxy is not None and proxy.status == 407:
+        return Checked("http_407", f"a proxy on the way wants a user and a password: {said}")
+    if proxy is not None or any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
         return Checked("refused_connection", said)
     return Checked("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)
