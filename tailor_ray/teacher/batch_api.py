@@ -22,8 +22,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_del
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
 from tailor_ray.teacher.client import Hidden, read_secrets
-from tailor_ray.teacher.dispatch import access_error, quota_error
-from tailor_ray.teacher.health import Outage
+from tailor_ray.teacher.errors import Outage, access_error, quota_error
 from tailor_ray.teacher.outcomes import Checked, Fate, check_completion, check_status
 
 log = logging.getLogger(__name__)

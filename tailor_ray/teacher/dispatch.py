@@ -1,7 +1,7 @@
 """The pool's decisions, without its network: which request is sent next, by whom, when, and what follows from its end.
 
 In: requests, rooms of actors, outcomes, deaths. Out: leases to send, and settled requests with their ledger rows.
-What always holds: a request is with at most one actor; before a lease goes out its governor granted it, the budget
+What always holds: a request is with at most one actor; before a lease goes out its limiter granted it, the budget
 reserved its worst case, and its row is staged as pending; every request given in comes out settled once, or the pool
 stops with an error that says why. What ended without a verdict (an outage, a used-up quota, a key that is refused)
 never comes out as one: it is sent again, comes out `undecided` where it failed too often while others were answered,
@@ -19,13 +19,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
+from tailor_ray.errors import Stopped, TailorError
 from tailor_ray.teacher.budget import Budget, Spend, Worst, outcome_usd
-from tailor_ray.teacher.governor import WINDOW_S, Governor, Grant
-from tailor_ray.teacher.health import LONG_PAUSE_S, Health, Outage, clock_time
+from tailor_ray.teacher.errors import access_error, clock_time, denied_error, outage_error, quota_error, refusal_error
 from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
 from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Fate, Outcome
 from tailor_ray.teacher.request import TeacherRequest
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5  # doubled with each attempt, with jitter, up to
 BACKOFF_MAX_S = 30.0
+LONG_PAUSE_S = 60.0  # from which a pause is told
 DENIALS = 3  # in a row before an endpoint is taken to refuse us, and not one request
 REFUSALS = 16  # in a row after replies: where every second request is refused for itself, once in 65,000
 
@@ -79,7 +80,7 @@ class _Lane:
     """One endpoint: its limits, its price, its health and its queue."""
 
     endpoint: EndpointConfig
-    governor: Governor
+    limiter: RateLimiter
     worst: Worst
     health: Health
     ready: list[tuple[tuple[float, int, str], int, str]] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Dispatcher:
         self._lanes = {
             endpoint.model: _Lane(
                 endpoint,
-                Governor(endpoint, now),
+                RateLimiter(endpoint, now),
                 Worst(endpoint, seen_output=largest.get(endpoint.model)),
                 Health(config.outage_s),
             )
@@ -108,7 +109,7 @@ class Dispatcher:
         }
         for model, earlier in ledger.recent(WINDOW_S).items():
             if model in self._lanes:
-                self._lanes[model].governor.remember(earlier, now)
+                self._lanes[model].limiter.remember(earlier, now)
         self._open: dict[str, _Open] = {}
         self._held: defaultdict[str, set[str]] = defaultdict(set)  # actor -> keys
         self._order = itertools.count()
@@ -137,9 +138,9 @@ class Dispatcher:
         while lane.ready and len(leases) < room and self.stop is None:
             item = self._open[lane.ready[0][2]]
             item.worst = lane.worst.of(item.request.prompt_tokens, item.request.max_tokens)
-            if not lane.health.allows(lane.governor.in_flight, now) or not self._affordable(item, lane):
+            if not lane.health.allows(lane.limiter.in_flight, now) or not self._affordable(item, lane):
                 break
-            grant = lane.governor.reserve(item.worst.tokens, now)
+            grant = lane.limiter.reserve(item.worst.tokens, now)
             if grant is None:
                 break
             heapq.heappop(lane.ready)
@@ -168,7 +169,7 @@ class Dispatcher:
     def room(self, actor: str, model: str, share: int) -> int:
         """How many more attempts to give an actor that makes `share` at once: those and a few to go on with."""
         held = sum(1 for key in self._held[actor] if self._open[key].request.model == model)
-        ahead = self._lanes[model].governor.ahead()
+        ahead = self._lanes[model].limiter.ahead()
         return share + min(share // 4 + 4, ahead) - held
 
     @property
@@ -226,7 +227,7 @@ class Dispatcher:
         lane = self._lanes[item.request.model]
         assert item.grant is not None
         usage = outcome.usage
-        lane.governor.settle(item.grant, now, usage.input + usage.output if usage else None)
+        lane.limiter.settle(item.grant, now, usage.input + usage.output if usage else None)
         self._tell_rate(lane, item.grant, outcome, now)
         self._pay(item, lane, outcome)
         if item.actor is not None:
@@ -258,7 +259,7 @@ class Dispatcher:
         lane.refused[item.request.key] = item
         news = sum(not one.refused_before for one in lane.refused.values())
         if news >= (REFUSALS if lane.health.answered else DENIALS):
-            self.stop = self.stop or refusal_error(lane.endpoint, outcome, lane.health.answered)
+            self.stop = self.stop or refusal_error(lane.endpoint, outcome.code, outcome.detail, lane.health.answered)
         return []
 
     def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
@@ -289,7 +290,7 @@ class Dispatcher:
             health.refused(words, now)
         elif code == "no_sockets":
             item.attempts -= 1
-            if health.narrow(lane.governor.in_flight + 1):
+            if health.narrow(lane.limiter.in_flight + 1):
                 log.warning("%s: fewer calls at once; raise `ulimit -n` or lower teacher.max_in_flight", outcome.detail)
         elif code not in ("actor_died", "expired"):
             lane.series.append(item.request.key)
@@ -335,7 +336,7 @@ class Dispatcher:
         item.row = row
 
     def _tell_rate(self, lane: _Lane, grant: Grant, outcome: Outcome, now: float) -> None:
-        rate = lane.governor.rate
+        rate = lane.limiter.rate
         if outcome.code == "http_429":
             rate.refused(grant.at, now, outcome.retry_after)
         elif outcome.rule.fate not in NO_VERDICT:
@@ -351,61 +352,6 @@ class Dispatcher:
         wait = min(BACKOFF_S * 2.0 ** max(item.attempts - 1, 0), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)
         wait = max(wait, outcome.retry_after or 0.0)
         heapq.heappush(lane.delayed, (now + wait, next(self._order), item.request.key))
-
-
-def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
-    """The endpoint answers no more until somebody pays."""
-    return Stopped(
-        f"the teacher at {endpoint.base_url} says that the quota is used up ({detail}); all replies are kept: add "
-        "quota and run the same command"
-    )
-
-
-def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: float) -> Outage:
-    """The endpoint answers nobody, or not before long."""
-    if wait > outage_s:
-        said = f"asks to come back at {clock_time(wait)}, longer than teacher.outage_s={outage_s:g}"
-    else:
-        said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
-    hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
-    return Outage(
-        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
-        "and what has none is asked again: run the same command"
-    )
-
-
-def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
-    """The endpoint refuses us after it had answered: a key that ran out, most likely."""
-    return Stopped(
-        f"the teacher at {endpoint.base_url} no longer lets us in ({detail}); all replies are kept: look at "
-        f"{_key_of(endpoint)} and teacher.model={endpoint.model!r}, and run the same command"
-    )
-
-
-def refusal_error(endpoint: EndpointConfig, outcome: Outcome, answered: bool) -> TailorError:
-    """The endpoint refuses one request after another; `answered`: it had answered before."""
-    if outcome.code == "http_403":
-        return (denied_error if answered else access_error)(endpoint, outcome.detail)
-    return Stopped(
-        f"the teacher {endpoint.model} at {endpoint.base_url} answered and now refuses {REFUSALS} requests in a row "
-        f"({outcome.code}: {outcome.detail}); all replies are kept: mend what it names and run the same command"
-    )
-
-
-def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
-    """The endpoint refuses us for the whole run: what to look at."""
-    return TeacherAccessError(
-        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, {_key_of(endpoint)} and "
-        f"teacher.model={endpoint.model!r}"
-    )
-
-
-def _key_of(endpoint: EndpointConfig) -> str:
-    if endpoint.api_key_file is not None:
-        return f"the key in {endpoint.api_key_file} (teacher.api_key_file)"
-    if endpoint.api_key_env is None:
-        return "teacher.api_key_env, by which no key is sent"
-    return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
 
 
 def _is_refusal(code: str) -> bool:

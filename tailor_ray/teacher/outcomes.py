@@ -2,7 +2,7 @@
 
 In: an HTTP status with its body, or the exception instead of one. Out: an Outcome. Every code that can end a call
 stands in TABLE with what follows from it; nowhere else is it decided what is retried. Servers put errors under many
-names, also into a 200: the words are read by `refusals`, and an error means the same wherever it stands.
+names, also into a 200: the words are read by `errors`, and an error means the same wherever it stands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from tailor_ray.teacher.refusals import error_code, error_object, finish_kind, has_error, retry_hint
+from tailor_ray.teacher.errors import error_code, error_object, finish_kind, has_error, retry_hint
 
 
 class Fate(StrEnum):

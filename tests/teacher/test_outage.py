@@ -9,7 +9,8 @@ from tailor_ray.config.teacher import PriceConfig
 from tailor_ray.errors import Stopped
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher
-from tailor_ray.teacher.health import BREAK_AFTER, Outage
+from tailor_ray.teacher.errors import Outage
+from tailor_ray.teacher.limits import BREAK_AFTER
 from tailor_ray.teacher.outcomes import Outcome, Usage
 from tests.teacher.helpers import config, request
 

@@ -35,8 +35,8 @@ def once(first, then=None):
 @pytest.mark.parametrize(
     "inside",
     [
-        error("Rate limit reached", 429),
-        error("Rate limit reached", "429"),
+        error("AdaptiveRate limit reached", 429),
+        error("AdaptiveRate limit reached", "429"),
         error("slow down", "rate_limit_exceeded"),
         {"error": {"message": "Provider returned error", "code": 502}},
         {"error": "The server is overloaded"},

@@ -1,14 +1,20 @@
-"""What servers call their errors: names, numbers and sentences of many gateways, read into the codes of `outcomes`.
+"""What servers call their errors, and what we say when one ends the run.
 
-Pure reading of one decoded body. The words were collected from the public documents and threads of the endpoints
-named in jobs/teachers.md; a status says too little, since a 400 may be an empty purse and a 429 a used-up month.
+Names, numbers and sentences of many gateways are read into the codes of `outcomes`: pure reading of one decoded body.
+The words were collected from the public documents and threads of the endpoints named in jobs/teachers.md; a status
+says too little, since a 400 may be an empty purse and a 429 a used-up month. What ends the run names the setting to
+look at, and says that the same command goes on.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
+
+from tailor_ray.config.teacher import EndpointConfig
+from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
 
 _NUMBERS = ("code", "status", "status_code", "http_status", "error_code")
 _MESSAGES = ("message", "msg", "error_msg", "error_message", "status_msg")
@@ -164,3 +170,68 @@ def _is_flagged(error: dict[str, Any]) -> bool:
     return any(
         name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
     )
+
+
+class Outage(Stopped):
+    """A teacher answers nobody, for longer than is waited."""
+
+
+def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint answers no more until somebody pays."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} says that the quota is used up ({detail}); all replies are kept: add "
+        "quota and run the same command"
+    )
+
+
+def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: float) -> Outage:
+    """The endpoint answers nobody, or not before long."""
+    if wait > outage_s:
+        said = f"asks to come back at {clock_time(wait)}, longer than teacher.outage_s={outage_s:g}"
+    else:
+        said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
+    hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
+    return Outage(
+        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
+        "and what has none is asked again: run the same command"
+    )
+
+
+def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint refuses us after it had answered: a key that ran out, most likely."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} no longer lets us in ({detail}); all replies are kept: look at "
+        f"{_key_of(endpoint)} and teacher.model={endpoint.model!r}, and run the same command"
+    )
+
+
+def refusal_error(endpoint: EndpointConfig, code: str, detail: str, answered: bool) -> TailorError:
+    """The endpoint refuses one request after another; `answered`: it had answered before."""
+    if code == "http_403":
+        return (denied_error if answered else access_error)(endpoint, detail)
+    return Stopped(
+        f"the teacher {endpoint.model} at {endpoint.base_url} answered and now refuses one request after another "
+        f"({code}: {detail}); all replies are kept: mend what it names and run the same command"
+    )
+
+
+def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
+    """The endpoint refuses us for the whole run: what to look at."""
+    return TeacherAccessError(
+        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, {_key_of(endpoint)} and "
+        f"teacher.model={endpoint.model!r}"
+    )
+
+
+def _key_of(endpoint: EndpointConfig) -> str:
+    if endpoint.api_key_file is not None:
+        return f"the key in {endpoint.api_key_file} (teacher.api_key_file)"
+    if endpoint.api_key_env is None:
+        return "teacher.api_key_env, by which no key is sent"
+    return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
+
+
+def clock_time(seconds: float) -> str:
+    """The time of day in so many seconds, and how long that is."""
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    return f"{until} (in {seconds / 3600:.1f} h)" if seconds >= 3600 else f"{until} (in {seconds / 60:.0f} min)"
