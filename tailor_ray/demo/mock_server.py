@@ -25,7 +25,7 @@ from tailor_ray.demo.mock_batches import Batches
 from tailor_ray.demo.mock_faults import FAULTS, IN_BATCHES, Call, completion, error_response
 from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.errors import UserError
-from tailor_ray.teacher.request import canonical
+from tailor_ray.teacher.client import canonical
 
 
 @dataclass(frozen=True, slots=True)

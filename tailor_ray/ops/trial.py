@@ -25,11 +25,10 @@ from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.asks import Asker
-from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.client import Sender, TeacherRequest
 from tailor_ray.teacher.errors import access_error
 from tailor_ray.teacher.lessons import judge
 from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.request import TeacherRequest
 
 TODO = {
     Verdict.TRUNCATED: "it was cut off: raise evaluation.max_new_tokens and exam.max_new_tokens, or show worked "

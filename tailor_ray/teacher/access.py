@@ -20,13 +20,12 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.teacher.actor import hire_here
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import check_prices
-from tailor_ray.teacher.client import Sender
+from tailor_ray.teacher.client import Sender, TeacherRequest
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import TABLE, Fate, Outcome
 from tailor_ray.teacher.pool import TeacherPool
-from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 

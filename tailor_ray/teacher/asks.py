@@ -17,9 +17,9 @@ from tailor_ray.prompts.parse import parse_score, strip_thinking
 from tailor_ray.prompts.teacher import CONTINUE, Messages, TeacherPrompt, Templates
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.budget import CAP_GROWTH
+from tailor_ray.teacher.client import TeacherRequest, make_request
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.lessons import Judged, judge
-from tailor_ray.teacher.request import TeacherRequest, make_request
 
 CUT_OFF = "it was cut off by the length limit. Be briefer."
 

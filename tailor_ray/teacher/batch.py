@@ -23,12 +23,12 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
 from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
 from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
+from tailor_ray.teacher.client import TeacherRequest, cap_of
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage, check_status
-from tailor_ray.teacher.request import TeacherRequest, cap_of
 
 log = logging.getLogger(__name__)
 

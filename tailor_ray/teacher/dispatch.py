@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import Stopped, TailorError
 from tailor_ray.teacher.budget import Budget, Spend, Worst, outcome_usd
+from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.errors import access_error, clock_time, denied_error, outage_error, quota_error, refusal_error
 from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
 from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Fate, Outcome
-from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.prompts.teacher import Messages, TeacherPrompt
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.teacher.budget import cost_usd, price_of
+from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.request import make_request
 
 CHARACTERS_A_TOKEN = 4.0
 REPLY_TOKENS = 150.0

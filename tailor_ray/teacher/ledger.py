@@ -28,10 +28,10 @@ from tailor_ray.errors import StageError, TailorError
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.journal import Heard, read_journals
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
 from tailor_ray.teacher.ledger_row import COLUMNS, CUT, FINAL, LedgerRow, Values, is_whole, standing_in_sql
-from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
+from tailor_ray.teacher.client import cap_of
 from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Checked, Fate, Outcome, Usage
-from tailor_ray.teacher.request import cap_of
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
 FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)

@@ -27,6 +27,18 @@ BUCKET_S = 0.25
 EVIDENCE = 20  # successes before a refusal from which a minute's worth can be told
 LONGEST_WINDOW_S = 120.0  # a storm that lasts longer was none of a limit by the minute
 LONG_PAUSE_S = 1.0  # a longer refusal means that a minute's worth is used up, not that the rate is a little high
+# Half a second over the minute: of two requests granted 60.5 s apart, the later may be 0.5 s faster on its way.
+WINDOW_S = 60.5
+# Pacing at 99 % of the limit leaves 1 % of a minute, 0.6 s, for the burst and for uneven ways.
+PACE = 0.99
+# Grants may run ahead of an even pace by so many seconds' worth, so that they can be handed out in batches.
+BURST_S = 0.1
+# Grants are made at most so far ahead of their time to send; less where each one too many may be refused.
+HORIZON_S = 0.25
+HORIZON_FINDING_S = 0.1
+
+BREAK_AFTER = 8  # of servers that fail at every third call one in 6,500 series is so long, and ends with a success
+PROBE_S, PROBE_MAX_S = 1.0, 30.0
 
 
 class Meter:
@@ -151,17 +163,6 @@ class AdaptiveRate:
         rising = self._latency > 3.0 * self._base_latency + 0.5
         if rising and sent > self._cut_at:
             self._cut(now, 0.9)
-
-
-# Half a second over the minute: of two requests granted 60.5 s apart, the later may be 0.5 s faster on its way.
-WINDOW_S = 60.5
-# Pacing at 99 % of the limit leaves 1 % of a minute, 0.6 s, for the burst and for uneven ways.
-PACE = 0.99
-# Grants may run ahead of an even pace by so many seconds' worth, so that they can be handed out in batches.
-BURST_S = 0.1
-# Grants are made at most so far ahead of their time to send; less where each one too many may be refused.
-HORIZON_S = 0.25
-HORIZON_FINDING_S = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -289,10 +290,6 @@ class RateLimiter:
         if self._tokens:
             at = max(at, self._tokens.earliest(now, float(tokens)), self._token_pacer.earliest(now))
         return at
-
-
-BREAK_AFTER = 8  # of servers that fail at every third call one in 6,500 series is so long, and ends with a success
-PROBE_S, PROBE_MAX_S = 1.0, 30.0
 
 
 class Health:

@@ -19,10 +19,10 @@ from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
 from tailor_ray.teacher.actor import Hire, Senders, SendersLost, hire_actor
 from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.request import TeacherRequest
 
 log = logging.getLogger(__name__)
 

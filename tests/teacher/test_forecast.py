@@ -11,10 +11,10 @@ from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
 from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
 from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of, worst_usd
+from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.request import make_request
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
 
