@@ -24,10 +24,9 @@ from tailor_ray.rounds.stages import student_prompt
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.asks import Asker
+from tailor_ray.teacher.asks import Asker, judge
 from tailor_ray.teacher.client import Sender, TeacherRequest
 from tailor_ray.teacher.errors import access_error
-from tailor_ray.teacher.lessons import judge
 from tailor_ray.teacher.outcomes import Outcome
 
 TODO = {

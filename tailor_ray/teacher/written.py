@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tailor_ray.records import Lesson
-from tailor_ray.teacher.asks import Ask, Ended
-from tailor_ray.teacher.lessons import is_near_duplicate
+from tailor_ray.teacher.asks import Ask, Ended, is_near_duplicate
 
 REQUEST_SCHEMA = pa.schema(
     [

@@ -25,8 +25,8 @@ from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.tasks.arithmetic import other_ways, solve
+from tailor_ray.teacher.asks import judge
 from tailor_ray.teacher.client import Sender
-from tailor_ray.teacher.lessons import judge
 from tests.teacher.helpers import request
 
 ARITHMETIC = TaskConfig(name="arithmetic")
