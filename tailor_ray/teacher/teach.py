@@ -36,10 +36,9 @@ from tailor_ray.teacher.client import TeacherRequest, canonical
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.ends import AGAIN, Ends, undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
-from tailor_ray.teacher.intake import End, Intake
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, request_rows, shard_metrics
 from tailor_ray.teacher.pool import TeacherPool
-from tailor_ray.teacher.written import REQUEST_SCHEMA, lesson_rows, request_rows, shard_metrics
 
 log = logging.getLogger(__name__)
 

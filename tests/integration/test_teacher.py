@@ -15,8 +15,8 @@ from tailor_ray.demo.mock_process import MockProcess
 from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
-from tailor_ray.teacher.intake import OPEN_PARTS
 from tailor_ray.teacher.ledger_files import decode, encode
+from tailor_ray.teacher.parts import OPEN_PARTS
 from tailor_ray.teacher.teach import Shard
 from tests.integration.teaching import (
     BATCH,

@@ -10,7 +10,7 @@ from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.written import lesson_rows, request_rows, shard_metrics
+from tailor_ray.teacher.parts import lesson_rows, request_rows, shard_metrics
 from tests.teacher.helpers import QUESTION, mistake, reply
 
 GRADER = Grader(AnswerKind.NUMBER)

@@ -12,8 +12,8 @@ from tailor_ray.storage import PartsDigest, Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
 from tests.teacher.helpers import config, reply
