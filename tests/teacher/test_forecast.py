@@ -6,14 +6,15 @@ import pytest
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig
 from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.ops.ledger import export_rows, import_rows, totals
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
-from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
 from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of, worst_usd
 from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.ledger_files import LedgerFiles
 from tailor_ray.teacher.outcomes import Usage
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
@@ -120,14 +121,14 @@ def test_a_ledger_is_totalled_exported_and_imported(tmp_path, monkeypatch):
     ledger.stage([row(1, cost_usd=0.5, input_tokens=3), row(2, cost_usd=0.25), row(3, outcome="timeout", lost_usd=1.0)])
     ledger.commit()
     ledger.close()
-    first, second = totals(stored_rows(ours))
+    first, second = totals(LedgerFiles(ours).read())
     assert (first["outcome"], first["requests"], first["cost_usd"], first["input_tokens"]) == ("answered", 2, 0.75, 3)
     assert (second["outcome"], second["lost_usd"]) == ("timeout", 1.0)
     file = tmp_path / "shared" / "rows.parquet"
     assert export_rows(ours, file) == 3
     assert import_rows(theirs, file) == 2  # what timed out is no reply
     assert import_rows(theirs, file) == 0
-    assert [one.key for one in stored_rows(theirs)] == [row(1).key, row(2).key]
+    assert [one.key for one in LedgerFiles(theirs).read()] == [row(1).key, row(2).key]
     (tmp_path / "no.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         import_rows(theirs, tmp_path / "no.parquet")
