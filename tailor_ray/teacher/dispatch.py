@@ -87,6 +87,7 @@ class _Lane:
     delayed: list[tuple[float, int, str]] = field(default_factory=list)
     open: int = 0  # requests that are not settled
     series: list[str] = field(default_factory=list)  # requests that failed since the last success
+    empty: int = 0  # replies without text to first tries, since the last reply with one
     refused: dict[str, _Open] = field(default_factory=dict)  # held back until one is answered: is it them, or us?
 
 
@@ -249,17 +250,22 @@ class Dispatcher:
             return self._without_verdict(item, lane, outcome, now)
         lane.series.clear()
         lane.health.succeeded(now, answered=not _is_refusal(outcome.code))
+        answered = lane.health.answered
         if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
+            lane.empty += 1
+            if answered and lane.empty >= REFUSALS:
+                self.stop = refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
             self._delay(item, lane, outcome, now)
             return []
         if not _is_refusal(outcome.code):
+            lane.empty = 0
             return [*self._release(lane), self._close(item)]
-        if not lane.health.answered and outcome.code != "http_403":
+        if outcome.rule.tries or not (answered or outcome.code == "http_403"):
             return [self._close(item)]
         lane.refused[item.request.key] = item
         news = sum(not one.refused_before for one in lane.refused.values())
-        if news >= (REFUSALS if lane.health.answered else DENIALS):
-            self.stop = self.stop or refusal_error(lane.endpoint, outcome.code, outcome.detail, lane.health.answered)
+        if news >= (REFUSALS if answered else DENIALS):
+            self.stop = self.stop or refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
         return []
 
     def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig
-from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
+from tailor_ray.errors import StageError, Stopped, TailorError, TeacherAccessError
 
+_ADVICE = {
+    "length": "Raise max_tokens in teacher.teachers, or lower reasoning_effort",
+    "no_content": "Raise max_tokens in teacher.teachers, or look at what the model is served with",
+    "malformed": "Look at the replies in this round's requests; output: tagged works with every model",
+    "content_filter": "The endpoint filters these questions; ask another teacher",
+}
 _NUMBERS = ("code", "status", "status_code", "http_status", "error_code")
 _MESSAGES = ("message", "msg", "error_msg", "error_message", "status_msg")
 _INSIDE = ("error", "errors", "detail", "base_resp")  # where an error may stand in a body
@@ -235,3 +242,31 @@ def clock_time(seconds: float) -> str:
     """The time of day in so many seconds, and how long that is."""
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
     return f"{until} (in {seconds / 3600:.1f} h)" if seconds >= 3600 else f"{until} (in {seconds / 60:.0f} min)"
+
+
+def yield_error(
+    accepted: str, reasons: Counter[str], words: Mapping[str, str], passing: Container[str], least: float
+) -> TailorError:
+    """Too few lessons: why the round does not go on, and what to change.
+
+    `accepted` says how many of how many were, `reasons` counts the others, `words` are the server's own by reason,
+    `passing` the reasons that another start may not meet. Stopped where it was the server that refused.
+    """
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
+    most = reasons.most_common(1)[0][0] if reasons else ""
+    quoted = f" The teacher says: {words[most]}." if most in words else ""
+    advice = _ADVICE.get(most, "Look at the requests of this round, mend the prompt or the teacher")
+    refused = most in passing and most not in _ADVICE
+    return (Stopped if refused else StageError)(
+        f"only {accepted} lessons were accepted, below teacher.min_accepted_share={least}; reasons: {said}.{quoted} "
+        f"{'Mend that and run the same command' if refused else advice}, or lower the setting"
+    )
+
+
+def undecided_error(words: Sequence[str], max_attempts: int) -> Stopped:
+    """All else is done, and some requests have no verdict; `words` are the last ones said to each."""
+    return Stopped(
+        f"{len(words)} requests got no reply in teacher.max_attempts={max_attempts} attempts; most say: "
+        f"{Counter(words).most_common(1)[0][0]}. All replies are kept: run the same command, which asks these again; "
+        "what fails again then, while others are answered, counts as failed"
+    )

@@ -67,6 +67,11 @@ class LedgerRow:
         return self.outcome in FINAL or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
 
     @property
+    def words(self) -> str:
+        """How it ended, and what was said."""
+        return f"{self.outcome}: {self.detail}"
+
+    @property
     def standing(self) -> tuple[int, int, int, float]:
         """Of two rows of one request the greater one is kept: by how far it got, not by the clocks of two nodes.
 

@@ -289,8 +289,7 @@ def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfi
         raise event
     (settled,) = event
     if settled.undecided:
-        detail = f"{settled.row.outcome}: {settled.row.detail}"
-        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {detail}")
+        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {settled.row.words}")
     return settled
 
 

@@ -34,9 +34,10 @@ from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.budget import Spend, check_prices
 from tailor_ray.teacher.client import TeacherRequest, canonical
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.ends import AGAIN, Ends, undecided_error, yield_error
+from tailor_ray.teacher.errors import undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import TABLE, Fate
 from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, request_rows, shard_metrics
 from tailor_ray.teacher.pool import TeacherPool
 
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 EARLY = 50  # asks after which the yield is looked at while the stage goes on
 SURE_Z = 3.3  # by so many standard errors it must then be too low: once in 2,000 stages that would just have passed
 SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
+# Ends of requests that are final for one driver only.
+AGAIN = frozenset(code for code, rule in TABLE.items() if rule.fate in (Fate.REQUEST, Fate.RETRY))
 SUMMED = (
     "wanted", "taught", "requests", "from_ledger", "accepted", "rejected", "failed",
     "input_tokens", "output_tokens", "reasoning_tokens",
@@ -97,6 +100,33 @@ def open_pool(job: TeachJob, ledger: Ledger, tell: Tell) -> Pool:
 
 
 @dataclass(slots=True)
+class AskCounts:
+    """Asks that are done, by reason where they failed, and the server's words for it."""
+
+    count: int = 0
+    taught: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    words: dict[str, str] = field(default_factory=dict)  # the last ones, by reason
+
+    def add(self, ask: Ask) -> None:
+        self.count += 1
+        if ask.accepted is not None:
+            self.taught += 1
+            return
+        last = ask.ended[-1]
+        reason = last.reason or last.outcome
+        self.reasons[reason] += 1
+        if last.settled.row.detail:
+            self.words[reason] = last.settled.row.detail
+
+    def add_part(self, metrics: dict[str, Any]) -> None:
+        """A part of an earlier driver."""
+        self.count += metrics["wanted"]
+        self.taught += metrics["taught"]
+        self.reasons.update(metrics["reasons"])
+
+
+@dataclass(slots=True)
 class _Work:
     """A part whose asks are not all done."""
 
@@ -118,7 +148,7 @@ class _State:
     done: list[Part] = field(default_factory=list)  # lessons parts, without what is remembered of them
     stuck: int = 0  # parts that lack nothing but asks without a verdict
     undecided: dict[str, Settled] = field(default_factory=dict)
-    ends: Ends = field(default_factory=Ends)
+    ends: AskCounts = field(default_factory=AskCounts)
     waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     lessons: Counter[str] = field(default_factory=Counter)  # wanted, by the teacher that is asked first
@@ -197,7 +227,9 @@ class _Stage:
         state = self._state
         while not state.ended or len(state.done) < state.parts:
             if state.ended and len(state.done) + state.stuck == state.parts:
-                raise undecided_error(list(state.undecided.values()), self._job.config)
+                raise undecided_error(
+                    [one.row.words for one in state.undecided.values()], self._job.config.max_attempts
+                )
             event = self._intake.take()
             if isinstance(event, Part):
                 self._take_shard(self._job.read(event))
@@ -332,12 +364,11 @@ class _Stage:
         """
         ends, least = self._state.ends, self._job.config.min_accepted_share
         sure = wilson_interval(ends.taught, ends.count, SURE_Z)[1] < least if ends.count else False
-        if ends.count >= EARLY and not final and least and (sure or not ends.taught):
-            error = yield_error(ends, f"of the first {ends.count}", self._job.config)
-        elif final and ends.count and ends.taught / ends.count < least:
-            error = yield_error(ends, f"of {ends.count}", self._job.config)
-        else:
+        early = ends.count >= EARLY and not final and least and (sure or not ends.taught)
+        if not early and not (final and ends.count and ends.taught / ends.count < least):
             return
+        of = f"of {ends.count}" if final else f"of the first {ends.count}"
+        error = yield_error(f"{ends.taught} {of}", ends.reasons, ends.words, AGAIN, least)
         for part in self._state.done:
             drop_part(self._out, LESSONS, part.index)
         raise error
