@@ -28,7 +28,7 @@ from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage, check_status
+from tailor_ray.teacher.outcomes import NO_VERDICT, Fate, Outcome, Usage, check_status
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class BatchPool:
         """Take a file back that is too large, and make the next ones half as large."""
         self._most_bytes = max(min(self._most_bytes, size) // 2, 1)
         if len(record["keys"]) == 1:
-            self._read(record, Ended("refused", {record["keys"][0]: Checked("http_413", said)}))
+            self._read(record, Ended("refused", {record["keys"][0]: Outcome("http_413", said)}))
             return
         log.warning("a batch file of %.1f MiB is too large (%s): sent in halves", size / 2**20, said)
         self._take_back(record)
@@ -263,13 +263,13 @@ class BatchPool:
         settled = []
         missing = "batch_lost" if ended.status == "gone" else "expired"
         for key in record["keys"]:
-            checked = ended.replies.get(key, Checked(missing, f"the batch ended as {ended.status} before it"))
+            outcome = ended.replies.get(key, Outcome(missing, f"the batch ended as {ended.status} before it"))
             row = rows.get(key) or LedgerRow(key, "pending", endpoint.model, "", 0, bodies[key], mode="batch")
-            new = self._ended_row(endpoint, row, checked)
+            new = self._ended_row(endpoint, row, outcome)
             self._ledger.stage([new])
             request = self._take(key)
             if request is not None:
-                settled.append((request, new, checked))
+                settled.append((request, new, outcome))
         self._ledger.commit()
         self._forget(record)
         self._check_end(record["batch"], endpoint, ended)
@@ -285,23 +285,23 @@ class BatchPool:
                 f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
                 "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"
             )
-        for checked in ended.replies.values():
-            if checked.rule.fate is Fate.ACCESS:
-                raise access_error(endpoint, checked.detail)
-            if checked.rule.fate is Fate.QUOTA:
-                raise quota_error(endpoint, checked.detail)
+        for outcome in ended.replies.values():
+            if outcome.rule.fate is Fate.ACCESS:
+                raise access_error(endpoint, outcome.detail)
+            if outcome.rule.fate is Fate.QUOTA:
+                raise quota_error(endpoint, outcome.detail)
 
     def _take(self, key: str) -> TeacherRequest | None:
         """The request of this driver that a batch's line answers; None for one that only a dead driver knew."""
         with self._lock:
             return self._batched.pop(key, None) or self._waiting.pop(key, None)
 
-    def _hand_on(self, ended: Sequence[tuple[TeacherRequest, LedgerRow, Checked]]) -> None:
+    def _hand_on(self, ended: Sequence[tuple[TeacherRequest, LedgerRow, Outcome]]) -> None:
         settled = []
-        for request, row, checked in ended:
+        for request, row, outcome in ended:
             self._attempts[request.key] = self._attempts.get(request.key, 0) + 1
-            undecided = checked.rule.fate in NO_VERDICT
-            tries = self._config.max_attempts if undecided else checked.rule.tries or 1
+            undecided = outcome.rule.fate in NO_VERDICT
+            tries = self._config.max_attempts if undecided else outcome.rule.tries or 1
             if self._attempts[request.key] < tries:
                 with self._lock:
                     self._waiting[request.key] = request
@@ -328,16 +328,16 @@ class BatchPool:
             pending_usd=worst.usd,
         )
 
-    def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, checked: Checked) -> LedgerRow:
+    def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
         worst = Spend(row.pending_usd, row.pending_tokens)
-        if checked.text is not None or checked.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED):
+        if outcome.text is not None or outcome.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED):
             cap = cap_of(row.request)
-            counted = self._worsts[endpoint.model].learn(len(row.request), cap, checked.usage, checked.text)
+            counted = self._worsts[endpoint.model].learn(len(row.request), cap, outcome.usage, outcome.text)
             if counted is not None:
                 usd, tokens = max(counted.usd, worst.usd), max(counted.tokens, worst.tokens)
                 row = replace(row, pending_usd=usd, pending_tokens=tokens)
-        cost = cost_usd(price_of(endpoint), checked.usage or Usage(), batch=True)
-        ended = row.ended(checked, cost, time.time())
+        cost = cost_usd(price_of(endpoint), outcome.usage or Usage(), batch=True)
+        ended = row.ended(outcome, cost, time.time())
         self._give_back(row.key, worst, ended.spend - row.spend)
         return ended
 

@@ -23,7 +23,7 @@ from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
 from tailor_ray.teacher.client import Hidden, read_secrets
 from tailor_ray.teacher.errors import Outage, access_error, quota_error
-from tailor_ray.teacher.outcomes import Checked, Fate, check_completion, check_status
+from tailor_ray.teacher.outcomes import Fate, Outcome, check_completion, check_status
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Ended:
     """A batch that has ended: replies by request key; keys that it did not reach are missing."""
 
     status: str
-    replies: Mapping[str, Checked]
+    replies: Mapping[str, Outcome]
     refusal: str | None = None  # what the API said when it took the input for no batch at all
 
 
@@ -155,11 +155,11 @@ class BatchApi:
         if batch is None or None in data:
             log.warning("batch %s is gone from %s: asked again", batch_id, self._endpoint.base_url)
             return Ended("gone", {})
-        replies: dict[str, Checked] = {}
+        replies: dict[str, Outcome] = {}
         for one in data:
-            for key, checked in read_output(one.content).items():
+            for key, outcome in read_output(one.content).items():
                 if key not in replies or replies[key].rule.fate is not Fate.ANSWERED:  # an error undoes no reply
-                    replies[key] = checked
+                    replies[key] = outcome
         return Ended(batch.status, replies)
 
     def _wait_for(self, batch: Any) -> Ended | None:
@@ -185,8 +185,8 @@ class BatchApi:
         try:
             return _retried(call)()
         except openai.APIStatusError as error:
-            checked = check_status(error.status_code, error.response.content)
-            detail = self._hide(checked.detail)
+            outcome = check_status(error.status_code, error.response.content)
+            detail = self._hide(outcome.detail)
             if gone and error.status_code in (404, 410):
                 return None
             if error.status_code == 413 or (error.status_code == 400 and _TOO_LARGE.search(detail)):
@@ -197,19 +197,19 @@ class BatchApi:
                 raise ConfigError(
                     f"{self._endpoint.base_url} has no batch API ({detail}); set teacher.mode to online"
                 ) from None
-            if checked.rule.fate is Fate.QUOTA:
+            if outcome.rule.fate is Fate.QUOTA:
                 raise quota_error(self._endpoint, detail) from None
-            if checked.rule.fate is Fate.ACCESS:
+            if outcome.rule.fate is Fate.ACCESS:
                 raise access_error(self._endpoint, detail) from None
-            kind = Outage if checked.rule.fate is Fate.RETRY else StageError
+            kind = Outage if outcome.rule.fate is Fate.RETRY else StageError
             raise kind(f"{where} says {detail}; the batches are kept: run the same command") from None
         except openai.APIConnectionError as error:
             raise Outage(f"{where} cannot be reached: {error}; the batches are kept: run the same command") from None
 
 
-def read_output(data: bytes) -> dict[str, Checked]:
+def read_output(data: bytes) -> dict[str, Outcome]:
     """An output or error file's lines by custom_id. A torn or odd line counts as not there: it is asked again."""
-    replies: dict[str, Checked] = {}
+    replies: dict[str, Outcome] = {}
     for line in data.splitlines():
         try:
             value = json.loads(line)
@@ -220,11 +220,11 @@ def read_output(data: bytes) -> dict[str, Checked]:
     return replies
 
 
-def _read_line(value: dict[str, Any]) -> Checked:
+def _read_line(value: dict[str, Any]) -> Outcome:
     response, error = value.get("response"), value.get("error")
     if isinstance(response, dict) and response.get("status_code") == 200:
         return check_completion(response.get("body"))
     if isinstance(response, dict):
         return check_status(int(response.get("status_code") or 500), json.dumps(response.get("body")).encode())
     code = error.get("code") if isinstance(error, dict) else None
-    return Checked("expired" if code == "batch_expired" else "no_choices", f"{error!r}"[:300])
+    return Outcome("expired" if code == "batch_expired" else "no_choices", f"{error!r}"[:300])

@@ -21,14 +21,14 @@ import os
 import resource
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import TeacherAccessError
-from tailor_ray.teacher.outcomes import Checked, Outcome, check_reply, check_status, encodable
+from tailor_ray.teacher.outcomes import Outcome, check_reply, check_status, encodable
 
 if TYPE_CHECKING:
     import httpx2
@@ -222,52 +222,37 @@ class Sender:
         headers = {"Idempotency-Key": sent_as or key}
         call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)
         got = await bounded(call, self._endpoint.timeout_s)
-        checked = check_reply(got.body) if got.failed is None else got.failed
-        return Outcome(
-            key=key,
-            code=checked.code,
-            detail=self._hide(checked.detail),
-            text=checked.text,
-            finish_reason=checked.finish_reason,
-            usage=checked.usage,
-            retry_after=got.retry_after if got.retry_after is not None else checked.retry_after,
-            sent=sent,
-            seconds=time.monotonic() - start,
-        )
+        outcome = got if isinstance(got, Outcome) else _read(got)
+        seconds = time.monotonic() - start
+        return replace(outcome, key=key, detail=self._hide(outcome.detail), sent=sent, seconds=seconds)
 
     async def models(self, timeout_s: float) -> bytes:
         """What the endpoint says of its models; b"" where it says nothing."""
-        return (await bounded(self._client.get(f"{self._url}/models"), timeout_s)).body
+        got = await bounded(self._client.get(f"{self._url}/models"), timeout_s)
+        return b"" if isinstance(got, Outcome) or not got.is_success else got.content
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-@dataclass(frozen=True, slots=True)
-class Got:
-    """A 2xx answer's body, or how the call failed."""
-
-    body: bytes = b""
-    failed: Checked | None = None
-    retry_after: float | None = None
-
-
-async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> Got:
-    """Await one call of the client for at most `timeout_s`; every way in which a network can fail becomes a Got."""
+async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> httpx2.Response | Outcome:
+    """Await one call of the client for at most `timeout_s` seconds: the response, or how the network failed."""
     import aiohttp
     import httpx2
 
     try:
         async with asyncio.timeout(timeout_s):
-            response = await call
+            return await call
     except TimeoutError:
-        return Got(failed=Checked("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}"))
+        return Outcome("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}")
     except (aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        return Got(failed=_connection_failure(error))
-    wait = retry_after(response.headers)
-    if response.is_success:
-        return Got(response.content, retry_after=wait)
-    return Got(failed=check_status(response.status_code, response.content), retry_after=wait)
+        return _connection_failure(error)
+
+
+def _read(response: httpx2.Response) -> Outcome:
+    body, wait = response.content, retry_after(response.headers)
+    outcome = check_reply(body) if response.is_success else check_status(response.status_code, body)
+    return outcome if wait is None else replace(outcome, retry_after=wait)
 
 
 def retry_after(headers: object, now: float | None = None) -> float | None:
@@ -305,7 +290,7 @@ def connections_that_fit(wanted: int) -> int:
     return fit
 
 
-def _connection_failure(error: BaseException) -> Checked:
+def _connection_failure(error: BaseException) -> Outcome:
     """By the errors at the end of the chain: the transport maps several of them to one."""
     import aiohttp
 
@@ -314,12 +299,12 @@ def _connection_failure(error: BaseException) -> Checked:
         chain.append(below)
     said = f"{type(chain[-1]).__name__}: {chain[-1]}"[:300]
     if any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in chain):
-        return Checked("no_sockets", f"this process may open no more files ({said})")
+        return Outcome("no_sockets", f"this process may open no more files ({said})")
     if any(isinstance(one, aiohttp.ClientConnectorCertificateError) for one in chain):
-        return Checked("bad_certificate", said)
+        return Outcome("bad_certificate", said)
     proxy = next((one for one in chain if isinstance(one, aiohttp.ClientHttpProxyError)), None)
     if proxy is not None and proxy.status == 407:
-        return Checked("http_407", f"a proxy on the way wants a user and a password: {said}")
+        return Outcome("http_407", f"a proxy on the way wants a user and a password: {said}")
     if proxy is not None or any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
-        return Checked("refused_connection", said)
-    return Checked("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)
+        return Outcome("refused_connection", said)
+    return Outcome("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)

@@ -164,7 +164,7 @@ class Dispatcher:
         outcomes = []
         for key in self._held[actor]:
             outcome, _ = heard.get((key, self._open[key].row.attempts), (None, 0.0))
-            outcomes.append(outcome or Outcome(key, "actor_died", detail="the actor that held the request died"))
+            outcomes.append(outcome or Outcome("actor_died", "the actor that held the request died", key=key))
         return self.settle(outcomes, now)
 
     def room(self, actor: str, model: str, share: int) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import cap_of
-from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Checked, Fate, Outcome, Usage
+from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Fate, Outcome, Usage
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
 FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)
@@ -104,7 +104,7 @@ class LedgerRow:
         tokens = self.input_tokens + self.output_tokens + self.lost_tokens
         return Spend(self.cost_usd + self.lost_usd, tokens)
 
-    def ended(self, how: Checked | Outcome, cost: float, now: float) -> LedgerRow:
+    def ended(self, how: Outcome, cost: float, now: float) -> LedgerRow:
         """This row after its attempt in flight ended; `cost` are the dollars that the reply's usage comes to."""
         usage = how.usage or Usage()
         unknown = how.usage is None and how.rule.bill is Bill.UNKNOWN

@@ -110,15 +110,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One attempt at one request."""
+    """One attempt at one request. Who reads a response knows neither key nor times: the sender puts them in."""
 
-    key: str
     code: str
     detail: str = ""
     text: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None  # None where the server said nothing that can be used
-    retry_after: float | None = None
+    retry_after: float | None = None  # seconds that the server asks to wait
+    key: str = ""
     sent: float = 0.0  # UNIX time
     seconds: float = 0.0
 
@@ -127,23 +127,7 @@ class Outcome:
         return TABLE[self.code]
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A response without the times that only the caller knows."""
-
-    code: str
-    detail: str = ""
-    text: str | None = None
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    retry_after: float | None = None  # seconds, where the body says so
-
-    @property
-    def rule(self) -> Rule:
-        return TABLE[self.code]
-
-
-def check_status(status: int, body: bytes) -> Checked:
+def check_status(status: int, body: bytes) -> Outcome:
     """Read an answer whose status is not 2xx."""
     try:
         value = json.loads(body)
@@ -152,59 +136,59 @@ def check_status(status: int, body: bytes) -> Checked:
     return _check_error(status, error_object(value))
 
 
-def check_reply(body: bytes) -> Checked:
+def check_reply(body: bytes) -> Outcome:
     """Read an answer with status 200; see the module's contract."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        return Checked("malformed_json", f"{error} in {body[:80].decode('utf-8', 'replace')!r}"[:300])
+        return Outcome("malformed_json", f"{error} in {body[:80].decode('utf-8', 'replace')!r}"[:300])
     return check_completion(value)
 
 
-def check_completion(value: Any) -> Checked:
+def check_completion(value: Any) -> Outcome:
     """Check a decoded chat completion, from a call or from a batch's output file."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]  # some gateways wrap their errors so
     if not isinstance(value, dict):
-        return Checked("not_an_object", f"a {type(value).__name__} instead of an object")
+        return Outcome("not_an_object", f"a {type(value).__name__} instead of an object")
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
     inside = choice.get("error") if choice else None
     usage = read_usage(value.get("usage"))
     if inside or has_error(value, with_reply=choice is not None):
-        checked = _check_error(None, error_object({"error": inside} if inside else value))
-        return replace(checked, usage=usage or checked.usage)
+        outcome = _check_error(None, error_object({"error": inside} if inside else value))
+        return replace(outcome, usage=usage or outcome.usage)
     if choice is None:
-        return Checked("no_choices", f"choices: {choices!r}"[:300], usage=usage)
+        return Outcome("no_choices", f"choices: {choices!r}"[:300], usage=usage)
     message = choice.get("message")
     return _check_choice(choice.get("finish_reason"), message if isinstance(message, dict) else {}, usage)
 
 
-def _check_choice(finish: Any, message: dict[str, Any], usage: Usage | None) -> Checked:
+def _check_choice(finish: Any, message: dict[str, Any], usage: Usage | None) -> Outcome:
     kind, said = finish_kind(finish), finish if isinstance(finish, str) else None
     text = read_text(message.get("content"))
     if usage is not None and (not usage.input or (text and not usage.output)):
         usage = None  # a count of nothing is no count
     if kind == "filter":
-        return Checked("content_filter", text=text, finish_reason=said, usage=usage)
+        return Outcome("content_filter", text=text, finish_reason=said, usage=usage)
     if isinstance(message.get("refusal"), str) and message["refusal"]:
-        return Checked("refusal", message["refusal"][:300], text, said, usage)
+        return Outcome("refusal", message["refusal"][:300], text, said, usage)
     if kind == "error":
-        return Checked("broken_off", f"finish_reason: {finish!r}"[:300], text, said, usage)
+        return Outcome("broken_off", f"finish_reason: {finish!r}"[:300], text, said, usage)
     if kind == "length":
-        return Checked("length", _where_the_cap_went(text, usage), text, said, usage)
+        return Outcome("length", _where_the_cap_went(text, usage), text, said, usage)
     if text is None:
         text = _reply_among_reasoning(message)
     if kind == "tools":
-        return Checked("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, said, usage)
+        return Outcome("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, said, usage)
     if text is None:
         thought = usage.reasoning if usage else 0
         spent = f"; {thought} tokens were reasoning" if thought else ""
-        return Checked("no_content", f"content: {message.get('content')!r}"[:200] + spent, None, said, usage)
-    return Checked("answered", text=text, finish_reason=said, usage=usage)
+        return Outcome("no_content", f"content: {message.get('content')!r}"[:200] + spent, None, said, usage)
+    return Outcome("answered", text=text, finish_reason=said, usage=usage)
 
 
-def _check_error(status: int | None, error: dict[str, Any]) -> Checked:
+def _check_error(status: int | None, error: dict[str, Any]) -> Outcome:
     code, status = error_code(status, error)
     message = str(error.get("message") or error)[:300]
     detail = f"HTTP {status}: {message}" if status else message
@@ -213,7 +197,7 @@ def _check_error(status: int | None, error: dict[str, Any]) -> Checked:
         code = known if known in TABLE else "http_5xx" if status >= 500 else "http_other"
     code = code or "error_reply"
     # An error is not billed, whatever else of this code might be.
-    return Checked(code, detail, usage=Usage(), retry_after=retry_hint(error))
+    return Outcome(code, detail, usage=Usage(), retry_after=retry_hint(error))
 
 
 def read_text(content: Any) -> str | None:

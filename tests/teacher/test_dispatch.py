@@ -26,7 +26,8 @@ def make(ledger, **settings):
 
 def answer(key, code="answered", usage=None, **more):
     usage = usage or (Usage(10, 0, 5) if code == "answered" else None)
-    return Outcome(key, code, text="text" if code == "answered" else None, usage=usage, sent=1.0, seconds=0.1, **more)
+    text = "text" if code == "answered" else None
+    return Outcome(code, text=text, usage=usage, key=key, sent=1.0, seconds=0.1, **more)
 
 
 def test_the_most_valuable_questions_go_first(ledger):

@@ -25,7 +25,7 @@ from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row
 
-HEARD = Outcome("k", "answered", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
+HEARD = Outcome("answered", key="k", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ class Played:
                 code, seconds, more = self.serve(len(self.calls), lease.key, now)
                 self.calls.append((now, lease.key, code))
                 usage = Usage(30, 0, 5) if code == "answered" else None
-                outcome = Outcome(lease.key, code, f"it said {code}", "text" if usage else None, "stop", usage, **more)
+                outcome = Outcome(
+                    code, f"it said {code}", "text" if usage else None, "stop", usage, key=lease.key, **more
+                )
                 heapq.heappush(flying, (now + lease.delay + seconds, next(order), outcome))
             now = min([now + 0.5, *(at for at, _, _ in flying[:1])])
         self.ledger.commit()
