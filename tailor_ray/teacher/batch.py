@@ -28,7 +28,7 @@ from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Fate, Outcome, Usage, check_status
+from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, Usage, check_status
 
 log = logging.getLogger(__name__)
 
@@ -279,16 +279,16 @@ class BatchPool:
         """Raise what ends the run. The batch is read and forgotten by then, so that the next driver asks anew."""
         if ended.refusal is not None:
             said = json.dumps({"error": {"message": ended.refusal}}).encode()
-            if check_status(400, said).rule.fate is Fate.QUOTA:
+            if check_status(400, said).rule.category is Category.QUOTA:
                 raise quota_error(endpoint, ended.refusal)
             raise StageError(
                 f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
                 "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"
             )
         for outcome in ended.replies.values():
-            if outcome.rule.fate is Fate.ACCESS:
+            if outcome.rule.category is Category.ACCESS:
                 raise access_error(endpoint, outcome.detail)
-            if outcome.rule.fate is Fate.QUOTA:
+            if outcome.rule.category is Category.QUOTA:
                 raise quota_error(endpoint, outcome.detail)
 
     def _take(self, key: str) -> TeacherRequest | None:
@@ -300,7 +300,7 @@ class BatchPool:
         settled = []
         for request, row, outcome in ended:
             self._attempts[request.key] = self._attempts.get(request.key, 0) + 1
-            undecided = outcome.rule.fate in NO_VERDICT
+            undecided = outcome.rule.category in NO_VERDICT
             tries = self._config.max_attempts if undecided else outcome.rule.tries or 1
             if self._attempts[request.key] < tries:
                 with self._lock:
@@ -330,7 +330,11 @@ class BatchPool:
 
     def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
         worst = Spend(row.pending_usd, row.pending_tokens)
-        if outcome.text is not None or outcome.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED):
+        if outcome.text is not None or outcome.rule.category in (
+            Category.ANSWERED,
+            Category.TRUNCATED,
+            Category.REFUSED,
+        ):
             cap = cap_of(row.request)
             counted = self._worsts[endpoint.model].learn(len(row.request), cap, outcome.usage, outcome.text)
             if counted is not None:

@@ -23,7 +23,7 @@ from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
 from tailor_ray.teacher.client import Hidden, read_secrets
 from tailor_ray.teacher.errors import Outage, access_error, quota_error
-from tailor_ray.teacher.outcomes import Fate, Outcome, check_completion, check_status
+from tailor_ray.teacher.outcomes import Category, Outcome, check_completion, check_status
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Ended:
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
-        return check_status(error.status_code, error.response.content).rule.fate is Fate.RETRY
+        return check_status(error.status_code, error.response.content).rule.category is Category.RETRYABLE
     return isinstance(error, openai.APIConnectionError)
 
 
@@ -158,7 +158,9 @@ class BatchApi:
         replies: dict[str, Outcome] = {}
         for one in data:
             for key, outcome in read_output(one.content).items():
-                if key not in replies or replies[key].rule.fate is not Fate.ANSWERED:  # an error undoes no reply
+                if (
+                    key not in replies or replies[key].rule.category is not Category.ANSWERED
+                ):  # an error undoes no reply
                     replies[key] = outcome
         return Ended(batch.status, replies)
 
@@ -197,11 +199,11 @@ class BatchApi:
                 raise ConfigError(
                     f"{self._endpoint.base_url} has no batch API ({detail}); set teacher.mode to online"
                 ) from None
-            if outcome.rule.fate is Fate.QUOTA:
+            if outcome.rule.category is Category.QUOTA:
                 raise quota_error(self._endpoint, detail) from None
-            if outcome.rule.fate is Fate.ACCESS:
+            if outcome.rule.category is Category.ACCESS:
                 raise access_error(self._endpoint, detail) from None
-            kind = Outage if outcome.rule.fate is Fate.RETRY else StageError
+            kind = Outage if outcome.rule.category is Category.RETRYABLE else StageError
             raise kind(f"{where} says {detail}; the batches are kept: run the same command") from None
         except openai.APIConnectionError as error:
             raise Outage(f"{where} cannot be reached: {error}; the batches are kept: run the same command") from None

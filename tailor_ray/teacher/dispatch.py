@@ -27,7 +27,7 @@ from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
-from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Fate, Outcome
+from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -245,8 +245,7 @@ class Dispatcher:
 
     def _judge(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
         """What follows for the request, and for those whose refusal waited for an answer to another."""
-        fate = outcome.rule.fate
-        if fate in NO_VERDICT and outcome.code != "http_403":
+        if outcome.rule.category in NO_VERDICT and outcome.code != "http_403":
             return self._without_verdict(item, lane, outcome, now)
         lane.series.clear()
         lane.health.succeeded(now, answered=not _is_refusal(outcome.code))
@@ -282,9 +281,9 @@ class Dispatcher:
     def _note_health(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
         """What an attempt without a verdict says of the endpoint; calls that it fails at are not the request's."""
         health, code, words = lane.health, outcome.code, f"{outcome.code}: {outcome.detail}"
-        if outcome.rule.fate is Fate.QUOTA:
+        if outcome.rule.category is Category.QUOTA:
             self.stop = self.stop or quota_error(lane.endpoint, outcome.detail)
-        elif outcome.rule.fate is Fate.ACCESS:
+        elif outcome.rule.category is Category.ACCESS:
             health.denied += 1
             if not health.answered or health.denied >= DENIALS:
                 error = denied_error if health.answered else access_error
@@ -331,7 +330,7 @@ class Dispatcher:
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
-        if outcome.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED) or outcome.text:
+        if outcome.rule.category in (Category.ANSWERED, Category.TRUNCATED, Category.REFUSED) or outcome.text:
             request = item.request
             counted = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome.usage, outcome.text)
             if counted is not None:
@@ -345,7 +344,7 @@ class Dispatcher:
         rate = lane.limiter.rate
         if outcome.code == "http_429":
             rate.refused(grant.at, now, outcome.retry_after)
-        elif outcome.rule.fate not in NO_VERDICT:
+        elif outcome.rule.category not in NO_VERDICT:
             rate.succeeded(grant.at, now)
         elif outcome.retry_after:
             rate.pause(now, outcome.retry_after)  # a 503 that says when to come back
@@ -362,4 +361,4 @@ class Dispatcher:
 
 def _is_refusal(code: str) -> bool:
     """Whether the endpoint refuses the request; by a 403 it may also refuse us."""
-    return code == "http_403" or (code in TABLE and TABLE[code].fate is Fate.REQUEST)
+    return code == "http_403" or (code in TABLE and TABLE[code].category is Category.BAD_REQUEST)

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import cap_of
-from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Fate, Outcome, Usage
+from tailor_ray.teacher.outcomes import TABLE, Category, Outcome, Usage
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
-FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)
-ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.ANSWERED)
-PASSING = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.RETRY)
+FINAL = frozenset(code for code, rule in TABLE.items() if rule.category in (Category.ANSWERED, Category.REFUSED))
+ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.category is Category.ANSWERED)
+PASSING = frozenset(code for code, rule in TABLE.items() if rule.category is Category.RETRYABLE)
 CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
@@ -107,7 +107,7 @@ class LedgerRow:
     def ended(self, how: Outcome, cost: float, now: float) -> LedgerRow:
         """This row after its attempt in flight ended; `cost` are the dollars that the reply's usage comes to."""
         usage = how.usage or Usage()
-        unknown = how.usage is None and how.rule.bill is Bill.UNKNOWN
+        unknown = how.usage is None and how.rule.may_be_billed
         return replace(
             self,
             outcome=how.code,

@@ -16,82 +16,76 @@ from typing import Any
 from tailor_ray.teacher.errors import error_code, error_object, finish_kind, has_error, retry_hint
 
 
-class Fate(StrEnum):
+class Category(StrEnum):
     """What follows from an outcome."""
 
     ANSWERED = "answered"
     REFUSED = "refused"  # for its content: the last word on this request, as an answer is
-    CUT = "cut"  # a verdict on the request with this cap
-    REQUEST = "request"  # the same body would end alike today: final for one driver, asked again by the next
-    RETRY = "retry"  # another attempt may succeed
+    TRUNCATED = "truncated"  # a verdict on the request with this cap
+    BAD_REQUEST = "bad request"  # the same body would end alike today: final for one driver, asked again by the next
+    RETRYABLE = "retryable"  # another attempt may succeed
     ACCESS = "access"  # address, key or model are wrong: no verdict on the request
     QUOTA = "quota"  # ends the run, which can go on later: no verdict on the request
 
 
-class Bill(StrEnum):
-    """What an attempt may have cost where the reply does not say."""
-
-    NONE = "none"
-    UNKNOWN = "unknown"  # the server may have done the work: the worst case is counted
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    fate: Fate
-    bill: Bill = Bill.NONE
-    tries: int | None = None  # at most; None takes teacher.max_attempts
+    """What follows from a code. `may_be_billed`: the server may have done the work, so where the reply does not say
+    what it cost the worst case is counted. `tries` are made at most; None takes teacher.max_attempts."""
+
+    category: Category
+    may_be_billed: bool = False
+    tries: int | None = None
 
 
 TABLE: dict[str, Rule] = {
-    "answered": Rule(Fate.ANSWERED, Bill.UNKNOWN),
+    "answered": Rule(Category.ANSWERED, may_be_billed=True),
     # no connection was made, so nothing was asked
-    "refused_connection": Rule(Fate.RETRY),
-    "no_sockets": Rule(Fate.RETRY),  # this process may open no more files
+    "refused_connection": Rule(Category.RETRYABLE),
+    "no_sockets": Rule(Category.RETRYABLE),  # this process may open no more files
     # sent, and then silence: it may have been answered and billed
-    "lost_connection": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "timeout": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "actor_died": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "http_408": Rule(Fate.RETRY),
-    "http_409": Rule(Fate.RETRY),
-    "http_425": Rule(Fate.RETRY),
-    "http_429": Rule(Fate.RETRY),
-    "http_5xx": Rule(Fate.RETRY),
+    "lost_connection": Rule(Category.RETRYABLE, may_be_billed=True),
+    "timeout": Rule(Category.RETRYABLE, may_be_billed=True),
+    "actor_died": Rule(Category.RETRYABLE, may_be_billed=True),
+    "http_408": Rule(Category.RETRYABLE),
+    "http_409": Rule(Category.RETRYABLE),
+    "http_425": Rule(Category.RETRYABLE),
+    "http_429": Rule(Category.RETRYABLE),
+    "http_5xx": Rule(Category.RETRYABLE),
     # status 200, but no reply that can be used
-    "error_reply": Rule(Fate.RETRY),  # it says that it is an error, and not which
-    "broken_off": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server gave up in the middle
-    "malformed_json": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "not_an_object": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "no_choices": Rule(Fate.RETRY, Bill.UNKNOWN),
+    "error_reply": Rule(Category.RETRYABLE),  # it says that it is an error, and not which
+    "broken_off": Rule(Category.RETRYABLE, may_be_billed=True),  # the server gave up in the middle
+    "malformed_json": Rule(Category.RETRYABLE, may_be_billed=True),
+    "not_an_object": Rule(Category.RETRYABLE, may_be_billed=True),
+    "no_choices": Rule(Category.RETRYABLE, may_be_billed=True),
     # billed, and likely to come out the same: asked twice
-    "no_content": Rule(Fate.REQUEST, Bill.UNKNOWN, tries=2),
-    "http_400": Rule(Fate.REQUEST),
-    "http_413": Rule(Fate.REQUEST),
-    "http_422": Rule(Fate.REQUEST),
-    "http_other": Rule(Fate.REQUEST),
-    "denied": Rule(Fate.REQUEST),  # 403 where others are answered: it is this request's
-    "content_filter": Rule(Fate.REFUSED, Bill.UNKNOWN),
-    "refusal": Rule(Fate.REFUSED, Bill.UNKNOWN),
-    "length": Rule(Fate.CUT, Bill.UNKNOWN),
-    "unexpected_finish": Rule(Fate.REQUEST, Bill.UNKNOWN),
-    "expired": Rule(Fate.RETRY),  # a batch ended before it reached the request
-    "batch_lost": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server no longer knows the batch
-    "http_401": Rule(Fate.ACCESS),
-    "http_403": Rule(Fate.ACCESS),
-    "http_404": Rule(Fate.ACCESS),
-    "http_405": Rule(Fate.ACCESS),
-    "http_407": Rule(Fate.ACCESS),  # of a proxy on the way
-    "bad_certificate": Rule(Fate.ACCESS),
-    "no_key": Rule(Fate.ACCESS),
-    "http_402": Rule(Fate.QUOTA),
-    "insufficient_quota": Rule(Fate.QUOTA),
+    "no_content": Rule(Category.BAD_REQUEST, may_be_billed=True, tries=2),
+    "http_400": Rule(Category.BAD_REQUEST),
+    "http_413": Rule(Category.BAD_REQUEST),
+    "http_422": Rule(Category.BAD_REQUEST),
+    "http_other": Rule(Category.BAD_REQUEST),
+    "denied": Rule(Category.BAD_REQUEST),  # 403 where others are answered: it is this request's
+    "content_filter": Rule(Category.REFUSED, may_be_billed=True),
+    "refusal": Rule(Category.REFUSED, may_be_billed=True),
+    "length": Rule(Category.TRUNCATED, may_be_billed=True),
+    "unexpected_finish": Rule(Category.BAD_REQUEST, may_be_billed=True),
+    "expired": Rule(Category.RETRYABLE),  # a batch ended before it reached the request
+    "batch_lost": Rule(Category.RETRYABLE, may_be_billed=True),  # the server no longer knows the batch
+    "http_401": Rule(Category.ACCESS),
+    "http_403": Rule(Category.ACCESS),
+    "http_404": Rule(Category.ACCESS),
+    "http_405": Rule(Category.ACCESS),
+    "http_407": Rule(Category.ACCESS),  # of a proxy on the way
+    "bad_certificate": Rule(Category.ACCESS),
+    "no_key": Rule(Category.ACCESS),
+    "http_402": Rule(Category.QUOTA),
+    "insufficient_quota": Rule(Category.QUOTA),
 }
 
 MOST_TOKENS = 10**9  # of one reply: more is no count
 
-# Fates after which the request is not sent again by anybody, in order of how much they are worth.
-LAST_WORDS = (Fate.ANSWERED, Fate.REFUSED)
-# Fates that say nothing about the request itself.
-NO_VERDICT = (Fate.RETRY, Fate.ACCESS, Fate.QUOTA)
+# Categories that say nothing about the request itself.
+NO_VERDICT = (Category.RETRYABLE, Category.ACCESS, Category.QUOTA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from tailor_ray.teacher.client import Sender, TeacherRequest
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import TABLE, Fate, Outcome
+from tailor_ray.teacher.outcomes import TABLE, Category, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,11 @@ def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, question
         said: Settled | None = None
         for question in questions:
             said = _ask(config, lesson_request(config, endpoint, grader, question), endpoint, ledger)
-            if said is None or TABLE[said.row.outcome].fate is not Fate.REQUEST or said.row.outcome == "no_content":
+            if (
+                said is None
+                or TABLE[said.row.outcome].category is not Category.BAD_REQUEST
+                or said.row.outcome == "no_content"
+            ):
                 break
         if said is not None:
             _judge(endpoint, said.row.outcome, said.row.detail, bool(said.row.reply))
@@ -253,7 +257,7 @@ def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
             await sender.close()
 
     outcome = asyncio.run(ask())
-    if outcome.rule.fate in (Fate.RETRY, Fate.ACCESS, Fate.QUOTA):
+    if outcome.rule.category in (Category.RETRYABLE, Category.ACCESS, Category.QUOTA):
         raise access_error(endpoint, f"{outcome.code}: {outcome.detail}{_offered(endpoint, outcome.code)}")
     _judge(endpoint, outcome.code, outcome.detail, bool(outcome.text))
     return outcome.seconds
@@ -295,13 +299,13 @@ def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfi
 
 def _judge(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> None:
     """Raise where every request would be refused alike; tell where every reply would be empty."""
-    if TABLE[code].fate is Fate.REQUEST and code != "no_content":
+    if TABLE[code].category is Category.BAD_REQUEST and code != "no_content":
         raise TeacherAccessError(
             f"the teacher {endpoint.model} at {endpoint.base_url} refuses the request for a lesson: {code}: {detail}; "
             "change what it names among its settings in teacher.teachers: cap_parameter, max_tokens, temperature (null "
             "sends none), top_p, reasoning_effort, output, extra_body, or teacher.prompts"
         )
-    if not has_text and TABLE[code].fate is not Fate.REFUSED:
+    if not has_text and TABLE[code].category is not Category.REFUSED:
         log.warning("%s sent a reply without text (%s): raise max_tokens if others do", endpoint.model, detail or code)
 
 

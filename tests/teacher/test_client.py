@@ -18,7 +18,7 @@ from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.errors import Stopped, TeacherAccessError
 from tailor_ray.teacher.batch_api import BatchApi
 from tailor_ray.teacher.client import LONGEST_WAIT_S, Sender, read_key, retry_after
-from tailor_ray.teacher.outcomes import Bill, Fate
+from tailor_ray.teacher.outcomes import Category
 from tests.teacher.helpers import request
 
 CANARY = "sk-canary-7f3a91c2"
@@ -78,7 +78,7 @@ async def test_a_reply_comes_with_its_usage_and_times():
 async def test_each_fault_of_the_wire_has_its_code(fault, code):
     (outcome,) = await send(MockOptions(faults=((fault, 1.0),)))
     assert outcome.code == code
-    assert outcome.rule.fate is not Fate.ANSWERED
+    assert outcome.rule.category is not Category.ANSWERED
 
 
 @pytest.mark.parametrize("fault", ["drip", "hang"])
@@ -113,7 +113,7 @@ async def test_what_a_proxy_refuses_was_not_asked(status, code, monkeypatch):
     await sender.close()
     server.close()
     assert outcome.code == code
-    assert outcome.rule.bill is Bill.NONE
+    assert not outcome.rule.may_be_billed
 
 
 async def test_retry_after_comes_through():

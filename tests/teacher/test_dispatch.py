@@ -177,20 +177,20 @@ class Bank:
 
     def serve(self, lease, wanted):
         """One attempt; returns its outcome, or None when the driver dies before it arrives."""
-        fate = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
-        if fate == "refused":
+        what = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
+        if what == "refused":
             return answer(lease.key, "http_429")
         cached = self.draw.randint(0, 40)
         usage = Usage(self.draw.randint(cached, wanted.prompt_tokens), cached, self.draw.randint(1, wanted.max_tokens))
         self.usd += cost_usd(self.price, usage)
         self.tokens += usage.input + usage.output
-        if fate == "lost":
+        if what == "lost":
             return answer(lease.key, "timeout")
-        if fate == "garbled":
+        if what == "garbled":
             return answer(lease.key, "malformed_json")
-        if fate == "killed":
+        if what == "killed":
             return None
-        return answer(lease.key, "length" if fate == "length" else "answered", usage=usage)
+        return answer(lease.key, "length" if what == "length" else "answered", usage=usage)
 
 
 def spend_all(ledger, wanted, bank, seed, **settings):
