@@ -147,7 +147,7 @@ def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lan
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
             run(one, staff)
-        staff.dismiss()
+        staff.close()
 
 
 def _as_many_rationales(storage: str, seed: int, against: str) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
 from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
-from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
+from tailor_ray.teacher.budget import Budget, Spend, WorstCase, cost_usd, price_of
 from tailor_ray.teacher.client import TeacherRequest, cap_of
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import access_error, quota_error
@@ -62,7 +62,7 @@ class BatchPool:
         self._reserved: set[str] = set()  # those of them for which this driver's budget set the worst case aside
         largest = ledger.largest_outputs()
         self._worsts = {
-            endpoint.model: Worst(endpoint, batch=True, seen_output=largest.get(endpoint.model))
+            endpoint.model: WorstCase(endpoint, batch=True, seen_output=largest.get(endpoint.model))
             for endpoint in config.teachers
         }
         self._attempts: dict[str, int] = {}

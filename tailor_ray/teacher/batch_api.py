@@ -21,7 +21,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_del
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
-from tailor_ray.teacher.client import Hidden, read_secrets
+from tailor_ray.teacher.client import Redactor, read_secrets
 from tailor_ray.teacher.errors import Outage, access_error, quota_error
 from tailor_ray.teacher.outcomes import Category, Outcome, check_completion, check_status
 
@@ -80,7 +80,7 @@ class BatchApi:
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self._endpoint = endpoint
-        self._hide = Hidden(endpoint)
+        self._redact = Redactor(endpoint)
         self._told: dict[str, tuple[str, float]] = {}  # status of a batch, and when it was told
         headers = {**endpoint.extra_headers, **read_secrets(endpoint)}
 
@@ -150,7 +150,7 @@ class BatchApi:
             files = [batch.output_file_id, batch.error_file_id] if batch is not None else []
             data = [self._call(lambda name=one: self._client.files.content(name), gone=True) for one in files if one]
         except openai.OpenAIError as error:  # an answer that is none
-            log.warning("batch %s cannot be read: %s", batch_id, self._hide(str(error)))
+            log.warning("batch %s cannot be read: %s", batch_id, self._redact(str(error)))
             return None
         if batch is None or None in data:
             log.warning("batch %s is gone from %s: asked again", batch_id, self._endpoint.base_url)
@@ -188,7 +188,7 @@ class BatchApi:
             return _retried(call)()
         except openai.APIStatusError as error:
             outcome = check_status(error.status_code, error.response.content)
-            detail = self._hide(outcome.detail)
+            detail = self._redact(outcome.detail)
             if gone and error.status_code in (404, 410):
                 return None
             if error.status_code == 413 or (error.status_code == 400 and _TOO_LARGE.search(detail)):

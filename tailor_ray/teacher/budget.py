@@ -130,7 +130,7 @@ class Cap:
         return self.tokens is None or spend.tokens <= self.tokens
 
 
-class Worst:
+class WorstCase:
     """What one attempt at an endpoint may cost, by its cap and price, and by what its replies have shown so far.
 
     A server that ignores the cap or counts more than we do is believed: the largest reply seen is what the next one

@@ -185,7 +185,7 @@ def read_secrets(endpoint: EndpointConfig) -> dict[str, str]:
     return headers
 
 
-class Hidden:
+class Redactor:
     """Takes an endpoint's secrets out of what is said of it."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
@@ -206,7 +206,7 @@ class Sender:
         from openai import DefaultAioHttpClient
 
         self._endpoint = endpoint
-        self._hide = Hidden(endpoint)
+        self._redact = Redactor(endpoint)
         self._url = endpoint.base_url.rstrip("/")
         self._client: httpx2.AsyncClient = DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -224,7 +224,7 @@ class Sender:
         got = await bounded(call, self._endpoint.timeout_s)
         outcome = got if isinstance(got, Outcome) else _read(got)
         seconds = time.monotonic() - start
-        return replace(outcome, key=key, detail=self._hide(outcome.detail), sent=sent, seconds=seconds)
+        return replace(outcome, key=key, detail=self._redact(outcome.detail), sent=sent, seconds=seconds)
 
     async def models(self, timeout_s: float) -> bytes:
         """What the endpoint says of its models; b"" where it says nothing."""

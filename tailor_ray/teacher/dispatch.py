@@ -20,12 +20,11 @@ from dataclasses import dataclass, field, replace
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import Stopped, TailorError
-from tailor_ray.teacher.budget import Budget, Spend, Worst, outcome_usd
+from tailor_ray.teacher.budget import Budget, Spend, WorstCase, outcome_usd
 from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.errors import access_error, clock_time, denied_error, outage_error, quota_error, refusal_error
-from tailor_ray.teacher.journal import Heard
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_row import JournalEntries, LedgerRow
 from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
 from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome
 
@@ -81,7 +80,7 @@ class _Lane:
 
     endpoint: EndpointConfig
     limiter: RateLimiter
-    worst: Worst
+    worst: WorstCase
     health: Health
     ready: list[tuple[tuple[float, int, str], int, str]] = field(default_factory=list)
     delayed: list[tuple[float, int, str]] = field(default_factory=list)
@@ -103,7 +102,7 @@ class Dispatcher:
             endpoint.model: _Lane(
                 endpoint,
                 RateLimiter(endpoint, now),
-                Worst(endpoint, seen_output=largest.get(endpoint.model)),
+                WorstCase(endpoint, seen_output=largest.get(endpoint.model)),
                 Health(config.outage_s),
             )
             for endpoint in config.teachers
@@ -159,11 +158,11 @@ class Dispatcher:
             settled += self._end_attempt(item, outcome, now)
         return settled
 
-    def actor_died(self, actor: str, heard: Heard, now: float) -> list[Settled]:
-        """Give a dead actor's leases back, save for what it had `heard`; what the others may have cost is counted."""
+    def actor_died(self, actor: str, journaled: JournalEntries, now: float) -> list[Settled]:
+        """Give a dead actor's leases back, save for what it `journaled`; what the others may have cost is counted."""
         outcomes = []
         for key in self._held[actor]:
-            outcome, _ = heard.get((key, self._open[key].row.attempts), (None, 0.0))
+            outcome, _ = journaled.get((key, self._open[key].row.attempts), (None, 0.0))
             outcomes.append(outcome or Outcome("actor_died", "the actor that held the request died", key=key))
         return self.settle(outcomes, now)
 

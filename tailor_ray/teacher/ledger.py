@@ -29,9 +29,18 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import TeacherRequest
-from tailor_ray.teacher.journal import Heard, read_journals
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, CUT, FINAL, LedgerRow, Values, is_whole, standing_in_sql
+from tailor_ray.teacher.ledger_row import (
+    COLUMNS,
+    CUT,
+    FINAL,
+    JournalEntries,
+    LedgerRow,
+    Values,
+    is_whole,
+    read_journals,
+    standing_in_sql,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +139,7 @@ class Ledger:
         """Where on this node an actor keeps its journal, without the endings."""
         return str(self._path.with_suffix(f".{actor}"))
 
-    def heard(self, actor: str = "*") -> Heard:
+    def journaled(self, actor: str = "*") -> JournalEntries:
         """What the journals of this actor, or of all, say."""
         return read_journals(self._path.parent.glob(f"{self._path.stem}.{actor}.*.jsonl"))
 
@@ -264,9 +273,9 @@ class Ledger:
         self._drop_damaged()
         self._take_stored()
         kept = "batch" if keep_batches else None
-        heard, lost, unsent = self.heard(), 0, self._unsubmitted()
+        journaled, lost, unsent = self.journaled(), 0, self._unsubmitted()
         for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
-            outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
+            outcome, cost = journaled.get((row.key, row.attempts), (None, 0.0))
             if row.key in unsent:
                 self.stage([row.unsent()])
             elif outcome is None:

@@ -1,11 +1,22 @@
-"""One row of the ledger, its hash, and its columns in SQLite and in parquet."""
+"""What is written down of a request: its row in the ledger, and an actor's journal until the row is committed.
+
+A row has a hash of its content, and the same columns in SQLite and in parquet. An actor writes how an attempt ended
+into its journal, on the disk of the driver's node, before its slot is free for another: so a kill of actor or driver
+loses no reply that came, for whoever goes on reads the journals and settles what is still pending. Two files take
+turns, since the driver has committed one hand-over when it asks for the next, and what ends in between must stay.
+They are written without fsync: they outlive processes, and what a power cut takes is counted as in flight.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import struct
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +32,8 @@ PASSING = frozenset(code for code, rule in TABLE.items() if rule.category is Cat
 CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
+
+JournalEntries = dict[tuple[str, int], tuple[Outcome, float]]  # by key and number of the attempt: its end, and dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +200,41 @@ _TEXT_AT = [place for place, kind in enumerate(_HASHED) if kind.startswith("TEXT
 _NUMBERS = itemgetter(*(place for place in range(len(_HASHED)) if place not in _TEXT_AT))
 _KINDS = "".join("d" if place in _REAL_AT else "q" for place in range(len(_HASHED)) if place not in _TEXT_AT)
 _PACK = struct.Struct(f"<{_KINDS}{len(_TEXT_AT)}q").pack
+
+
+class Journal:
+    """One actor's. `stem` is the path of its two files, without their endings."""
+
+    def __init__(self, stem: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._files = [os.open(f"{stem}.{turn}.jsonl", flags, 0o600) for turn in (0, 1)]
+        self._turn = 0
+
+    def write(self, attempt: int, outcome: Outcome, cost: float) -> None:
+        """Raises OSError when the disk refuses it."""
+        line = {"attempt": attempt, "cost": cost, **asdict(outcome)}
+        os.write(self._files[self._turn], json.dumps(line).encode() + b"\n")
+
+    def hand_over(self) -> None:
+        """All written so far is on its way to the driver."""
+        self._turn = 1 - self._turn
+
+    def committed(self) -> None:
+        """What was handed over last is in the ledger."""
+        os.ftruncate(self._files[1 - self._turn], 0)
+
+
+def read_journals(paths: Iterable[Path]) -> JournalEntries:
+    """What these files say; a last line that a kill cut short does not count."""
+    journaled: JournalEntries = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            attempt, cost = said.pop("attempt"), said.pop("cost")
+            usage = said.pop("usage")
+            outcome = Outcome(**said, usage=usage and Usage(**usage))
+            journaled[outcome.key, attempt] = outcome, cost
+    return journaled

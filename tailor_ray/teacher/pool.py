@@ -25,7 +25,7 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, TailorError, TeacherAccessError
 from tailor_ray.observe import metrics
 from tailor_ray.records import AnswerKind, Question
-from tailor_ray.teacher.actor import Hire, Senders, SendersLost, hire_actor, hire_here
+from tailor_ray.teacher.actor import Senders, SendersLost, StartSenders, start_actor, start_local
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import Budget, Spend, check_prices
 from tailor_ray.teacher.client import Sender, TeacherRequest
@@ -55,13 +55,13 @@ class TeacherPool:
         round_: int,
         on_settled: Callable[[list[Settled]], None],
         on_error: Callable[[BaseException], None],
-        hire: Hire = hire_actor,
+        start_senders: StartSenders = start_actor,
     ) -> None:
         """`on_settled` and `on_error` are called from the pool's thread; after an error nothing more is settled.
 
-        `hire` finds who sends: `hire_actor` an actor on the connected cluster, `hire_here` this process.
+        `start_senders` finds who sends: `start_actor` an actor on the connected cluster, `start_local` this process.
         """
-        self._hire = hire
+        self._start_senders = start_senders
         self._config = config
         self._ledger = ledger
         self._on_settled = on_settled
@@ -125,19 +125,19 @@ class TeacherPool:
         try:
             while True:
                 try:
-                    senders = senders or await self._hire(self._config, share, self._ledger.journal(name))
+                    senders = senders or await self._start_senders(self._config, share, self._ledger.journal(name))
                     outcomes = await self._exchange(senders, name, share, settled)
                 except SendersLost as error:
                     senders = None
                     self._count_death(name, error)
-                    heard = self._ledger.heard(name)
-                    await self._hand_on(self._dispatcher.actor_died(name, heard, time.monotonic()))
+                    journaled = self._ledger.journaled(name)
+                    await self._hand_on(self._dispatcher.actor_died(name, journaled, time.monotonic()))
                     settled = []
                 else:
                     settled = self._dispatcher.settle(outcomes, time.monotonic())
         finally:
             if senders is not None:
-                await senders.dismiss()
+                await senders.close()
 
     async def _exchange(
         self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
@@ -275,7 +275,7 @@ def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfi
     """How it ended; None where the server is only busy."""
     settings = {"actors": 1, "max_attempts": TRIES, "outage_s": PATIENCE_S, "teachers": (endpoint,)}
     events: queue.SimpleQueue[list[Settled] | BaseException] = queue.SimpleQueue()
-    pool = TeacherPool(config.model_copy(update=settings), ledger, 1, events.put, events.put, hire_here)
+    pool = TeacherPool(config.model_copy(update=settings), ledger, 1, events.put, events.put, start_local)
     try:
         pool.submit([request])
         event = events.get()

@@ -304,7 +304,7 @@ def test_each_budget_stops_cleanly_and_names_its_setting(ledger, setting):
     )
     subject.submit(wanted)
     leases = subject.lease("a", MODEL, 10, 0.0)
-    assert len(leases) == 1  # a server that was never heard may ignore the cap: more is left free
+    assert len(leases) == 1  # a server that was never heard of may ignore the cap: more is left free
     assert subject.stop is None  # waits for what is in flight, which may give some back
     for now in (1.0, 2.0):
         subject.settle([answer(lease.key, usage=Usage(worst - 1, 0, 1)) for lease in leases], now)

@@ -15,7 +15,7 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.rounds.loop import claim_folder
 from tailor_ray.storage import Store, committed_parts
 from tailor_ray.tasks import grader_for
-from tailor_ray.teacher.actor import hire_here
+from tailor_ray.teacher.actor import start_local
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.pool import TeacherPool, check_access, try_lesson
@@ -52,7 +52,7 @@ def run(folder, url, exam=EXAM, round_=1, **settings):
     ledger, intake = Ledger(Store.open(str(folder / "teacher"))), Intake()
 
     def open_pool(job, ledger, tell):
-        return TeacherPool(job.config, ledger, job.round, tell, tell, hire_here)
+        return TeacherPool(job.config, ledger, job.round, tell, tell, start_local)
 
     try:
         with intake.teaching(
