@@ -47,7 +47,7 @@ _SPACED = re.compile(r"()(?<![\d,.])(-?\d{1,3}(?:[ \u00a0\u202f]\d{3})+)(?![\d,]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RequestEnd:
     """One request of an ask, and how it ended: `accepted`; `rejected` by us, and asked again; `failed`, without a
     usable reply or rejected for the last time; or, where it asked a peer about the lesson, `scored`."""
 
@@ -68,7 +68,7 @@ class Ask:
     sample: int
     teachers: tuple[EndpointConfig, ...]  # in order; the next is asked when one fails
     priority: tuple[float, int, str]
-    ended: list[Ended] = field(default_factory=list)
+    ended: list[RequestEnd] = field(default_factory=list)
     accepted: Judged | None = None
     turn: int = 0
     tries: int = 0  # with this teacher
@@ -222,7 +222,7 @@ class Asker:
         return [endpoints] if self._config.arrangement == "cascade" else [(endpoint,) for endpoint in endpoints]
 
     def _end(self, ask: Ask, settled: Settled, outcome: str, reason: str | None) -> None:
-        ask.ended.append(Ended(settled, len(ask.ended) + 1, outcome, reason))
+        ask.ended.append(RequestEnd(settled, len(ask.ended) + 1, outcome, reason))
 
     def _next_teacher(self, ask: Ask) -> TeacherRequest | None:
         if ask.turn + 1 >= len(ask.teachers):

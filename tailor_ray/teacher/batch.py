@@ -21,7 +21,7 @@ from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
-from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
+from tailor_ray.teacher.batch_api import BatchApi, BatchResult, QueueFull, TooLarge, is_queue_full
 from tailor_ray.teacher.budget import Budget, Spend, WorstCase, cost_usd, price_of
 from tailor_ray.teacher.client import TeacherRequest, cap_of
 from tailor_ray.teacher.dispatch import Settled
@@ -199,7 +199,7 @@ class BatchPool:
                 self._wait_for_queue(record, str(error))
                 return False
             self._store.write_json(f"{record['name']}.json", record)
-        ended = api.look(record["batch"])
+        ended = api.poll(record["batch"])
         if ended is not None and ended.refusal is not None and is_queue_full(ended.refusal):
             self._wait_for_queue(record, ended.refusal)
             return False
@@ -212,7 +212,7 @@ class BatchPool:
         """Take a file back that is too large, and make the next ones half as large."""
         self._most_bytes = max(min(self._most_bytes, size) // 2, 1)
         if len(record["keys"]) == 1:
-            self._read(record, Ended("refused", {record["keys"][0]: Outcome("http_413", said)}))
+            self._read(record, BatchResult("refused", {record["keys"][0]: Outcome("http_413", said)}))
             return
         log.warning("a batch file of %.1f MiB is too large (%s): sent in halves", size / 2**20, said)
         self._take_back(record)
@@ -255,7 +255,7 @@ class BatchPool:
         self._store.delete(f"{record['name']}.json")
         self._store.delete(f"{record['name']}.jsonl")
 
-    def _read(self, record: dict[str, Any], ended: Ended) -> None:
+    def _read(self, record: dict[str, Any], ended: BatchResult) -> None:
         """Put a batch's replies into the ledger and hand them on; what it did not reach is asked again."""
         endpoint = self._endpoints[record["model"]]
         rows = self._ledger.get(record["keys"])
@@ -275,7 +275,7 @@ class BatchPool:
         self._check_end(record["batch"], endpoint, ended)
         self._hand_on(settled)
 
-    def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: Ended) -> None:
+    def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: BatchResult) -> None:
         """Raise what ends the run. The batch is read and forgotten by then, so that the next driver asks anew."""
         if ended.refusal is not None:
             said = json.dumps({"error": {"message": ended.refusal}}).encode()

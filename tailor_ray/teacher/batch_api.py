@@ -48,7 +48,7 @@ class QueueFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class BatchResult:
     """A batch that has ended: replies by request key; keys that it did not reach are missing."""
 
     status: str
@@ -137,7 +137,7 @@ class BatchApi:
                 break
         return None
 
-    def look(self, batch_id: str) -> Ended | None:
+    def poll(self, batch_id: str) -> BatchResult | None:
         """None while the batch goes on; one that the server no longer knows has ended as `gone`."""
         try:
             batch = self._call(lambda: self._client.batches.retrieve(batch_id), gone=True)
@@ -146,7 +146,7 @@ class BatchApi:
             if batch is not None and batch.status == "failed":
                 errors = (batch.errors.data if batch.errors else None) or []
                 said = "; ".join(f"{error.code}: {error.message}" for error in errors)
-                return Ended(batch.status, {}, said or "no reason given")
+                return BatchResult(batch.status, {}, said or "no reason given")
             files = [batch.output_file_id, batch.error_file_id] if batch is not None else []
             data = [self._call(lambda name=one: self._client.files.content(name), gone=True) for one in files if one]
         except openai.OpenAIError as error:  # an answer that is none
@@ -154,7 +154,7 @@ class BatchApi:
             return None
         if batch is None or None in data:
             log.warning("batch %s is gone from %s: asked again", batch_id, self._endpoint.base_url)
-            return Ended("gone", {})
+            return BatchResult("gone", {})
         replies: dict[str, Outcome] = {}
         for one in data:
             for key, outcome in read_output(one.content).items():
@@ -162,9 +162,9 @@ class BatchApi:
                     key not in replies or replies[key].rule.category is not Category.ANSWERED
                 ):  # an error undoes no reply
                     replies[key] = outcome
-        return Ended(batch.status, replies)
+        return BatchResult(batch.status, replies)
 
-    def _wait_for(self, batch: Any) -> Ended | None:
+    def _wait_for(self, batch: Any) -> BatchResult | None:
         """Tell of a batch that goes on, now and then; give one up that should have been over long ago."""
         now, age = time.time(), time.time() - (batch.created_at or time.time())
         status, told = self._told.get(batch.id, ("", 0.0))
@@ -176,7 +176,7 @@ class BatchApi:
         if age < OVERDUE_S:
             return None
         log.warning("batch %s is still %s after %.0f h%s: asked again", batch.id, batch.status, age / 3600, done)
-        return Ended("gone", {})
+        return BatchResult("gone", {})
 
     def close(self) -> None:
         self._client.close()

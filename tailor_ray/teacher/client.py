@@ -234,6 +234,22 @@ class Sender:
     async def close(self) -> None:
         await self._client.aclose()
 
+    async def __aenter__(self) -> Sender:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def send_once(endpoint: EndpointConfig, request: TeacherRequest) -> Outcome:
+    """Make one attempt from a thread without an event loop; nothing of it is written down."""
+
+    async def attempt() -> Outcome:
+        async with Sender(endpoint, connections=1) as sender:
+            return await sender.attempt(request.key, request.body, request.sent_as)
+
+    return asyncio.run(attempt())
+
 
 async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> httpx2.Response | Outcome:
     """Await one call of the client for at most `timeout_s` seconds: the response, or how the network failed."""

@@ -26,7 +26,7 @@ from tailor_ray.teacher.errors import access_error, clock_time, denied_error, ou
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import JournalEntries, LedgerRow
 from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
-from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome
+from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, codes
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ BACKOFF_MAX_S = 30.0
 LONG_PAUSE_S = 60.0  # from which a pause is told
 DENIALS = 3  # in a row before an endpoint is taken to refuse us, and not one request
 REFUSALS = 16  # in a row after replies: where every second request is refused for itself, once in 65,000
+REFUSED = codes(Category.BAD_REQUEST) | {"http_403"}  # a request, and by a 403 perhaps us
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ class Dispatcher:
     def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
         lane = self._lanes[request.model]
         gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
-        refused = row is not None and _is_refusal(row.outcome)
+        refused = row is not None and row.outcome in REFUSED
         if row is None:
             row = LedgerRow(
                 key=request.key, outcome="pending", model=request.model, question_id=request.question_id,
@@ -247,7 +248,7 @@ class Dispatcher:
         if outcome.rule.category in NO_VERDICT and outcome.code != "http_403":
             return self._without_verdict(item, lane, outcome, now)
         lane.series.clear()
-        lane.health.succeeded(now, answered=not _is_refusal(outcome.code))
+        lane.health.succeeded(now, answered=outcome.code not in REFUSED)
         answered = lane.health.answered
         if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
             lane.empty += 1
@@ -255,7 +256,7 @@ class Dispatcher:
                 self.stop = refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
             self._delay(item, lane, outcome, now)
             return []
-        if not _is_refusal(outcome.code):
+        if outcome.code not in REFUSED:
             lane.empty = 0
             return [*self._release(lane), self._close(item)]
         if outcome.rule.tries or not (answered or outcome.code == "http_403"):
@@ -356,8 +357,3 @@ class Dispatcher:
         wait = min(BACKOFF_S * 2.0 ** max(item.attempts - 1, 0), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)
         wait = max(wait, outcome.retry_after or 0.0)
         heapq.heappush(lane.delayed, (now + wait, next(self._order), item.request.key))
-
-
-def _is_refusal(code: str) -> bool:
-    """Whether the endpoint refuses the request; by a 403 it may also refuse us."""
-    return code == "http_403" or (code in TABLE and TABLE[code].category is Category.BAD_REQUEST)

@@ -23,12 +23,12 @@ import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import cap_of
-from tailor_ray.teacher.outcomes import TABLE, Category, Outcome, Usage
+from tailor_ray.teacher.outcomes import Category, Outcome, Usage, codes
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
-FINAL = frozenset(code for code, rule in TABLE.items() if rule.category in (Category.ANSWERED, Category.REFUSED))
-ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.category is Category.ANSWERED)
-PASSING = frozenset(code for code, rule in TABLE.items() if rule.category is Category.RETRYABLE)
+FINAL = codes(Category.ANSWERED, Category.REFUSED)
+ANSWERED = codes(Category.ANSWERED)
+PASSING = codes(Category.RETRYABLE)
 CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last

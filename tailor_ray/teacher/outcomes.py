@@ -38,6 +38,9 @@ class Rule:
     tries: int | None = None
 
 
+MOST_TOKENS = 10**9  # of one reply: more is no count
+# Categories that say nothing about the request itself.
+NO_VERDICT = (Category.RETRYABLE, Category.ACCESS, Category.QUOTA)
 TABLE: dict[str, Rule] = {
     "answered": Rule(Category.ANSWERED, may_be_billed=True),
     # no connection was made, so nothing was asked
@@ -77,15 +80,14 @@ TABLE: dict[str, Rule] = {
     "http_405": Rule(Category.ACCESS),
     "http_407": Rule(Category.ACCESS),  # of a proxy on the way
     "bad_certificate": Rule(Category.ACCESS),
-    "no_key": Rule(Category.ACCESS),
     "http_402": Rule(Category.QUOTA),
     "insufficient_quota": Rule(Category.QUOTA),
 }
 
-MOST_TOKENS = 10**9  # of one reply: more is no count
 
-# Categories that say nothing about the request itself.
-NO_VERDICT = (Category.RETRYABLE, Category.ACCESS, Category.QUOTA)
+def codes(*categories: Category) -> frozenset[str]:
+    """The codes of these categories."""
+    return frozenset(code for code, rule in TABLE.items() if rule.category in categories)
 
 
 @dataclass(frozen=True, slots=True)

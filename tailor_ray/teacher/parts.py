@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from tailor_ray.records import Lesson
 from tailor_ray.storage import Part
-from tailor_ray.teacher.asks import Ask, Ended, is_near_duplicate
+from tailor_ray.teacher.asks import Ask, RequestEnd, is_near_duplicate
 from tailor_ray.teacher.dispatch import Settled
 
 T = TypeVar("T")
@@ -239,7 +239,7 @@ def _lesson(ask: Ask, round_: int) -> Lesson:
     )
 
 
-def _request(ask: Ask, ended: Ended, round_: int) -> dict[str, Any]:
+def _request(ask: Ask, ended: RequestEnd, round_: int) -> dict[str, Any]:
     row = ended.settled.row
     return {
         "question_id": ask.question.id,

@@ -28,11 +28,11 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.teacher.actor import Senders, SendersLost, StartSenders, start_actor, start_local
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import Budget, Spend, check_prices
-from tailor_ray.teacher.client import Sender, TeacherRequest
+from tailor_ray.teacher.client import Sender, TeacherRequest, send_once
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
 from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import TABLE, Category, Outcome
+from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome, codes
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ IDLE_S = 0.05  # between looks at an empty queue
 TRIES = 3
 PATIENCE_S = 20.0  # with a server that answers nobody
 MODELS_S = 5.0
+FORM_REFUSED = codes(Category.BAD_REQUEST) - {"no_content"}
 EXAMPLE = Question("doctor", "Tom has 3 apples. He buys 4 more. How many apples does Tom have?", "7")
 
 
@@ -235,11 +236,7 @@ def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, question
         said: Settled | None = None
         for question in questions:
             said = _ask(config, lesson_request(config, endpoint, grader, question), endpoint, ledger)
-            if (
-                said is None
-                or TABLE[said.row.outcome].category is not Category.BAD_REQUEST
-                or said.row.outcome == "no_content"
-            ):
+            if said is None or said.row.outcome not in FORM_REFUSED:
                 break
         if said is not None:
             _judge(endpoint, said.row.outcome, said.row.detail, bool(said.row.reply))
@@ -249,15 +246,8 @@ def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
     """Ask one teacher for a lesson, for nobody; seconds to the reply. Raises as `check_access` does."""
     request = lesson_request(config, endpoint, Grader(AnswerKind.NUMBER), EXAMPLE)
 
-    async def ask() -> Outcome:
-        sender = Sender(endpoint, connections=1)
-        try:
-            return await sender.attempt(request.key, request.body, request.sent_as)
-        finally:
-            await sender.close()
-
-    outcome = asyncio.run(ask())
-    if outcome.rule.category in (Category.RETRYABLE, Category.ACCESS, Category.QUOTA):
+    outcome = send_once(endpoint, request)
+    if outcome.rule.category in NO_VERDICT:
         raise access_error(endpoint, f"{outcome.code}: {outcome.detail}{_offered(endpoint, outcome.code)}")
     _judge(endpoint, outcome.code, outcome.detail, bool(outcome.text))
     return outcome.seconds
@@ -299,7 +289,7 @@ def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfi
 
 def _judge(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> None:
     """Raise where every request would be refused alike; tell where every reply would be empty."""
-    if TABLE[code].category is Category.BAD_REQUEST and code != "no_content":
+    if code in FORM_REFUSED:
         raise TeacherAccessError(
             f"the teacher {endpoint.model} at {endpoint.base_url} refuses the request for a lesson: {code}: {detail}; "
             "change what it names among its settings in teacher.teachers: cap_parameter, max_tokens, temperature (null "
@@ -315,11 +305,8 @@ def _offered(endpoint: EndpointConfig, code: str) -> str:
         return ""
 
     async def ask() -> bytes:
-        sender = Sender(endpoint, connections=1)
-        try:
+        async with Sender(endpoint, connections=1) as sender:
             return await sender.models(MODELS_S)
-        finally:
-            await sender.close()
 
     try:
         names = [str(one["id"]) for one in json.loads(asyncio.run(ask()))["data"]]

@@ -37,7 +37,7 @@ from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import TABLE, Category
+from tailor_ray.teacher.outcomes import Category, codes
 from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, request_rows, shard_metrics
 from tailor_ray.teacher.pool import TeacherPool
 
@@ -47,7 +47,7 @@ EARLY = 50  # asks after which the yield is looked at while the stage goes on
 SURE_Z = 3.3  # by so many standard errors it must then be too low: once in 2,000 stages that would just have passed
 SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
 # Ends of requests that are final for one driver only.
-AGAIN = frozenset(code for code, rule in TABLE.items() if rule.category in (Category.BAD_REQUEST, Category.RETRYABLE))
+AGAIN = codes(Category.BAD_REQUEST, Category.RETRYABLE)
 SUMMED = (
     "wanted", "taught", "requests", "from_ledger", "accepted", "rejected", "failed",
     "input_tokens", "output_tokens", "reasoning_tokens",
