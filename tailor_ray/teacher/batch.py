@@ -330,16 +330,8 @@ class BatchPool:
 
     def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
         worst = Spend(row.pending_usd, row.pending_tokens)
-        if outcome.text is not None or outcome.rule.category in (
-            Category.ANSWERED,
-            Category.TRUNCATED,
-            Category.REFUSED,
-        ):
-            cap = cap_of(row.request)
-            counted = self._worsts[endpoint.model].learn(len(row.request), cap, outcome.usage, outcome.text)
-            if counted is not None:
-                usd, tokens = max(counted.usd, worst.usd), max(counted.tokens, worst.tokens)
-                row = replace(row, pending_usd=usd, pending_tokens=tokens)
+        unknown = self._worsts[endpoint.model].learn(len(row.request), cap_of(row.request), outcome, worst)
+        row = replace(row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
         cost = cost_usd(price_of(endpoint), outcome.usage or Usage(), batch=True)
         ended = row.ended(outcome, cost, time.time())
         self._give_back(row.key, worst, ended.spend - row.spend)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
 from tailor_ray.errors import ConfigError
-from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.outcomes import Category, Outcome, Usage, codes
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ CAP_GROWTH = 4  # a reply that was cut is asked for again with up to so many tim
 ENOUGH_SEEN = 20  # replies within their caps after which an endpoint is taken to keep them
 UNSURE = 8.0  # times what is reserved that a reply may turn out to cost until then
 OLD_MONTHS = 6  # from which the table's age is told
+REPLIED = codes(Category.ANSWERED, Category.TRUNCATED, Category.REFUSED)
 
 PRICES: dict[str, PriceConfig] = {
     "gpt-5": PriceConfig(input=1.25, cached_input=0.125, output=10.0),
@@ -94,11 +95,6 @@ def outcome_usd(endpoint: EndpointConfig, outcome: Outcome) -> float:
     return cost_usd(price_of(endpoint), outcome.usage or Usage())
 
 
-def worst_usd(price: PriceConfig | None, prompt_tokens: int, max_tokens: int) -> float:
-    """Dollars that one attempt costs at most: nothing cached, no discount, the whole cap written."""
-    return cost_usd(price, Usage(input=prompt_tokens, output=max_tokens)) if price else 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Spend:
     """Dollars and tokens."""
@@ -158,13 +154,21 @@ class WorstCase:
         dollars = cost_usd(self._price, usage, self._batch)
         return Spend(max(dollars, self._dearest), usage.input + usage.output)
 
-    def learn(self, prompt_tokens: int, max_tokens: int, usage: Usage | None, text: str | None) -> Spend | None:
-        """Take note of a reply. Where its usage is not known, returns what it is to be counted as."""
+    def learn(self, prompt_tokens: int, max_tokens: int, outcome: Outcome, reserved: Spend) -> Spend:
+        """Take note of what came of an attempt for which `reserved` was set aside.
+
+        Returns what it counts as where its usage is not known. `prompt_tokens` and `max_tokens` are bounds: more than
+        them is believed of the next one too.
+        """
+        usage, text = outcome.usage, outcome.text
+        if not text and outcome.code not in REPLIED:
+            return reserved
         self._seen += 1
         if usage is None:
             self._tell("usage", "replies of %r do not say what they used: each is counted at its worst", self._model)
             # A token is seldom more than three bytes of a long text, whatever the tokenizer.
-            return self.of(prompt_tokens, max(max_tokens, len((text or "").encode("utf-8", "replace")) // 3))
+            counted = self.of(prompt_tokens, max(max_tokens, len((text or "").encode("utf-8", "replace")) // 3))
+            return Spend(max(counted.usd, reserved.usd), max(counted.tokens, reserved.tokens))
         if usage.output > max(max_tokens, self._output):
             said = "%r wrote %d tokens where at most %d were asked for: so much is reserved from now on"
             self._tell("cap", said, self._model, usage.output, max_tokens)
@@ -172,7 +176,7 @@ class WorstCase:
         self._input = max(self._input, usage.input - prompt_tokens)
         if usage.cost is not None:
             self._dearest = max(self._dearest, usage.cost)
-        return None
+        return reserved
 
     def _tell(self, what: str, said: str, *values: object) -> None:
         if what not in self._told:

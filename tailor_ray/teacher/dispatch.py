@@ -330,12 +330,9 @@ class Dispatcher:
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
-        if outcome.rule.category in (Category.ANSWERED, Category.TRUNCATED, Category.REFUSED) or outcome.text:
-            request = item.request
-            counted = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome.usage, outcome.text)
-            if counted is not None:
-                usd, tokens = max(counted.usd, item.worst.usd), max(counted.tokens, item.worst.tokens)
-                item.row = replace(item.row, pending_usd=usd, pending_tokens=tokens)
+        request = item.request
+        unknown = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome, item.worst)
+        item.row = replace(item.row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
         row = item.row.after(outcome, outcome_usd(lane.endpoint, outcome))
         self.budget.settle(item.worst, row.spend - item.row.spend)
         item.row = row

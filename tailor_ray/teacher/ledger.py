@@ -74,8 +74,11 @@ class Ledger:
         self._db = self._open_database()
         self._recover(keep_batches)
         self._stop = threading.Event()
-        loops = {"ledger-flush": self._flush_loop, "ledger-merge": self._merge_loop}
-        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
+        # Merging has a thread of its own: it may take seconds on an object store, and rows must not wait for it.
+        loops = {"ledger-flush": self.flush, "ledger-merge": self._files.compact_if_due}
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True) for name, work in loops.items()
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -322,18 +325,6 @@ class Ledger:
         with self._lock:
             return [LedgerRow(*values) for values in self._db.execute(f"SELECT {_NAMES} FROM {source}")]
 
-    def _flush_loop(self) -> None:
-        self._repeat(self.flush)
-
-    def _merge_loop(self) -> None:
-        """A thread of its own: merging may take seconds on an object store, and rows must not wait for it."""
-
-        def merge() -> None:
-            if self._files.is_merge_due:
-                self._files.compact()
-
-        self._repeat(merge)
-
     def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stop.wait(FLUSH_S):
             try:
@@ -354,14 +345,8 @@ class Ledger:
 
 def _answered_by(known: LedgerRow, other: LedgerRow) -> LedgerRow:
     """Our row with the other's last word; what we paid for it without getting one stays paid."""
-    return replace(
-        known,
-        outcome=other.outcome,
-        reply=other.reply,
-        finish_reason=other.finish_reason,
-        detail=other.detail,
-        settled=time.time(),
-    )
+    words = {name: getattr(other, name) for name in ("outcome", "reply", "finish_reason", "detail")}
+    return replace(known, **words, settled=time.time())
 
 
 def _identity(store: Store) -> str:

@@ -42,6 +42,10 @@ class LedgerFiles:
     def is_merge_due(self) -> bool:
         return len(self._segments) >= SEGMENTS_PER_MERGE or sum(list(self._segments.values())) >= ROWS_PER_MERGE
 
+    def compact_if_due(self) -> None:
+        if self.is_merge_due:
+            self.compact()
+
     def write_segment(self, rows: Sequence[Values]) -> None:
         self._written += 1
         name = f"segment-{int(time.time() * 1000):013d}-{self._written:05d}.parquet"

@@ -10,7 +10,7 @@ from tailor_ray.ops.ledger import export_rows, import_rows, totals
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
-from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of, worst_usd
+from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of
 from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
@@ -101,7 +101,6 @@ def test_prices():
     assert cost_usd(PRICE, Usage(1000, 0, 0), batch=True) == pytest.approx(500 / 1e6)
     assert cost_usd(PriceConfig(input=2, output=1), Usage(10, 10, 0)) == pytest.approx(20 / 1e6)
     assert cost_usd(None, Usage(1000, 0, 1000)) == 0.0
-    assert worst_usd(PRICE, 1000, 100) == pytest.approx(2000 / 1e6)
     assert price_of(EndpointConfig(model="gpt-4o-mini")) == PRICES["gpt-4o-mini"]
     assert price_of(EndpointConfig(model="gpt-4o-mini", price=PRICE)) == PRICE
 
