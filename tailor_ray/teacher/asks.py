@@ -95,6 +95,7 @@ class Asker:
     """Makes asks and moves them on."""
 
     def __init__(self, config: TeacherConfig, grader: Grader, round_: int) -> None:
+        """`grader` judges the answers that replies state; `round_` decides between rationales (1) and feedback."""
         self._config = config
         self._grader = grader
         self._round = round_
@@ -113,35 +114,48 @@ class Asker:
         }
 
     def asks(self, questions: Sequence[Question], attempts: Iterable[Attempt], taught: frozenset[str]) -> list[Ask]:
-        """Round 1 wants rationales of every question, later rounds feedback on every distinct mistake."""
+        """The lessons that a part of the exam wants.
+
+        Round 1 wants rationales of every question, later rounds feedback on every distinct mistake among the
+        `attempts`. Questions in `taught` (ids) have a lesson of an earlier round and come after others of their kind.
+        """
         by_question: dict[str, list[Attempt]] = {question.id: [] for question in questions}
         for attempt in attempts:
             by_question[attempt.question_id].append(attempt)
         asks: list[Ask] = []
+        endpoints = self._config.teachers
+        groups = [endpoints] if self._config.arrangement == "cascade" else [(endpoint,) for endpoint in endpoints]
         for question in questions:
             own = sorted(by_question[question.id], key=lambda attempt: attempt.sample)
             wrong = [attempt for attempt in own if attempt.verdict == Verdict.WRONG]
             priority = (-len(wrong) / len(own) if own else 0.0, int(question.id in taught), question.id)
             for mistake, sample in self._wanted(wrong):
                 kind = LessonKind.RATIONALE if mistake is None else LessonKind.FEEDBACK
-                made = [Ask(question, kind, mistake, sample, group, priority) for group in self._groups()]
+                made = [Ask(question, kind, mistake, sample, group, priority) for group in groups]
                 for before, ask in zip(asks[-len(made) :] if sample else (), made, strict=False):
                     before.then = ask
                 asks += made
         return asks
 
     def first(self, ask: Ask) -> TeacherRequest:
-        return self._open(ask)
+        """The request with which an ask begins, or begins anew at its next teacher."""
+        prompt = self._prompts[ask.teachers[ask.turn].model]
+        if ask.mistake is None:
+            ask.messages = prompt.rationale(ask.question, ask.earlier)
+        else:
+            ask.messages = prompt.feedback(ask.question, ask.mistake.text)
+        ask.cap = ask.teachers[ask.turn].max_tokens
+        return self._request(ask, ask.teachers[ask.turn], ask.messages)
 
     def following(self, ask: Ask) -> TeacherRequest | None:
         """The first request of what waited for this ask, which is done; None where nothing did."""
         if ask.then is None:
             return None
         ask.then.earlier = [*ask.earlier, *([ask.accepted.rationale] if ask.accepted else [])]
-        return self._open(ask.then)
+        return self.first(ask.then)
 
     def advance(self, ask: Ask, settled: Settled) -> TeacherRequest | None:
-        """Judge the reply; see the module's contract."""
+        """Judge the reply to the ask's open request; returns the next request, or None when the ask is done."""
         if ask.accepted is not None:
             return self._take_score(ask, ask.accepted, settled)
         row = settled.row
@@ -217,10 +231,6 @@ class Asker:
         mistakes = sorted(distinct.values(), key=lambda attempt: attempt.sample)
         return [(mistake, 0) for mistake in mistakes[: self._config.max_mistakes]]
 
-    def _groups(self) -> list[tuple[EndpointConfig, ...]]:
-        endpoints = self._config.teachers
-        return [endpoints] if self._config.arrangement == "cascade" else [(endpoint,) for endpoint in endpoints]
-
     def _end(self, ask: Ask, settled: Settled, outcome: str, reason: str | None) -> None:
         ask.ended.append(RequestEnd(settled, len(ask.ended) + 1, outcome, reason))
 
@@ -229,16 +239,7 @@ class Asker:
             return None
         ask.turn += 1
         ask.tries = 0
-        return self._open(ask)
-
-    def _open(self, ask: Ask) -> TeacherRequest:
-        prompt = self._prompts[ask.teachers[ask.turn].model]
-        if ask.mistake is None:
-            ask.messages = prompt.rationale(ask.question, ask.earlier)
-        else:
-            ask.messages = prompt.feedback(ask.question, ask.mistake.text)
-        ask.cap = ask.teachers[ask.turn].max_tokens
-        return self._request(ask, ask.teachers[ask.turn], ask.messages)
+        return self.first(ask)
 
     def _request(
         self, ask: Ask, endpoint: EndpointConfig, messages: Messages, structured: bool = True
@@ -274,8 +275,11 @@ def judge(
     structured: bool = False,
     continued: str | None = None,
 ) -> Judged:
-    """Judge a whole reply; `structured`: an object was asked for, so that prose is none. `continued` is the attempt
-    that the rationale is to go on from; what is kept of it is the student's, to the letter."""
+    """Judge a whole reply by all rules, the first that it breaks being its reason.
+
+    `structured`: an object was asked for, so that prose is none. `continued` is the attempt that the rationale is to
+    go on from; what is kept of it is the student's, to the letter.
+    """
     reply = parse_reply(text)
     latex = grader.kind is AnswerKind.MATH
     rationale = reply.rationale if continued is not None else plain_text(reply.rationale, latex)
@@ -359,7 +363,7 @@ def is_repetition(text: str) -> bool:
 def is_near_duplicate(text: str, others: list[str]) -> bool:
     """Whether nine of ten word trigrams are shared with one of the others (all words, for short texts)."""
     own = _shingles(text)
-    return any(_overlap(own, _shingles(other)) >= 0.9 for other in others)
+    return any(len(own & other) >= 0.9 * max(1, len(own | other)) for other in map(_shingles, others))
 
 
 def _reaches(question: Question, rationale: str, kind: AnswerKind) -> bool:
@@ -371,23 +375,12 @@ def _reaches(question: Question, rationale: str, kind: AnswerKind) -> bool:
     except ValueError:
         return True  # a fraction or an expression: the verifiers compared it already
     for currency, digits in (*_NUMBER.findall(rationale), *_SPACED.findall(rationale)):
-        value = _as_float("".join(digits.split()))
-        if value is not None and (value in (gold, abs(gold)) or (currency and math.isclose(100 * value, gold))):
+        value = float("".join(digits.split()).replace(",", ""))
+        if value in (gold, abs(gold)) or (currency and math.isclose(100 * value, gold)):
             return True  # 49 cents may stand as $0.49
     return False
-
-
-def _as_float(text: str) -> float | None:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return None
 
 
 def _shingles(text: str) -> frozenset[tuple[str, ...]]:
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     return frozenset(tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
-
-
-def _overlap(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
-    return len(one & other) / max(1, len(one | other))

@@ -80,7 +80,10 @@ def check_prices(config: TeacherConfig, now: float | None = None) -> None:
 
 
 def cost_usd(price: PriceConfig | None, usage: Usage, batch: bool = False) -> float:
-    """Dollars of one reply: what it says it cost, else by price."""
+    """Dollars of one reply: what it says it cost, else its tokens by `price`, less the discount of a `batch`.
+
+    Without either it is 0.
+    """
     if usage.cost is not None:
         return usage.cost
     if price is None:
@@ -135,7 +138,8 @@ class WorstCase:
     """
 
     def __init__(self, endpoint: EndpointConfig, batch: bool = False, seen_output: int | None = None) -> None:
-        """`seen_output`: of the largest reply of an earlier driver, None where there was none."""
+        """`batch` takes the price of batches; `seen_output` are the tokens of the largest reply of an earlier driver,
+        None where there was none."""
         self._model, self._price, self._batch = endpoint.model, price_of(endpoint), batch
         most = CAP_GROWTH * endpoint.max_tokens
         self._output = seen_output if seen_output is not None and seen_output > most else 0
@@ -150,6 +154,7 @@ class WorstCase:
         return 1.0 if self._seen >= ENOUGH_SEEN and not (self._output or self._input > 0) else UNSURE
 
     def of(self, prompt_tokens: int, max_tokens: int) -> Spend:
+        """Of an attempt with at most so many tokens of prompt and of reply."""
         usage = Usage(input=prompt_tokens + self._input, output=max(max_tokens, self._output))
         dollars = cost_usd(self._price, usage, self._batch)
         return Spend(max(dollars, self._dearest), usage.input + usage.output)
@@ -188,6 +193,7 @@ class Budget:
     """Spent so far, reserved now, and four caps of which each may be absent."""
 
     def __init__(self, config: TeacherConfig, run_spent: Spend, round_spent: Spend) -> None:
+        """`run_spent` is what earlier rounds and drivers have spent, `round_spent` what of it is this round's."""
         self._run = (
             Cap("teacher.budget_usd", usd=config.budget_usd),
             Cap("teacher.budget_tokens", tokens=config.budget_tokens),
@@ -208,6 +214,7 @@ class Budget:
         return True
 
     def settle(self, worst: Spend, paid: Spend) -> None:
+        """Give a reservation back, and count what was paid in its place."""
         self.reserved -= worst
         self.run_spent += paid
         self.round_spent += paid
@@ -229,6 +236,7 @@ class Budget:
         )
 
     def exhausted_message(self, cap: Cap, worst: Spend) -> str:
+        """What to say when `cap` forbids what costs `worst`, and nothing is in flight that may cost less."""
         spent = self.round_spent if "round" in cap.setting else self.run_spent
         if cap.usd is not None:
             amounts = f"{cap.usd:.6g} dollars, {spent.usd:.6g} are spent and the next request may cost {worst.usd:.6g}"

@@ -100,7 +100,11 @@ def make_request(
     priority: tuple[float, int, str],
     max_tokens: int | None = None,
 ) -> TeacherRequest:
-    """Join messages with the endpoint's parameters; settings that are None are not sent. `max_tokens` in its place."""
+    """Join messages with the endpoint's parameters; settings that are None are not sent.
+
+    `sample` tells apart several requests for the same, and is part of the key. Requests with a smaller `priority` go
+    first. `max_tokens` takes the place of the endpoint's cap.
+    """
     cap = endpoint.max_tokens if max_tokens is None else max_tokens
     optional = {
         "temperature": endpoint.temperature,
@@ -201,7 +205,10 @@ class Sender:
     """Sends to one endpoint. Use it inside one event loop, and close it there."""
 
     def __init__(self, endpoint: EndpointConfig, connections: int) -> None:
-        """At most `connections` at once; proxies of the environment are not used for loopback addresses."""
+        """Open at most `connections` at once; proxies of the environment are not used for loopback addresses.
+
+        Raises TeacherAccessError where a key is missing on this node, or is none that a header can carry.
+        """
         import httpx2
         from openai import DefaultAioHttpClient
 
@@ -217,7 +224,10 @@ class Sender:
         )
 
     async def attempt(self, key: str, body: str, sent_as: str | None = None) -> Outcome:
-        """Send once; at most `timeout_s` of wall-clock time. `sent_as` lets servers tell retries."""
+        """Send `body` once and wait for its whole reply, at most `timeout_s` of wall-clock time.
+
+        `key` is the request's, and comes back in the outcome; `sent_as` lets servers tell retries.
+        """
         sent, start = time.time(), time.monotonic()
         headers = {"Idempotency-Key": sent_as or key}
         call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)
@@ -272,7 +282,10 @@ def _read(response: httpx2.Response) -> Outcome:
 
 
 def retry_after(headers: object, now: float | None = None) -> float | None:
-    """Seconds that the server asks to wait: retry-after-ms, or Retry-After in seconds or as a date; None if absent."""
+    """Seconds that the server asks to wait: retry-after-ms, or Retry-After in seconds or as a date.
+
+    `headers` is a mapping that knows no case; `now` is the UNIX time, the clock's if None. None where neither is there.
+    """
     get = headers.get  # type: ignore[attr-defined]
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = get(name)

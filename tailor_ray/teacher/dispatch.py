@@ -92,9 +92,10 @@ class _Lane:
 
 
 class Dispatcher:
-    """See the module's contract. Not thread-safe: the pool's loop owns it."""
+    """See the module's contract. Not thread-safe: the pool's loop owns it. Times are seconds of one monotonic clock."""
 
     def __init__(self, config: TeacherConfig, ledger: Ledger, budget: Budget, now: float) -> None:
+        """The ledger tells what was asked before, of which the last minute counts for the limits."""
         self._config = config
         self._ledger = ledger
         self.budget = budget
@@ -130,7 +131,11 @@ class Dispatcher:
         return settled
 
     def lease(self, actor: str, model: str, room: int, now: float) -> list[Lease]:
-        """At most `room` attempts for this actor to make; may set `stop` when the budget allows none any more."""
+        """At most `room` attempts at the `model`'s requests for this actor to make, the most valuable first.
+
+        Their rows are staged as pending, and their worst case is reserved. Sets `stop` when the budget allows none any
+        more.
+        """
         lane = self._lanes[model]
         while lane.delayed and lane.delayed[0][0] <= now:
             _, order, key = heapq.heappop(lane.delayed)
@@ -150,7 +155,10 @@ class Dispatcher:
         return leases
 
     def settle(self, outcomes: Iterable[Outcome], now: float) -> list[Settled]:
-        """Take in how attempts ended; returns the requests that are settled by it."""
+        """Take in how attempts ended; returns the requests that are settled by it.
+
+        Outcomes of leases that were given up are left out. Sets `stop` where an outcome ends the run.
+        """
         settled: list[Settled] = []
         for outcome in outcomes:
             item = self._open.get(outcome.key)

@@ -156,7 +156,10 @@ def _mistakes(config: TeacherConfig, basis: Basis) -> float:
 
 
 def round_amount(config: TeacherConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned) -> Amount:
-    """What so many lessons take. A committee asks all its teachers, a cascade the next for what one fails at."""
+    """What so many lessons of one kind take, by their sizes and by what was learned from the ledger.
+
+    A committee asks all its teachers, a cascade the next for what one fails at.
+    """
     total, first, batch = Amount(), learned.get((config.model, kind)), config.mode == "batch"
     for endpoint in config.teachers:
         share = 1.0

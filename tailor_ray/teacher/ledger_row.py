@@ -118,7 +118,11 @@ class LedgerRow:
         return Spend(self.cost_usd + self.lost_usd, tokens)
 
     def ended(self, how: Outcome, cost: float, now: float) -> LedgerRow:
-        """This row after its attempt in flight ended; `cost` are the dollars that the reply's usage comes to."""
+        """This row after its attempt in flight ended, at the UNIX time `now`.
+
+        `cost` are the dollars that the reply's usage comes to. Where it says none and may be billed, what was pending
+        counts as lost.
+        """
         usage = how.usage or Usage()
         unknown = how.usage is None and how.rule.may_be_billed
         return replace(
@@ -211,7 +215,7 @@ class Journal:
         self._turn = 0
 
     def write(self, attempt: int, outcome: Outcome, cost: float) -> None:
-        """Raises OSError when the disk refuses it."""
+        """Append how this attempt (the row's number) ended, and its dollars. Raises OSError when the disk refuses."""
         line = {"attempt": attempt, "cost": cost, **asdict(outcome)}
         os.write(self._files[self._turn], json.dumps(line).encode() + b"\n")
 

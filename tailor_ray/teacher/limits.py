@@ -67,10 +67,11 @@ class Meter:
 
 
 class AdaptiveRate:
-    """See the module's contract. `find` looks for the rate; else `ceiling` (may be infinite) is taken as known."""
+    """Requests a second that an endpoint is offered, raised and lowered by how its calls end."""
 
     def __init__(self, ceiling: float, find: bool, now: float, ahead_s: float = 0.0) -> None:
-        """`ahead_s`: grants are given out so long before they are sent."""
+        """`ceiling` are requests a second; `find` starts below it and looks for the rate. Grants are given out
+        `ahead_s` seconds before they are sent."""
         self.ceiling = ceiling
         self.rate = min(START, ceiling) if find else ceiling
         self.paused_until = now
@@ -135,6 +136,7 @@ class AdaptiveRate:
             self._cut(now, 0.8)
 
     def pause(self, now: float, seconds: float) -> None:
+        """Send nothing for so long, or for as long as was said before."""
         self.paused_until = max(self.paused_until, now + seconds)
 
     def _cut(self, now: float, share: float) -> None:
@@ -248,7 +250,10 @@ class RateLimiter:
                     window.add(grant)
 
     def reserve(self, tokens: int, now: float) -> Grant | None:
-        """Permission to send one attempt that takes at most `tokens`; None when it is not yet time to ask."""
+        """Permission to send one attempt that takes at most `tokens`, prompt and reply together.
+
+        None when it is not yet time to ask. Each grant must be settled once.
+        """
         self.rate.grow(now)
         if self.rate.probing and self.in_flight > 0:
             return None

@@ -124,7 +124,7 @@ class Outcome:
 
 
 def check_status(status: int, body: bytes) -> Outcome:
-    """Read an answer whose status is not 2xx."""
+    """Read an answer whose status is not 2xx; any body is read without an error."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

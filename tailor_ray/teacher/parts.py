@@ -173,7 +173,10 @@ class Teaching(threading.Thread, Generic[T]):
 
 
 def lesson_rows(asks: Sequence[Ask], round_: int) -> tuple[list[Lesson], set[int]]:
-    """The accepted lessons of asks in their order, and the ids (`id(ask)`) of those dropped as near-duplicates."""
+    """The accepted lessons of a part's asks, in their order, less near-duplicates of the same question's earlier ones.
+
+    Returns them and the identities (`id(ask)`) of the asks that were dropped.
+    """
     lessons: list[Lesson] = []
     duplicates: set[int] = set()
     texts: defaultdict[str, list[str]] = defaultdict(list)
@@ -200,7 +203,10 @@ def request_rows(asks: Sequence[Ask], round_: int, duplicates: set[int]) -> list
 
 
 def shard_metrics(asks: Sequence[Ask], rows: Sequence[dict[str, Any]], round_: int) -> dict[str, Any]:
-    """Counts of the shard. Tokens and dollars are those that this round paid, each request's once."""
+    """Counts of the part's asks and of their request `rows`.
+
+    Tokens and dollars are those that this round paid, each request's once.
+    """
     paid = {row["request_key"]: row for row in rows if row["paid_round"] == round_}
     outcomes = Counter(row["outcome"] for row in rows)
     return {

@@ -243,7 +243,10 @@ def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, question
 
 
 def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
-    """Ask one teacher for a lesson, for nobody; seconds to the reply. Raises as `check_access` does."""
+    """Ask one teacher for the lesson of an example; nothing is kept. Returns the seconds to its reply.
+
+    Raises TeacherAccessError where it gives none.
+    """
     request = lesson_request(config, endpoint, Grader(AnswerKind.NUMBER), EXAMPLE)
 
     outcome = send_once(endpoint, request)
