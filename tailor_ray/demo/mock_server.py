@@ -1,9 +1,9 @@
 """The mock teacher: an OpenAI-compatible server for demos and tests, with limits, latency and faults on demand.
 
 `serve_mock(options)` runs until it is ended; `mock_process` starts it in a process of its own. It says where it
-listens in its first line of output. What it draws (wrong answers, faults, jitter) is a function of the request's hash, and of how often
-that request came, so a run with the same requests has the same accidents. Each call has a line in the access log once
-its end is known.
+listens in its first line of output. What it draws (wrong answers, faults, jitter) is a function of the
+request's hash, and of how often that request came, so a run with the same requests has the same accidents. Each call
+has a line in the access log once its end is known.
 """
 
 from __future__ import annotations

@@ -228,5 +228,6 @@ def _read_line(value: dict[str, Any]) -> Outcome:
         return check_completion(response.get("body"))
     if isinstance(response, dict):
         return check_status(int(response.get("status_code") or 500), json.dumps(response.get("body")).encode())
-    code = error.get("code") if isinstance(error, dict) else None
-    return Outcome("expired" if code == "batch_expired" else "no_choices", f"{error!r}"[:300])
+    if isinstance(error, dict) and error.get("code") == "batch_expired":
+        return Outcome("expired", f"{error!r}"[:300])
+    return check_completion({"error": error})

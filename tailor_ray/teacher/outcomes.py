@@ -52,8 +52,11 @@ TABLE: dict[str, Rule] = {
     "actor_died": Rule(Category.RETRYABLE, may_be_billed=True),
     "http_408": Rule(Category.RETRYABLE),
     "http_409": Rule(Category.RETRYABLE),
+    "http_424": Rule(Category.RETRYABLE),  # of gateways whose own server is not there yet
     "http_425": Rule(Category.RETRYABLE),
     "http_429": Rule(Category.RETRYABLE),
+    "http_498": Rule(Category.RETRYABLE),  # Groq: no capacity
+    "http_499": Rule(Category.RETRYABLE),  # a gateway was left by its own client
     "http_5xx": Rule(Category.RETRYABLE),
     # status 200, but no reply that can be used
     "error_reply": Rule(Category.RETRYABLE),  # it says that it is an error, and not which

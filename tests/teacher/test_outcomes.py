@@ -85,7 +85,10 @@ def test_no_json_at_all_breaks_the_check(value):
     [
         (408, Category.RETRYABLE),
         (409, Category.RETRYABLE),
+        (424, Category.RETRYABLE),
         (425, Category.RETRYABLE),
+        (498, Category.RETRYABLE),
+        (499, Category.RETRYABLE),
         (429, Category.RETRYABLE),
         (500, Category.RETRYABLE),
         (502, Category.RETRYABLE),
