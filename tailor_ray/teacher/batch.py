@@ -312,21 +312,9 @@ class BatchPool:
             self._on_settled(settled)
 
     def _pending_row(self, request: TeacherRequest) -> LedgerRow:
-        known = self._ledger.get([request.key]).get(request.key)
-        row = known or LedgerRow(
-            request.key, "pending", request.model, request.question_id, request.round, request.body
-        )
-        worst = self._worst(request)
-        return replace(
-            row,
-            outcome="pending",
-            mode="batch",
-            round=request.round,
-            attempts=row.attempts + 1,
-            sent=row.sent or time.time(),
-            pending_tokens=worst.tokens,
-            pending_usd=worst.usd,
-        )
+        row = self._ledger.get([request.key]).get(request.key) or LedgerRow.of(request)
+        row = replace(row, mode="batch", round=request.round, sent=row.sent or time.time())
+        return row.sending(self._worst(request))
 
     def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
         worst = Spend(row.pending_usd, row.pending_tokens)

@@ -196,12 +196,7 @@ class Dispatcher:
         lane = self._lanes[request.model]
         gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
         refused = row is not None and row.outcome in REFUSED
-        if row is None:
-            row = LedgerRow(
-                key=request.key, outcome="pending", model=request.model, question_id=request.question_id,
-                round=request.round, request=request.body,
-            )  # fmt: skip
-        row = replace(row, key=request.key, round=request.round, request=request.body)
+        row = replace(row or LedgerRow.of(request), key=request.key, round=request.round, request=request.body)
         self._open[request.key] = _Open(request, row, gave_up, refused)
         lane.open += 1
         heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
@@ -219,13 +214,7 @@ class Dispatcher:
         item.grant, item.actor = grant, actor
         item.first = lane.health.clock(now) if item.first is None else item.first
         item.attempts += 1
-        item.row = replace(
-            item.row,
-            outcome="pending",
-            pending_tokens=item.worst.tokens,
-            pending_usd=item.worst.usd,
-            attempts=item.row.attempts + 1,
-        )
+        item.row = item.row.sending(item.worst)
         self._held[actor].add(item.request.key)
         request = item.request
         delay = max(grant.at - now, 0.0)

@@ -9,7 +9,8 @@ teacher. Rounds that are done count as what they took. Every assumption made is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from operator import add
 from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
@@ -55,13 +56,7 @@ class Amount:
     seconds: float = 0.0
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.requests + other.requests,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cost_usd + other.cost_usd,
-            self.seconds + other.seconds,
-        )
+        return Amount(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)

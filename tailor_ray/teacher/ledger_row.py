@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.client import cap_of
+from tailor_ray.teacher.client import TeacherRequest, cap_of
 from tailor_ray.teacher.outcomes import Category, Outcome, Usage, codes
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
@@ -64,6 +64,21 @@ class LedgerRow:
     seconds: float = 0.0  # of the last attempt
     mode: str = "online"
     row_hash: str = ""
+
+    @classmethod
+    def of(cls, request: TeacherRequest) -> LedgerRow:
+        """The row of a request that nobody has sent yet."""
+        return cls(request.key, "pending", request.model, request.question_id, request.round, request.body)
+
+    def sending(self, worst: Spend) -> LedgerRow:
+        """This row while one more attempt is in flight, which costs at most `worst`."""
+        return replace(
+            self,
+            outcome="pending",
+            attempts=self.attempts + 1,
+            pending_tokens=worst.tokens,
+            pending_usd=worst.usd,
+        )
 
     @property
     def is_final(self) -> bool:

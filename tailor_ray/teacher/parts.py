@@ -50,6 +50,8 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
+PAID = ("input_tokens", "output_tokens", "reasoning_tokens", "cost_usd")
+FROM_ROW = ("model", "attempts", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "seconds")
 
 
 class End(Enum):
@@ -202,7 +204,7 @@ def request_rows(asks: Sequence[Ask], round_: int, duplicates: set[int]) -> list
     return rows
 
 
-def shard_metrics(asks: Sequence[Ask], rows: Sequence[dict[str, Any]], round_: int) -> dict[str, Any]:
+def part_metrics(asks: Sequence[Ask], rows: Sequence[dict[str, Any]], round_: int) -> dict[str, Any]:
     """Counts of the part's asks and of their request `rows`.
 
     Tokens and dollars are those that this round paid, each request's once.
@@ -214,13 +216,8 @@ def shard_metrics(asks: Sequence[Ask], rows: Sequence[dict[str, Any]], round_: i
         "taught": sum(ask.accepted is not None for ask in asks),
         "requests": len(rows),
         "from_ledger": sum(row["from_ledger"] for row in rows),
-        "accepted": outcomes["accepted"],
-        "rejected": outcomes["rejected"],
-        "failed": outcomes["failed"],
-        "input_tokens": sum(row["input_tokens"] for row in paid.values()),
-        "output_tokens": sum(row["output_tokens"] for row in paid.values()),
-        "reasoning_tokens": sum(row["reasoning_tokens"] for row in paid.values()),
-        "cost_usd": sum(row["cost_usd"] for row in paid.values()),
+        **{name: outcomes[name] for name in ("accepted", "rejected", "failed")},
+        **{name: sum(row[name] for row in paid.values()) for name in PAID},
         "reasons": dict(Counter(row["reason"] for row in rows if row["reason"])),
     }
 
@@ -254,15 +251,9 @@ def _request(ask: Ask, ended: RequestEnd, round_: int) -> dict[str, Any]:
         "mistake_sample": ask.mistake.sample if ask.mistake else None,
         "sample": ask.sample,
         "ask": ended.number,
-        "model": row.model,
         "request_key": row.key,
         "from_ledger": ended.settled.from_ledger,
-        "attempts": row.attempts,
-        "input_tokens": row.input_tokens,
-        "cached_tokens": row.cached_tokens,
-        "output_tokens": row.output_tokens,
-        "reasoning_tokens": row.reasoning_tokens,
         "cost_usd": row.cost_usd + row.lost_usd,
         "paid_round": row.round,
-        "seconds": row.seconds,
+        **{name: getattr(row, name) for name in FROM_ROW},
     }

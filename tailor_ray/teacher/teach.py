@@ -38,7 +38,7 @@ from tailor_ray.teacher.errors import undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Category, codes
-from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, request_rows, shard_metrics
+from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, part_metrics, request_rows
 from tailor_ray.teacher.pool import TeacherPool
 
 log = logging.getLogger(__name__)
@@ -349,7 +349,7 @@ class _Stage:
             "digest": work.digest,
             "settings": self._settings,
             "passing": sum(ask.accepted is None and ask.ended[-1].settled.row.outcome in AGAIN for ask in asks),
-            "metrics": shard_metrics(asks, requests, self._job.round),
+            "metrics": part_metrics(asks, requests, self._job.round),
         }
         self._finish(commit_part(self._out, LESSONS, work.index, to_table(lessons, LESSON_SCHEMA), info))
 
