@@ -127,7 +127,7 @@ class AskCounts:
 
 
 @dataclass(slots=True)
-class _Work:
+class _OpenPart:
     """A part whose asks are not all done."""
 
     index: int
@@ -148,8 +148,8 @@ class _State:
     done: list[Part] = field(default_factory=list)  # lessons parts, without what is remembered of them
     stuck: int = 0  # parts that lack nothing but asks without a verdict
     undecided: dict[str, Settled] = field(default_factory=dict)
-    ends: AskCounts = field(default_factory=AskCounts)
-    waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
+    done_asks: AskCounts = field(default_factory=AskCounts)
+    waiting: defaultdict[str, list[tuple[_OpenPart, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     lessons: Counter[str] = field(default_factory=Counter)  # wanted, by the teacher that is asked first
     characters: Counter[str] = field(default_factory=Counter)  # of their first requests
@@ -245,26 +245,26 @@ class _Stage:
 
     def _take_shard(self, shard: Shard) -> None:
         asks = self._asker.asks(shard.questions, shard.attempts, shard.taught)
-        work = _Work(shard.index, _digest(asks), asks, len(asks))
+        work = _OpenPart(shard.index, _digest(asks), asks, len(asks))
         first = [(work, ask, self._asker.first(ask)) for ask in asks]
         self._count(shard, first)
         self._hold_if_scarce()
         earlier = self._earlier.pop(shard.index, None)
         if earlier is not None and self._still_holds(earlier.info, work):
             self._state.counts["done"] += len(asks)
-            self._state.ends.add_part(earlier.info["metrics"])
+            self._state.done_asks.add_part(earlier.info["metrics"])
             self._finish(earlier)
         elif not asks:
             self._commit(work)
         else:
             self._send([(work, ask, request) for work, ask, request in first if ask.sample == 0])
 
-    def _still_holds(self, info: dict[str, Any], work: _Work) -> bool:
+    def _still_holds(self, info: dict[str, Any], work: _OpenPart) -> bool:
         """Whether a part that an earlier driver committed is what this one would make of it."""
         asked_alike = info.get("settings") in (None, self._settings)
         return info["digest"] == work.digest and asked_alike and not info.get("passing")
 
-    def _count(self, shard: Shard, first: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
+    def _count(self, shard: Shard, first: Sequence[tuple[_OpenPart, Ask, TeacherRequest]]) -> None:
         state = self._state
         state.parts += 1
         state.questions += len(shard.questions)
@@ -291,7 +291,7 @@ class _Stage:
         self._pool.hold()
         self._intake.open()
 
-    def _send(self, wanted: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
+    def _send(self, wanted: Sequence[tuple[_OpenPart, Ask, TeacherRequest]]) -> None:
         """Requests that two asks share are sent once, and answer both."""
         new = {}
         for work, ask, request in wanted:
@@ -321,14 +321,14 @@ class _Stage:
                     following.append((work, ask.then, waited))
                 work.left -= 1
                 self._state.counts["done"] += 1
-                self._state.ends.add(ask)
+                self._state.done_asks.add(ask)
                 if work.left == 0:
                     self._commit(work)
                 elif work.left == work.undecided:
                     self._set_aside()
         self._send(following)
 
-    def _leave_open(self, work: _Work, ask: Ask) -> None:
+    def _leave_open(self, work: _OpenPart, ask: Ask) -> None:
         """One more of the part's asks is without a verdict, and with it those that wait for it."""
         work.undecided += 1 + ask.waiting
         if work.left == work.undecided:
@@ -339,7 +339,7 @@ class _Stage:
         self._state.stuck += 1
         self._intake.leave()
 
-    def _commit(self, work: _Work) -> None:
+    def _commit(self, work: _OpenPart) -> None:
         """Write the part's two parts; the lessons last, since their record makes it done."""
         asks = sorted(work.asks, key=lambda ask: ask.order)
         lessons, duplicates = lesson_rows(asks, self._job.round)
@@ -362,13 +362,13 @@ class _Stage:
 
         What was committed is taken back first: replies stay in the ledger, and settings may be changed.
         """
-        ends, least = self._state.ends, self._job.config.min_accepted_share
-        sure = wilson_interval(ends.taught, ends.count, SURE_Z)[1] < least if ends.count else False
-        early = ends.count >= EARLY and not final and least and (sure or not ends.taught)
-        if not early and not (final and ends.count and ends.taught / ends.count < least):
+        asks, least = self._state.done_asks, self._job.config.min_accepted_share
+        sure = wilson_interval(asks.taught, asks.count, SURE_Z)[1] < least if asks.count else False
+        early = asks.count >= EARLY and not final and least and (sure or not asks.taught)
+        if not early and not (final and asks.count and asks.taught / asks.count < least):
             return
-        of = f"of {ends.count}" if final else f"of the first {ends.count}"
-        error = yield_error(f"{ends.taught} {of}", ends.reasons, ends.words, AGAIN, least)
+        of = f"of {asks.count}" if final else f"of the first {asks.count}"
+        error = yield_error(f"{asks.taught} {of}", asks.reasons, asks.words, AGAIN, least)
         for part in self._state.done:
             drop_part(self._out, LESSONS, part.index)
         raise error
