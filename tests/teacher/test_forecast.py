@@ -1,4 +1,4 @@
-"""Forecasts from data and from a ledger, prices, and the book that shares a ledger."""
+"""Forecasts from data and from a ledger, prices, and what is shared of a ledger."""
 
 from dataclasses import replace
 
@@ -32,6 +32,16 @@ def test_from_data_alone_the_assumptions_are_said():
     assert any("50%" in said for said in seen.assumptions)
     assert any("estimated" in said for said in seen.assumptions)
     assert seen.to_json()["total"]["requests"] == 5000
+
+
+def test_requests_are_measured_as_they_will_be_asked():
+    """With the prompts and the way of correcting that the settings name."""
+    long = "Explain at length. " * 200
+    prompts = {"rationale": f"{long}{{question}}{{form}}"}
+    plain, own = forecast(config(), BASIS), forecast(config(prompts=prompts), BASIS)
+    assert own.rounds[0].input_tokens > plain.rounds[0].input_tokens + 1000 * len(long) / 5
+    assert own.rounds[1] == plain.rounds[1]
+    assert forecast(config(correction="continue"), BASIS).rounds[1].input_tokens != plain.rounds[1].input_tokens
 
 
 def test_a_ledger_takes_the_place_of_guesses():
