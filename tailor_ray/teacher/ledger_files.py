@@ -135,7 +135,7 @@ class LedgerFiles:
         self._hashes.pop(name, None)
 
     def _write(self, name: str, table: pa.Table) -> None:
-        self.store.write_bytes(name, _parquet(table))
+        self.store.write_bytes(name, encode(table))
         self._hashes[name] = np.sort(_hash_keys(table["key"].to_pylist()))
 
     def _hashes_of(self, name: str) -> np.ndarray:
@@ -193,16 +193,12 @@ def table_of(rows: Iterable[Values]) -> pa.Table:
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
 
-def encode(rows: Iterable[LedgerRow]) -> bytes:
-    """Rows as one parquet file."""
-    return _parquet(table_of(row.values() for row in rows))
-
-
 def decode(table: pa.Table) -> list[LedgerRow]:
     return [LedgerRow(*values) for values in _values(table)]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def encode(table: pa.Table) -> bytes:
+    """Rows as one parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return buffer.getvalue()
