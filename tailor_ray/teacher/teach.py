@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 EARLY = 50  # asks after which the yield is looked at while the stage goes on
 SURE_Z = 3.3  # by so many standard errors it must then be too low: once in 2,000 stages that would just have passed
+FRUITLESS = 14.0  # n asks in a row without a lesson, where n times the least share is as much: once in a million
 SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
 # Ends of requests that are final for one driver only.
 AGAIN = codes(Category.BAD_REQUEST, Category.RETRYABLE)
@@ -105,13 +106,16 @@ class AskCounts:
 
     count: int = 0
     taught: int = 0
+    fruitless: int = 0  # since the last one that was accepted
     reasons: Counter[str] = field(default_factory=Counter)
     words: dict[str, str] = field(default_factory=dict)  # the last ones, by reason
 
     def add(self, ask: Ask) -> None:
         self.count += 1
+        self.fruitless += 1
         if ask.accepted is not None:
             self.taught += 1
+            self.fruitless = 0
             return
         last = ask.ended[-1]
         reason = last.reason or last.outcome
@@ -363,12 +367,19 @@ class _Stage:
         What was committed is taken back first: replies stay in the ledger, and settings may be changed.
         """
         asks, least = self._state.done_asks, self._job.config.min_accepted_share
-        sure = wilson_interval(asks.taught, asks.count, SURE_Z)[1] < least if asks.count else False
-        early = asks.count >= EARLY and not final and least and (sure or not asks.taught)
-        if not early and not (final and asks.count and asks.taught / asks.count < least):
+        if not asks.count or not least:
             return
-        of = f"of {asks.count}" if final else f"of the first {asks.count}"
-        error = yield_error(f"{asks.taught} {of}", asks.reasons, asks.words, AGAIN, least)
+        accepted = f"{asks.taught} of {'' if final else 'the first '}{asks.count}"
+        if final:
+            low = asks.taught / asks.count < least
+        elif asks.fruitless * least >= FRUITLESS:
+            low, accepted = True, f"0 of the last {asks.fruitless}"
+        else:
+            sure = wilson_interval(asks.taught, asks.count, SURE_Z)[1] < least
+            low = asks.count >= EARLY and (sure or not asks.taught)
+        if not low:
+            return
+        error = yield_error(accepted, asks.reasons, asks.words, AGAIN, least)
         for part in self._state.done:
             drop_part(self._out, LESSONS, part.index)
         raise error

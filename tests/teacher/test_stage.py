@@ -157,6 +157,17 @@ def test_a_yield_that_is_only_low_is_left_alone_until_it_is_sure(tmp_path):
         assert run(tmp_path, url, max_asks=1)["taught"] == 40
 
 
+def test_a_teacher_that_turns_useless_in_the_middle_is_not_paid_to_the_end(tmp_path):
+    """The share of all would still do: 20 of 120 are more than 15 %."""
+    useless = completion("I would rather not say anything about that at all.")
+    with (
+        serving(lambda n, body, _: (200, lesson(body) if n < 20 else useless)) as (url, bodies, _),
+        pytest.raises(StageError, match=r"only 0 of the last 9\d lessons were accepted"),
+    ):
+        run(tmp_path, url, max_in_flight=2, max_asks=1, min_accepted_share=0.15)
+    assert len(bodies) < 120
+
+
 def test_after_a_cut_the_cap_is_doubled_within_a_bound_and_nothing_empty_is_sent(tmp_path):
     caps = []
 
