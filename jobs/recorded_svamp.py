@@ -17,7 +17,7 @@ from typing import Any
 
 from tailor_ray.answers import Grader
 from tailor_ray.records import AnswerKind, LessonKind, Question
-from tailor_ray.teacher.lessons import judge
+from tailor_ray.teacher.asks import judge
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -50,8 +50,8 @@ from tailor_ray.storage import (
 )
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.pool import EnginePool
-from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.engines import make_student
 

@@ -38,9 +38,9 @@ from tailor_ray.rounds.loop import Commits, do_stage, mine
 from tailor_ray.rounds.spec import stages_of
 from tailor_ray.storage import Manifest, Part, PartsDigest, Store, commit_manifest, commit_part
 from tailor_ray.student.exam import ExamJob, run_exam
-from tailor_ray.teacher.governor import Governor
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.limits import RateLimiter
 
 TEST = 200
 WORKERS = 2
@@ -222,13 +222,13 @@ def measure_ledger(folder: Path, rows: int = 100_000, batch: int = 256) -> dict[
 def measure_limits(grants: int = 200_000) -> dict[str, Any]:
     """Grants under both limits, each settled with what it took."""
     endpoint = EndpointConfig(requests_per_minute=1e8, tokens_per_minute=1e11)
-    governor, now = Governor(endpoint, 0.0), 0.0
+    limiter, now = RateLimiter(endpoint, 0.0), 0.0
     started = time.perf_counter()
     for _ in range(grants):
         now += 1e-5
-        grant = governor.reserve(500, now)
+        grant = limiter.reserve(500, now)
         assert grant is not None
-        governor.settle(grant, now + 0.5, 400)
+        limiter.settle(grant, now + 0.5, 400)
     return {"grants_per_second": round(grants / (time.perf_counter() - started))}
 
 

@@ -37,9 +37,9 @@ from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
 from tailor_ray.demo.mock_process import MockProcess
 from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.storage import Store
+from tailor_ray.teacher.client import TeacherRequest, make_request
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.pool import TeacherPool
-from tailor_ray.teacher.request import TeacherRequest, make_request
 
 IN_FLIGHT = 256
 SKIPPED = 2 * IN_FLIGHT  # replies before the clock starts

@@ -1,9 +1,9 @@
 """The mock teacher: an OpenAI-compatible server for demos and tests, with limits, latency and faults on demand.
 
-`serve_mock(options)` runs until it is ended; `mock_main` is its process. It says where it listens in its first
-line of output. What it draws (wrong answers, faults, jitter) is a function of the request's hash, and of how often
-that request came, so a run with the same requests has the same accidents. Each call has a line in the access log once
-its end is known.
+`serve_mock(options)` runs until it is ended; `mock_process` starts it in a process of its own. It says where it
+listens in its first line of output. What it draws (wrong answers, faults, jitter) is a function of the
+request's hash, and of how often that request came, so a run with the same requests has the same accidents. Each call
+has a line in the access log once its end is known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tailor_ray.demo.mock_batches import Batches
 from tailor_ray.demo.mock_faults import FAULTS, IN_BATCHES, Call, completion, error_response
 from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.errors import UserError
-from tailor_ray.teacher.request import canonical
+from tailor_ray.teacher.client import canonical
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from tailor_ray.observe.progress import duration
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Store, find_part, read_manifest, read_part
 from tailor_ray.tasks import load_task
-from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.forecast import Amount, Basis, Forecast, forecast
+from tailor_ray.teacher.ledger_files import LedgerFiles
 
 SAMPLE = 200  # questions whose length stands for all
 SAMPLED_PARTS = 32  # of an exam, spread over all of it: some 8,000 questions say what share has mistakes
@@ -50,7 +50,7 @@ def run_forecast(config: RunConfig, store: Store) -> Forecast:
         done=_done(store),
     )
     basis, sampled = _examined(basis, config, store)
-    made = forecast(config.asked_teacher(), basis, stored_rows(ledger_folder(store)))
+    made = forecast(config.asked_teacher(), basis, LedgerFiles(ledger_folder(store)).read())
     return replace(made, assumptions=(*made.assumptions, *sampled))
 
 

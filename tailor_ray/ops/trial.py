@@ -6,7 +6,6 @@ engine's start and one request, and nothing is kept. What always holds: the ques
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +23,9 @@ from tailor_ray.rounds.stages import student_prompt
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.asks import Asker
-from tailor_ray.teacher.client import Sender
-from tailor_ray.teacher.dispatch import access_error
-from tailor_ray.teacher.lessons import judge
-from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.asks import Asker, judge
+from tailor_ray.teacher.client import TeacherRequest, send_once
+from tailor_ray.teacher.errors import access_error
 
 TODO = {
     Verdict.TRUNCATED: "it was cut off: raise evaluation.max_new_tokens and exam.max_new_tokens, or show worked "
@@ -95,7 +91,7 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
             yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")
             endpoint = teacher.teachers[0]
-            outcome = asyncio.run(_ask(Sender(endpoint, connections=1), request))
+            outcome = send_once(endpoint, request)
             if outcome.code != "answered":
                 raise access_error(endpoint, f"{outcome.code}: {outcome.detail}")
     except TailorError as error:
@@ -121,13 +117,6 @@ def _engines(config: RunConfig, model: ModelRef) -> Iterator[EnginePool]:
         yield pool
     finally:
         pool.stop()
-
-
-async def _ask(sender: Sender, request: TeacherRequest) -> Outcome:
-    try:
-        return await sender.attempt(request.key, request.body, request.sent_as)
-    finally:
-        await sender.close()
 
 
 def _shown(request: TeacherRequest) -> str:

@@ -17,10 +17,20 @@ from typing import Any
 
 FIELDS = ("feedback", "wrong_step", "rationale", "answer")
 
-_THINKING = r"think(?:ing)?|thoughts?|reflection|scratchpad"
-_CLOSED = re.compile(rf"</(?:{_THINKING})>|\[/(?:{_THINKING})\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
-_OPENED = re.compile(rf"<(?:{_THINKING})>|\[(?:THINK|THINKING)\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
-_FINAL = re.compile(r"<\|channel\|>\s{0,4}final\s{0,4}(?:<\|constrain\|>\w{0,20})?\s{0,4}<\|message\|>")  # harmony
+_THINKING = r"think(?:ing)?|thoughts?|reflection|scratchpad|analysis|reasoning|inner_monologue"
+_CLOSED = re.compile(
+    rf"</(?:\w{{1,12}}:)?(?:{_THINKING})\s{{0,2}}>|\[/(?:{_THINKING})\]|◁/think▷"
+    r"|<\|(?:end_of_thought|end_thinking|/thinking)\|>",
+    re.IGNORECASE,
+)
+_OPENED = re.compile(
+    rf"<(?:\w{{1,12}}:)?(?:{_THINKING})\s{{0,2}}>|\[(?:THINK|THINKING)\]|◁think▷"
+    r"|<\|(?:begin_of_thought|start_thinking|thinking)\|>",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(  # harmony, and what is left of it where a server hides its marks
+    r"<\|channel\|>\s{0,4}final\s{0,4}(?:<\|constrain\|>\w{0,20})?\s{0,4}<\|message\|>|assistantfinal"
+)
 _TOKEN = re.compile(r"<\|(?:start|end|message|channel|return|call|im_start|im_end|eot_id|endoftext)\|>")
 _TAG = re.compile(rf"<\s{{0,2}}(/?)\s{{0,2}}({'|'.join(FIELDS)})\s{{0,2}}>", re.IGNORECASE)
 _HEADING = re.compile(
@@ -33,7 +43,8 @@ OBJECTS = 16  # looked at in one reply
 _LEFT = re.compile(
     rf"\{{\s{{0,4}}\"|```|</?\s{{0,2}}(?:{'|'.join(FIELDS)}|{_THINKING})\s{{0,2}}>"
     rf"|\"(?:{'|'.join(FIELDS)})\"\s{{0,4}}:|\[/?THINK\]|<\|\w{{1,20}}\|>"
-    r"|^[ \t]{0,3}#{1,6}[ \t]{1,3}(?:feedback|rationale|answer)\b",
+    r"|^[ \t]{0,3}#{1,6}[ \t]{1,3}(?:feedback|rationale|answer)\b"
+    rf"|</\s{{0,2}}[a-z][\w:.-]{{0,24}}\s{{0,2}}>|&lt;/?(?:{'|'.join(FIELDS)})|\{{\s{{0,4}}'(?:{'|'.join(FIELDS)})'",
     re.IGNORECASE | re.MULTILINE,
 )
 # LaTeX whose first letters JSON takes for an escape; \f and \b begin nothing else in a rationale.

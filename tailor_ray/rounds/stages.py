@@ -53,7 +53,7 @@ from tailor_ray.student.part_size import enough_to_know, questions_per_part
 from tailor_ray.student.sampling import Sampling
 from tailor_ray.student.school import school_tiny_student
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
-from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
 from tailor_ray.teacher.teach import teach as ask_teacher
 from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers

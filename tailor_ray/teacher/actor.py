@@ -23,7 +23,7 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.teacher.budget import outcome_usd
 from tailor_ray.teacher.client import Sender, connections_that_fit
 from tailor_ray.teacher.dispatch import Lease
-from tailor_ray.teacher.journal import Journal
+from tailor_ray.teacher.ledger_row import Journal
 from tailor_ray.teacher.outcomes import Outcome
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ class Senders(Protocol):
     async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
         """Start these attempts; return what has ended. Raises SendersLost when nobody answers any more."""
 
-    async def dismiss(self) -> None:
+    async def close(self) -> None:
         """End it; calls in flight are broken off."""
 
 
-Hire = Callable[[TeacherConfig, Mapping[str, int], str], Awaitable[Senders]]
+StartSenders = Callable[[TeacherConfig, Mapping[str, int], str], Awaitable[Senders]]
 
 
 class SendersLost(Exception):
@@ -91,7 +91,7 @@ class TeacherActor:
             self._journal = _open_journal(self._driver.journal)
             self._watch(self._driver.pid)
 
-    async def dismiss(self) -> None:
+    async def close(self) -> None:
         """End the clients, in the loop that they are used in."""
         running = list(self._running)
         for task in running:
@@ -177,14 +177,14 @@ def _open_journal(stem: str) -> Journal | None:
         return None
 
 
-async def hire_here(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:  # noqa: ARG001
+async def start_local(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:  # noqa: ARG001
     """Send from this process and event loop; for few requests, where there is no cluster."""
     senders = TeacherActor(config.teachers, share)
     await senders.ready()
     return senders
 
 
-async def hire_actor(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:
+async def start_actor(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:
     """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
 
     Raises SendersLost when it is not up after START_S: a node that was lost meanwhile may never say so.
@@ -206,7 +206,7 @@ class _RemoteSenders:
         outcomes: list[Outcome] = await _answer(self._actor.exchange.remote(leases, wait_s))
         return outcomes
 
-    async def dismiss(self) -> None:
+    async def close(self) -> None:
         ray.kill(self._actor)
 
 

@@ -21,13 +21,14 @@ from typing import Any
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, Stopped, TailorError
-from tailor_ray.teacher.batch_api import BatchApi, Ended, QueueFull, TooLarge, is_queue_full
-from tailor_ray.teacher.budget import Budget, Spend, Worst, cost_usd, price_of
-from tailor_ray.teacher.dispatch import Settled, access_error, quota_error
+from tailor_ray.teacher.batch_api import BatchApi, BatchResult, QueueFull, TooLarge, is_queue_full
+from tailor_ray.teacher.budget import Budget, Spend, WorstCase, cost_usd, price_of
+from tailor_ray.teacher.client import TeacherRequest, cap_of
+from tailor_ray.teacher.dispatch import Settled
+from tailor_ray.teacher.errors import access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Checked, Fate, Usage
-from tailor_ray.teacher.request import TeacherRequest, cap_of
+from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, Usage, check_status
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class BatchPool:
         self._reserved: set[str] = set()  # those of them for which this driver's budget set the worst case aside
         largest = ledger.largest_outputs()
         self._worsts = {
-            endpoint.model: Worst(endpoint, batch=True, seen_output=largest.get(endpoint.model))
+            endpoint.model: WorstCase(endpoint, batch=True, seen_output=largest.get(endpoint.model))
             for endpoint in config.teachers
         }
         self._attempts: dict[str, int] = {}
@@ -198,7 +199,7 @@ class BatchPool:
                 self._wait_for_queue(record, str(error))
                 return False
             self._store.write_json(f"{record['name']}.json", record)
-        ended = api.look(record["batch"])
+        ended = api.poll(record["batch"])
         if ended is not None and ended.refusal is not None and is_queue_full(ended.refusal):
             self._wait_for_queue(record, ended.refusal)
             return False
@@ -211,7 +212,7 @@ class BatchPool:
         """Take a file back that is too large, and make the next ones half as large."""
         self._most_bytes = max(min(self._most_bytes, size) // 2, 1)
         if len(record["keys"]) == 1:
-            self._read(record, Ended("refused", {record["keys"][0]: Checked("http_413", said)}))
+            self._read(record, BatchResult("refused", {record["keys"][0]: Outcome("http_413", said)}))
             return
         log.warning("a batch file of %.1f MiB is too large (%s): sent in halves", size / 2**20, said)
         self._take_back(record)
@@ -254,7 +255,7 @@ class BatchPool:
         self._store.delete(f"{record['name']}.json")
         self._store.delete(f"{record['name']}.jsonl")
 
-    def _read(self, record: dict[str, Any], ended: Ended) -> None:
+    def _read(self, record: dict[str, Any], ended: BatchResult) -> None:
         """Put a batch's replies into the ledger and hand them on; what it did not reach is asked again."""
         endpoint = self._endpoints[record["model"]]
         rows = self._ledger.get(record["keys"])
@@ -262,42 +263,45 @@ class BatchPool:
         settled = []
         missing = "batch_lost" if ended.status == "gone" else "expired"
         for key in record["keys"]:
-            checked = ended.replies.get(key, Checked(missing, f"the batch ended as {ended.status} before it"))
+            outcome = ended.replies.get(key, Outcome(missing, f"the batch ended as {ended.status} before it"))
             row = rows.get(key) or LedgerRow(key, "pending", endpoint.model, "", 0, bodies[key], mode="batch")
-            new = self._ended_row(endpoint, row, checked)
+            new = self._ended_row(endpoint, row, outcome)
             self._ledger.stage([new])
             request = self._take(key)
             if request is not None:
-                settled.append((request, new, checked))
+                settled.append((request, new, outcome))
         self._ledger.commit()
         self._forget(record)
         self._check_end(record["batch"], endpoint, ended)
         self._hand_on(settled)
 
-    def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: Ended) -> None:
+    def _check_end(self, batch_id: str, endpoint: EndpointConfig, ended: BatchResult) -> None:
         """Raise what ends the run. The batch is read and forgotten by then, so that the next driver asks anew."""
         if ended.refusal is not None:
+            said = json.dumps({"error": {"message": ended.refusal}}).encode()
+            if check_status(400, said).rule.category is Category.QUOTA:
+                raise quota_error(endpoint, ended.refusal)
             raise StageError(
                 f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
                 "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"
             )
-        for checked in ended.replies.values():
-            if checked.rule.fate is Fate.ACCESS:
-                raise access_error(endpoint, checked.detail)
-            if checked.rule.fate is Fate.QUOTA:
-                raise quota_error(endpoint, checked.detail)
+        for outcome in ended.replies.values():
+            if outcome.rule.category is Category.ACCESS:
+                raise access_error(endpoint, outcome.detail)
+            if outcome.rule.category is Category.QUOTA:
+                raise quota_error(endpoint, outcome.detail)
 
     def _take(self, key: str) -> TeacherRequest | None:
         """The request of this driver that a batch's line answers; None for one that only a dead driver knew."""
         with self._lock:
             return self._batched.pop(key, None) or self._waiting.pop(key, None)
 
-    def _hand_on(self, ended: Sequence[tuple[TeacherRequest, LedgerRow, Checked]]) -> None:
+    def _hand_on(self, ended: Sequence[tuple[TeacherRequest, LedgerRow, Outcome]]) -> None:
         settled = []
-        for request, row, checked in ended:
+        for request, row, outcome in ended:
             self._attempts[request.key] = self._attempts.get(request.key, 0) + 1
-            undecided = checked.rule.fate in NO_VERDICT
-            tries = self._config.max_attempts if undecided else checked.rule.tries or 1
+            undecided = outcome.rule.category in NO_VERDICT
+            tries = self._config.max_attempts if undecided else outcome.rule.tries or 1
             if self._attempts[request.key] < tries:
                 with self._lock:
                     self._waiting[request.key] = request
@@ -308,32 +312,16 @@ class BatchPool:
             self._on_settled(settled)
 
     def _pending_row(self, request: TeacherRequest) -> LedgerRow:
-        known = self._ledger.get([request.key]).get(request.key)
-        row = known or LedgerRow(
-            request.key, "pending", request.model, request.question_id, request.round, request.body
-        )
-        worst = self._worst(request)
-        return replace(
-            row,
-            outcome="pending",
-            mode="batch",
-            round=request.round,
-            attempts=row.attempts + 1,
-            sent=row.sent or time.time(),
-            pending_tokens=worst.tokens,
-            pending_usd=worst.usd,
-        )
+        row = self._ledger.get([request.key]).get(request.key) or LedgerRow.of(request)
+        row = replace(row, mode="batch", round=request.round, sent=row.sent or time.time())
+        return row.sending(self._worst(request))
 
-    def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, checked: Checked) -> LedgerRow:
+    def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
         worst = Spend(row.pending_usd, row.pending_tokens)
-        if checked.text is not None or checked.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED):
-            cap = cap_of(row.request)
-            counted = self._worsts[endpoint.model].learn(len(row.request), cap, checked.usage, checked.text)
-            if counted is not None:
-                usd, tokens = max(counted.usd, worst.usd), max(counted.tokens, worst.tokens)
-                row = replace(row, pending_usd=usd, pending_tokens=tokens)
-        cost = cost_usd(price_of(endpoint), checked.usage or Usage(), batch=True)
-        ended = row.ended(checked, cost, time.time())
+        unknown = self._worsts[endpoint.model].learn(len(row.request), cap_of(row.request), outcome, worst)
+        row = replace(row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
+        cost = cost_usd(price_of(endpoint), outcome.usage or Usage(), batch=True)
+        ended = row.ended(outcome, cost, time.time())
         self._give_back(row.key, worst, ended.spend - row.spend)
         return ended
 

@@ -7,6 +7,7 @@ has been under way, and how far it is, goes to the log.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import re
@@ -20,10 +21,9 @@ from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_del
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
-from tailor_ray.teacher.client import Hidden, read_secrets
-from tailor_ray.teacher.dispatch import access_error, quota_error
-from tailor_ray.teacher.health import Outage
-from tailor_ray.teacher.outcomes import Checked, Fate, check_completion, check_status
+from tailor_ray.teacher.client import Redactor, read_secrets
+from tailor_ray.teacher.errors import Outage, access_error, quota_error
+from tailor_ray.teacher.outcomes import Category, Outcome, check_completion, check_status
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +48,17 @@ class QueueFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class BatchResult:
     """A batch that has ended: replies by request key; keys that it did not reach are missing."""
 
     status: str
-    replies: Mapping[str, Checked]
+    replies: Mapping[str, Outcome]
     refusal: str | None = None  # what the API said when it took the input for no batch at all
 
 
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
-        return check_status(error.status_code, error.response.content).rule.fate is Fate.RETRY
+        return check_status(error.status_code, error.response.content).rule.category is Category.RETRYABLE
     return isinstance(error, openai.APIConnectionError)
 
 
@@ -80,7 +80,7 @@ class BatchApi:
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self._endpoint = endpoint
-        self._hide = Hidden(endpoint)
+        self._redact = Redactor(endpoint)
         self._told: dict[str, tuple[str, float]] = {}  # status of a batch, and when it was told
         headers = {**endpoint.extra_headers, **read_secrets(endpoint)}
 
@@ -109,30 +109,35 @@ class BatchApi:
         file = self._call(
             lambda: self._client.files.create(file=(f"{name}.jsonl", io.BytesIO(data)), purpose="batch"), first=True
         )
-        batch = self._call(
-            lambda: self._client.batches.create(
-                input_file_id=file.id,
-                endpoint="/v1/chat/completions",
-                completion_window="24h",
-                metadata={NAME: name},
+        tries = itertools.count()
+
+        def make() -> str:
+            """A try that failed may have made it all the same: the next one looks first."""
+            found = self._listed(name) if next(tries) else None
+            return found or str(
+                self._client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                    metadata={NAME: name},
+                ).id
             )
-        )
-        return str(batch.id)
+
+        return str(self._call(make))
 
     def find(self, name: str) -> str | None:
         """The id of the batch that carries this name, among those of this key; None when there is none."""
+        return self._call(lambda: self._listed(name))
 
-        def scan() -> str | None:
-            for batch in self._client.batches.list(limit=LISTED):  # the newest first
-                if (batch.metadata or {}).get(NAME) == name:
-                    return str(batch.id)
-                if batch.created_at < time.time() - FORGOTTEN_S:
-                    break
-            return None
+    def _listed(self, name: str) -> str | None:
+        for batch in self._client.batches.list(limit=LISTED):  # the newest first
+            if (batch.metadata or {}).get(NAME) == name:
+                return str(batch.id)
+            if batch.created_at < time.time() - FORGOTTEN_S:
+                break
+        return None
 
-        return self._call(scan)
-
-    def look(self, batch_id: str) -> Ended | None:
+    def poll(self, batch_id: str) -> BatchResult | None:
         """None while the batch goes on; one that the server no longer knows has ended as `gone`."""
         try:
             batch = self._call(lambda: self._client.batches.retrieve(batch_id), gone=True)
@@ -141,23 +146,25 @@ class BatchApi:
             if batch is not None and batch.status == "failed":
                 errors = (batch.errors.data if batch.errors else None) or []
                 said = "; ".join(f"{error.code}: {error.message}" for error in errors)
-                return Ended(batch.status, {}, said or "no reason given")
+                return BatchResult(batch.status, {}, said or "no reason given")
             files = [batch.output_file_id, batch.error_file_id] if batch is not None else []
             data = [self._call(lambda name=one: self._client.files.content(name), gone=True) for one in files if one]
         except openai.OpenAIError as error:  # an answer that is none
-            log.warning("batch %s cannot be read: %s", batch_id, self._hide(str(error)))
+            log.warning("batch %s cannot be read: %s", batch_id, self._redact(str(error)))
             return None
         if batch is None or None in data:
             log.warning("batch %s is gone from %s: asked again", batch_id, self._endpoint.base_url)
-            return Ended("gone", {})
-        replies: dict[str, Checked] = {}
+            return BatchResult("gone", {})
+        replies: dict[str, Outcome] = {}
         for one in data:
-            for key, checked in read_output(one.content).items():
-                if key not in replies or replies[key].rule.fate is not Fate.ANSWERED:  # an error undoes no reply
-                    replies[key] = checked
-        return Ended(batch.status, replies)
+            for key, outcome in read_output(one.content).items():
+                if (
+                    key not in replies or replies[key].rule.category is not Category.ANSWERED
+                ):  # an error undoes no reply
+                    replies[key] = outcome
+        return BatchResult(batch.status, replies)
 
-    def _wait_for(self, batch: Any) -> Ended | None:
+    def _wait_for(self, batch: Any) -> BatchResult | None:
         """Tell of a batch that goes on, now and then; give one up that should have been over long ago."""
         now, age = time.time(), time.time() - (batch.created_at or time.time())
         status, told = self._told.get(batch.id, ("", 0.0))
@@ -169,7 +176,7 @@ class BatchApi:
         if age < OVERDUE_S:
             return None
         log.warning("batch %s is still %s after %.0f h%s: asked again", batch.id, batch.status, age / 3600, done)
-        return Ended("gone", {})
+        return BatchResult("gone", {})
 
     def close(self) -> None:
         self._client.close()
@@ -180,8 +187,8 @@ class BatchApi:
         try:
             return _retried(call)()
         except openai.APIStatusError as error:
-            checked = check_status(error.status_code, error.response.content)
-            detail = self._hide(checked.detail)
+            outcome = check_status(error.status_code, error.response.content)
+            detail = self._redact(outcome.detail)
             if gone and error.status_code in (404, 410):
                 return None
             if error.status_code == 413 or (error.status_code == 400 and _TOO_LARGE.search(detail)):
@@ -192,19 +199,19 @@ class BatchApi:
                 raise ConfigError(
                     f"{self._endpoint.base_url} has no batch API ({detail}); set teacher.mode to online"
                 ) from None
-            if checked.rule.fate is Fate.QUOTA:
+            if outcome.rule.category is Category.QUOTA:
                 raise quota_error(self._endpoint, detail) from None
-            if checked.rule.fate is Fate.ACCESS:
+            if outcome.rule.category is Category.ACCESS:
                 raise access_error(self._endpoint, detail) from None
-            kind = Outage if checked.rule.fate is Fate.RETRY else StageError
+            kind = Outage if outcome.rule.category is Category.RETRYABLE else StageError
             raise kind(f"{where} says {detail}; the batches are kept: run the same command") from None
         except openai.APIConnectionError as error:
             raise Outage(f"{where} cannot be reached: {error}; the batches are kept: run the same command") from None
 
 
-def read_output(data: bytes) -> dict[str, Checked]:
+def read_output(data: bytes) -> dict[str, Outcome]:
     """An output or error file's lines by custom_id. A torn or odd line counts as not there: it is asked again."""
-    replies: dict[str, Checked] = {}
+    replies: dict[str, Outcome] = {}
     for line in data.splitlines():
         try:
             value = json.loads(line)
@@ -215,11 +222,12 @@ def read_output(data: bytes) -> dict[str, Checked]:
     return replies
 
 
-def _read_line(value: dict[str, Any]) -> Checked:
+def _read_line(value: dict[str, Any]) -> Outcome:
     response, error = value.get("response"), value.get("error")
     if isinstance(response, dict) and response.get("status_code") == 200:
         return check_completion(response.get("body"))
     if isinstance(response, dict):
         return check_status(int(response.get("status_code") or 500), json.dumps(response.get("body")).encode())
-    code = error.get("code") if isinstance(error, dict) else None
-    return Checked("expired" if code == "batch_expired" else "no_choices", f"{error!r}"[:300])
+    if isinstance(error, dict) and error.get("code") == "batch_expired":
+        return Outcome("expired", f"{error!r}"[:300])
+    return check_completion({"error": error})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig, TeacherConfig
 from tailor_ray.errors import ConfigError
-from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.outcomes import Category, Outcome, Usage, codes
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ CAP_GROWTH = 4  # a reply that was cut is asked for again with up to so many tim
 ENOUGH_SEEN = 20  # replies within their caps after which an endpoint is taken to keep them
 UNSURE = 8.0  # times what is reserved that a reply may turn out to cost until then
 OLD_MONTHS = 6  # from which the table's age is told
+REPLIED = codes(Category.ANSWERED, Category.TRUNCATED, Category.REFUSED)
 
 PRICES: dict[str, PriceConfig] = {
     "gpt-5": PriceConfig(input=1.25, cached_input=0.125, output=10.0),
@@ -79,7 +80,10 @@ def check_prices(config: TeacherConfig, now: float | None = None) -> None:
 
 
 def cost_usd(price: PriceConfig | None, usage: Usage, batch: bool = False) -> float:
-    """Dollars of one reply: what it says it cost, else by price."""
+    """Dollars of one reply: what it says it cost, else its tokens by `price`, less the discount of a `batch`.
+
+    Without either it is 0.
+    """
     if usage.cost is not None:
         return usage.cost
     if price is None:
@@ -92,11 +96,6 @@ def cost_usd(price: PriceConfig | None, usage: Usage, batch: bool = False) -> fl
 def outcome_usd(endpoint: EndpointConfig, outcome: Outcome) -> float:
     """Dollars that an online attempt's own usage comes to."""
     return cost_usd(price_of(endpoint), outcome.usage or Usage())
-
-
-def worst_usd(price: PriceConfig | None, prompt_tokens: int, max_tokens: int) -> float:
-    """Dollars that one attempt costs at most: nothing cached, no discount, the whole cap written."""
-    return cost_usd(price, Usage(input=prompt_tokens, output=max_tokens)) if price else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class Cap:
         return self.tokens is None or spend.tokens <= self.tokens
 
 
-class Worst:
+class WorstCase:
     """What one attempt at an endpoint may cost, by its cap and price, and by what its replies have shown so far.
 
     A server that ignores the cap or counts more than we do is believed: the largest reply seen is what the next one
@@ -139,7 +138,8 @@ class Worst:
     """
 
     def __init__(self, endpoint: EndpointConfig, batch: bool = False, seen_output: int | None = None) -> None:
-        """`seen_output`: of the largest reply of an earlier driver, None where there was none."""
+        """`batch` takes the price of batches; `seen_output` are the tokens of the largest reply of an earlier driver,
+        None where there was none."""
         self._model, self._price, self._batch = endpoint.model, price_of(endpoint), batch
         most = CAP_GROWTH * endpoint.max_tokens
         self._output = seen_output if seen_output is not None and seen_output > most else 0
@@ -154,17 +154,26 @@ class Worst:
         return 1.0 if self._seen >= ENOUGH_SEEN and not (self._output or self._input > 0) else UNSURE
 
     def of(self, prompt_tokens: int, max_tokens: int) -> Spend:
+        """Of an attempt with at most so many tokens of prompt and of reply."""
         usage = Usage(input=prompt_tokens + self._input, output=max(max_tokens, self._output))
         dollars = cost_usd(self._price, usage, self._batch)
         return Spend(max(dollars, self._dearest), usage.input + usage.output)
 
-    def learn(self, prompt_tokens: int, max_tokens: int, usage: Usage | None, text: str | None) -> Spend | None:
-        """Take note of a reply. Where its usage is not known, returns what it is to be counted as."""
+    def learn(self, prompt_tokens: int, max_tokens: int, outcome: Outcome, reserved: Spend) -> Spend:
+        """Take note of what came of an attempt for which `reserved` was set aside.
+
+        Returns what it counts as where its usage is not known. `prompt_tokens` and `max_tokens` are bounds: more than
+        them is believed of the next one too.
+        """
+        usage, text = outcome.usage, outcome.text
+        if not text and outcome.code not in REPLIED:
+            return reserved
         self._seen += 1
         if usage is None:
             self._tell("usage", "replies of %r do not say what they used: each is counted at its worst", self._model)
             # A token is seldom more than three bytes of a long text, whatever the tokenizer.
-            return self.of(prompt_tokens, max(max_tokens, len((text or "").encode("utf-8", "replace")) // 3))
+            counted = self.of(prompt_tokens, max(max_tokens, len((text or "").encode("utf-8", "replace")) // 3))
+            return Spend(max(counted.usd, reserved.usd), max(counted.tokens, reserved.tokens))
         if usage.output > max(max_tokens, self._output):
             said = "%r wrote %d tokens where at most %d were asked for: so much is reserved from now on"
             self._tell("cap", said, self._model, usage.output, max_tokens)
@@ -172,7 +181,7 @@ class Worst:
         self._input = max(self._input, usage.input - prompt_tokens)
         if usage.cost is not None:
             self._dearest = max(self._dearest, usage.cost)
-        return None
+        return reserved
 
     def _tell(self, what: str, said: str, *values: object) -> None:
         if what not in self._told:
@@ -184,6 +193,7 @@ class Budget:
     """Spent so far, reserved now, and four caps of which each may be absent."""
 
     def __init__(self, config: TeacherConfig, run_spent: Spend, round_spent: Spend) -> None:
+        """`run_spent` is what earlier rounds and drivers have spent, `round_spent` what of it is this round's."""
         self._run = (
             Cap("teacher.budget_usd", usd=config.budget_usd),
             Cap("teacher.budget_tokens", tokens=config.budget_tokens),
@@ -204,6 +214,7 @@ class Budget:
         return True
 
     def settle(self, worst: Spend, paid: Spend) -> None:
+        """Give a reservation back, and count what was paid in its place."""
         self.reserved -= worst
         self.run_spent += paid
         self.round_spent += paid
@@ -225,6 +236,7 @@ class Budget:
         )
 
     def exhausted_message(self, cap: Cap, worst: Spend) -> str:
+        """What to say when `cap` forbids what costs `worst`, and nothing is in flight that may cost less."""
         spent = self.round_spent if "round" in cap.setting else self.run_spent
         if cap.usd is not None:
             amounts = f"{cap.usd:.6g} dollars, {spent.usd:.6g} are spent and the next request may cost {worst.usd:.6g}"

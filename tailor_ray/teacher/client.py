@@ -1,35 +1,139 @@
-"""`Sender`: one attempt at one request, over one HTTP client with the aiohttp transport.
+"""A request to a teacher, the key under which the ledger keeps its reply, and `Sender`, which makes one attempt at it.
 
-In: a request's body. Out: always an Outcome, never an exception of the network. Each attempt has a wall-clock bound
-whatever the server does and is sent once. What goes along is what the endpoint's settings name and nothing else of
-the environment but its proxies and certificates; keys are read on this node and occur in no outcome.
+The key is the SHA-256 of canonical JSON of all that decides the reply: the kind of endpoint, the model, messages,
+sampling parameters and the sample index. Where the endpoint is, how often it is retried and who asks is left out, and
+so is the cap: an answer that fits under one cap is the answer under every higher one. So changing those pays for
+nothing again.
+
+An attempt always ends as an Outcome, never as an exception of the network. It has a wall-clock bound whatever the
+server does and is sent once. What goes along is what the endpoint's settings name and nothing else of the environment
+but its proxies and certificates; keys are read on this node and occur in no outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
+import json
 import logging
 import os
 import resource
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import TeacherAccessError
-from tailor_ray.teacher.outcomes import Checked, Outcome, check_reply, check_status
+from tailor_ray.teacher.outcomes import Outcome, check_reply, check_status, encodable
 
 if TYPE_CHECKING:
     import httpx2
 
 log = logging.getLogger(__name__)
 
+ENDPOINT = "/v1/chat/completions"
+CAPS = ("max_tokens", "max_completion_tokens")
+NOT_IN_KEY = frozenset([*CAPS, "service_tier"])
+
+# Chat templates add a few tokens around each message and at the end; 16 is above all that are published.
+TOKENS_PER_MESSAGE = 16
 LONGEST_WAIT_S = 30 * 86400.0  # a Retry-After beyond it is no number to reckon with
 FILES_BESIDE = 128  # descriptors that a process needs for what is no connection
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRequest:
+    """What is sent (`body`, canonical JSON), and what the pool must know to order, limit and pay for it.
+
+    `sent_as` is the hash of all that is sent, its cap too: what goes along for servers that tell retries by it, and
+    the key of ledgers made before 0.2.
+    """
+
+    key: str
+    model: str
+    body: str
+    question_id: str
+    round: int
+    priority: tuple[float, int, str]  # smaller goes first
+    prompt_tokens: int  # an upper bound
+    max_tokens: int
+    sent_as: str = field(default="", compare=False)
+
+    @property
+    def worst_tokens(self) -> int:
+        return self.prompt_tokens + self.max_tokens
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces, characters as they are."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def request_key(body: dict[str, Any], sample: int, whole: bool = False) -> str:
+    """The key of a request; `whole` takes in what does not decide the reply."""
+    body = body if whole else {name: value for name, value in body.items() if name not in NOT_IN_KEY}
+    document = canonical({"endpoint": ENDPOINT, "body": body, "sample": sample})
+    return hashlib.sha256(document.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def cap_of(body: str) -> int:
+    """The cap that a body was sent with; 0 where it says none."""
+    try:
+        fields = json.loads(body)
+        return max(int(fields.get(name) or 0) for name in CAPS)
+    except (ValueError, TypeError, AttributeError):
+        return 0
+
+
+def make_request(
+    endpoint: EndpointConfig,
+    messages: list[dict[str, str]],
+    response_format: dict[str, Any] | None,
+    *,
+    sample: int,
+    question_id: str,
+    round_: int,
+    priority: tuple[float, int, str],
+    max_tokens: int | None = None,
+) -> TeacherRequest:
+    """Join messages with the endpoint's parameters; settings that are None are not sent.
+
+    `sample` tells apart several requests for the same, and is part of the key. Requests with a smaller `priority` go
+    first. `max_tokens` takes the place of the endpoint's cap.
+    """
+    cap = endpoint.max_tokens if max_tokens is None else max_tokens
+    optional = {
+        "temperature": endpoint.temperature,
+        "top_p": endpoint.top_p,
+        "reasoning_effort": endpoint.reasoning_effort,
+        "response_format": response_format,
+        "service_tier": endpoint.service_tier,
+        "chat_template_kwargs": endpoint.chat_template_kwargs or None,
+    }
+    body: dict[str, Any] = {"model": endpoint.model, "messages": messages, endpoint.cap_parameter: cap}
+    body.update({name: value for name, value in optional.items() if value is not None})
+    body.update(endpoint.extra_body)
+    return TeacherRequest(
+        key=request_key(body, sample),
+        model=endpoint.model,
+        body=encodable(canonical(body)),
+        question_id=question_id,
+        round=round_,
+        priority=priority,
+        prompt_tokens=prompt_bound(messages, response_format),
+        max_tokens=cap,
+        sent_as=request_key(body, sample, whole=True),
+    )
+
+
+def prompt_bound(messages: list[dict[str, str]], response_format: dict[str, Any] | None) -> int:
+    """Never fewer tokens than the prompt has: byte-level tokenizers make at most one token of a byte."""
+    contents = sum(len(m["content"].encode("utf-8", "replace")) + TOKENS_PER_MESSAGE for m in messages)
+    return contents + (len(canonical(response_format)) if response_format else 0) + TOKENS_PER_MESSAGE
 
 
 def read_key(endpoint: EndpointConfig) -> str:
@@ -85,7 +189,7 @@ def read_secrets(endpoint: EndpointConfig) -> dict[str, str]:
     return headers
 
 
-class Hidden:
+class Redactor:
     """Takes an endpoint's secrets out of what is said of it."""
 
     def __init__(self, endpoint: EndpointConfig) -> None:
@@ -101,12 +205,15 @@ class Sender:
     """Sends to one endpoint. Use it inside one event loop, and close it there."""
 
     def __init__(self, endpoint: EndpointConfig, connections: int) -> None:
-        """At most `connections` at once; proxies of the environment are not used for loopback addresses."""
+        """Open at most `connections` at once; proxies of the environment are not used for loopback addresses.
+
+        Raises TeacherAccessError where a key is missing on this node, or is none that a header can carry.
+        """
         import httpx2
         from openai import DefaultAioHttpClient
 
         self._endpoint = endpoint
-        self._hide = Hidden(endpoint)
+        self._redact = Redactor(endpoint)
         self._url = endpoint.base_url.rstrip("/")
         self._client: httpx2.AsyncClient = DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -117,61 +224,68 @@ class Sender:
         )
 
     async def attempt(self, key: str, body: str, sent_as: str | None = None) -> Outcome:
-        """Send once; at most `timeout_s` of wall-clock time. `sent_as` lets servers tell retries."""
+        """Send `body` once and wait for its whole reply, at most `timeout_s` of wall-clock time.
+
+        `key` is the request's, and comes back in the outcome; `sent_as` lets servers tell retries.
+        """
         sent, start = time.time(), time.monotonic()
         headers = {"Idempotency-Key": sent_as or key}
         call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)
         got = await bounded(call, self._endpoint.timeout_s)
-        checked = check_reply(got.body) if got.failed is None else got.failed
-        return Outcome(
-            key=key,
-            code=checked.code,
-            detail=self._hide(checked.detail),
-            text=checked.text,
-            finish_reason=checked.finish_reason,
-            usage=checked.usage,
-            retry_after=got.retry_after if got.retry_after is not None else checked.retry_after,
-            sent=sent,
-            seconds=time.monotonic() - start,
-        )
+        outcome = got if isinstance(got, Outcome) else _read(got)
+        seconds = time.monotonic() - start
+        return replace(outcome, key=key, detail=self._redact(outcome.detail), sent=sent, seconds=seconds)
 
     async def models(self, timeout_s: float) -> bytes:
         """What the endpoint says of its models; b"" where it says nothing."""
-        return (await bounded(self._client.get(f"{self._url}/models"), timeout_s)).body
+        got = await bounded(self._client.get(f"{self._url}/models"), timeout_s)
+        return b"" if isinstance(got, Outcome) or not got.is_success else got.content
 
     async def close(self) -> None:
         await self._client.aclose()
 
+    async def __aenter__(self) -> Sender:
+        return self
 
-@dataclass(frozen=True, slots=True)
-class Got:
-    """A 2xx answer's body, or how the call failed."""
-
-    body: bytes = b""
-    failed: Checked | None = None
-    retry_after: float | None = None
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
-async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> Got:
-    """Await one call of the client for at most `timeout_s`; every way in which a network can fail becomes a Got."""
+def send_once(endpoint: EndpointConfig, request: TeacherRequest) -> Outcome:
+    """Make one attempt from a thread without an event loop; nothing of it is written down."""
+
+    async def attempt() -> Outcome:
+        async with Sender(endpoint, connections=1) as sender:
+            return await sender.attempt(request.key, request.body, request.sent_as)
+
+    return asyncio.run(attempt())
+
+
+async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> httpx2.Response | Outcome:
+    """Await one call of the client for at most `timeout_s` seconds: the response, or how the network failed."""
     import aiohttp
     import httpx2
 
     try:
         async with asyncio.timeout(timeout_s):
-            response = await call
+            return await call
     except TimeoutError:
-        return Got(failed=Checked("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}"))
+        return Outcome("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}")
     except (aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        return Got(failed=_connection_failure(error))
-    wait = retry_after(response.headers)
-    if response.is_success:
-        return Got(response.content, retry_after=wait)
-    return Got(failed=check_status(response.status_code, response.content), retry_after=wait)
+        return _connection_failure(error)
+
+
+def _read(response: httpx2.Response) -> Outcome:
+    body, wait = response.content, retry_after(response.headers)
+    outcome = check_reply(body) if response.is_success else check_status(response.status_code, body)
+    return outcome if wait is None else replace(outcome, retry_after=wait)
 
 
 def retry_after(headers: object, now: float | None = None) -> float | None:
-    """Seconds that the server asks to wait: retry-after-ms, or Retry-After in seconds or as a date; None if absent."""
+    """Seconds that the server asks to wait: retry-after-ms, or Retry-After in seconds or as a date.
+
+    `headers` is a mapping that knows no case; `now` is the UNIX time, the clock's if None. None where neither is there.
+    """
     get = headers.get  # type: ignore[attr-defined]
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = get(name)
@@ -205,7 +319,7 @@ def connections_that_fit(wanted: int) -> int:
     return fit
 
 
-def _connection_failure(error: BaseException) -> Checked:
+def _connection_failure(error: BaseException) -> Outcome:
     """By the errors at the end of the chain: the transport maps several of them to one."""
     import aiohttp
 
@@ -214,9 +328,12 @@ def _connection_failure(error: BaseException) -> Checked:
         chain.append(below)
     said = f"{type(chain[-1]).__name__}: {chain[-1]}"[:300]
     if any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in chain):
-        return Checked("no_sockets", f"this process may open no more files ({said})")
+        return Outcome("no_sockets", f"this process may open no more files ({said})")
     if any(isinstance(one, aiohttp.ClientConnectorCertificateError) for one in chain):
-        return Checked("bad_certificate", said)
-    if any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
-        return Checked("refused_connection", said)
-    return Checked("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)
+        return Outcome("bad_certificate", said)
+    proxy = next((one for one in chain if isinstance(one, aiohttp.ClientHttpProxyError)), None)
+    if proxy is not None and proxy.status == 407:
+        return Outcome("http_407", f"a proxy on the way wants a user and a password: {said}")
+    if proxy is not None or any(isinstance(one, aiohttp.ClientConnectorError) for one in chain):
+        return Outcome("refused_connection", said)
+    return Outcome("timeout" if isinstance(chain[-1], TimeoutError) else "lost_connection", said)

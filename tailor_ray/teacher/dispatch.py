@@ -1,7 +1,7 @@
 """The pool's decisions, without its network: which request is sent next, by whom, when, and what follows from its end.
 
 In: requests, rooms of actors, outcomes, deaths. Out: leases to send, and settled requests with their ledger rows.
-What always holds: a request is with at most one actor; before a lease goes out its governor granted it, the budget
+What always holds: a request is with at most one actor; before a lease goes out its limiter granted it, the budget
 reserved its worst case, and its row is staged as pending; every request given in comes out settled once, or the pool
 stops with an error that says why. What ended without a verdict (an outage, a used-up quota, a key that is refused)
 never comes out as one: it is sent again, comes out `undecided` where it failed too often while others were answered,
@@ -19,21 +19,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.errors import Stopped, TailorError, TeacherAccessError
-from tailor_ray.teacher.budget import Budget, Spend, Worst, outcome_usd
-from tailor_ray.teacher.governor import WINDOW_S, Governor, Grant
-from tailor_ray.teacher.health import LONG_PAUSE_S, Health, Outage, clock_time
-from tailor_ray.teacher.journal import Heard
+from tailor_ray.errors import Stopped, TailorError
+from tailor_ray.teacher.budget import Budget, Spend, WorstCase, outcome_usd
+from tailor_ray.teacher.client import TeacherRequest
+from tailor_ray.teacher.errors import access_error, clock_time, denied_error, outage_error, quota_error, refusal_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.outcomes import NO_VERDICT, Fate, Outcome
-from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.ledger_row import JournalEntries, LedgerRow
+from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
+from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, codes
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5  # doubled with each attempt, with jitter, up to
 BACKOFF_MAX_S = 30.0
-DENIALS = 3  # in a row before an endpoint that answered is taken to refuse us, and not one request
+LONG_PAUSE_S = 60.0  # from which a pause is told
+DENIALS = 3  # in a row before an endpoint is taken to refuse us, and not one request
+REFUSALS = 16  # in a row after replies: where every second request is refused for itself, once in 65,000
+REFUSED = codes(Category.BAD_REQUEST) | {"http_403"}  # a request, and by a 403 perhaps us
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class _Open:
     request: TeacherRequest
     row: LedgerRow
     gave_up_before: bool  # an earlier driver left it after all its attempts
+    refused_before: bool  # … or had it refused
     worst: Spend = field(default_factory=Spend)
     attempts: int = 0
     first: float | None = None  # when its first attempt was given out, by the endpoint's clock
@@ -77,19 +80,22 @@ class _Lane:
     """One endpoint: its limits, its price, its health and its queue."""
 
     endpoint: EndpointConfig
-    governor: Governor
-    worst: Worst
+    limiter: RateLimiter
+    worst: WorstCase
     health: Health
     ready: list[tuple[tuple[float, int, str], int, str]] = field(default_factory=list)
     delayed: list[tuple[float, int, str]] = field(default_factory=list)
+    open: int = 0  # requests that are not settled
     series: list[str] = field(default_factory=list)  # requests that failed since the last success
-    suspects: dict[str, _Open] = field(default_factory=dict)  # refused by 403 before anybody was answered
+    empty: int = 0  # replies without text to first tries, since the last reply with one
+    refused: dict[str, _Open] = field(default_factory=dict)  # held back until one is answered: is it them, or us?
 
 
 class Dispatcher:
-    """See the module's contract. Not thread-safe: the pool's loop owns it."""
+    """See the module's contract. Not thread-safe: the pool's loop owns it. Times are seconds of one monotonic clock."""
 
     def __init__(self, config: TeacherConfig, ledger: Ledger, budget: Budget, now: float) -> None:
+        """The ledger tells what was asked before, of which the last minute counts for the limits."""
         self._config = config
         self._ledger = ledger
         self.budget = budget
@@ -97,15 +103,15 @@ class Dispatcher:
         self._lanes = {
             endpoint.model: _Lane(
                 endpoint,
-                Governor(endpoint, now),
-                Worst(endpoint, seen_output=largest.get(endpoint.model)),
+                RateLimiter(endpoint, now),
+                WorstCase(endpoint, seen_output=largest.get(endpoint.model)),
                 Health(config.outage_s),
             )
             for endpoint in config.teachers
         }
         for model, earlier in ledger.recent(WINDOW_S).items():
             if model in self._lanes:
-                self._lanes[model].governor.remember(earlier, now)
+                self._lanes[model].limiter.remember(earlier, now)
         self._open: dict[str, _Open] = {}
         self._held: defaultdict[str, set[str]] = defaultdict(set)  # actor -> keys
         self._order = itertools.count()
@@ -125,7 +131,11 @@ class Dispatcher:
         return settled
 
     def lease(self, actor: str, model: str, room: int, now: float) -> list[Lease]:
-        """At most `room` attempts for this actor to make; may set `stop` when the budget allows none any more."""
+        """At most `room` attempts at the `model`'s requests for this actor to make, the most valuable first.
+
+        Their rows are staged as pending, and their worst case is reserved. Sets `stop` when the budget allows none any
+        more.
+        """
         lane = self._lanes[model]
         while lane.delayed and lane.delayed[0][0] <= now:
             _, order, key = heapq.heappop(lane.delayed)
@@ -134,9 +144,9 @@ class Dispatcher:
         while lane.ready and len(leases) < room and self.stop is None:
             item = self._open[lane.ready[0][2]]
             item.worst = lane.worst.of(item.request.prompt_tokens, item.request.max_tokens)
-            if not lane.health.allows(lane.governor.in_flight, now) or not self._affordable(item, lane):
+            if not lane.health.allows(lane.limiter.in_flight, now) or not self._affordable(item, lane):
                 break
-            grant = lane.governor.reserve(item.worst.tokens, now)
+            grant = lane.limiter.reserve(item.worst.tokens, now)
             if grant is None:
                 break
             heapq.heappop(lane.ready)
@@ -145,7 +155,10 @@ class Dispatcher:
         return leases
 
     def settle(self, outcomes: Iterable[Outcome], now: float) -> list[Settled]:
-        """Take in how attempts ended; returns the requests that are settled by it."""
+        """Take in how attempts ended; returns the requests that are settled by it.
+
+        Outcomes of leases that were given up are left out. Sets `stop` where an outcome ends the run.
+        """
         settled: list[Settled] = []
         for outcome in outcomes:
             item = self._open.get(outcome.key)
@@ -154,18 +167,18 @@ class Dispatcher:
             settled += self._end_attempt(item, outcome, now)
         return settled
 
-    def actor_died(self, actor: str, heard: Heard, now: float) -> list[Settled]:
-        """Give a dead actor's leases back, save for what it had `heard`; what the others may have cost is counted."""
+    def actor_died(self, actor: str, journaled: JournalEntries, now: float) -> list[Settled]:
+        """Give a dead actor's leases back, save for what it `journaled`; what the others may have cost is counted."""
         outcomes = []
         for key in self._held[actor]:
-            outcome, _ = heard.get((key, self._open[key].row.attempts), (None, 0.0))
-            outcomes.append(outcome or Outcome(key, "actor_died", detail="the actor that held the request died"))
+            outcome, _ = journaled.get((key, self._open[key].row.attempts), (None, 0.0))
+            outcomes.append(outcome or Outcome("actor_died", "the actor that held the request died", key=key))
         return self.settle(outcomes, now)
 
     def room(self, actor: str, model: str, share: int) -> int:
         """How many more attempts to give an actor that makes `share` at once: those and a few to go on with."""
         held = sum(1 for key in self._held[actor] if self._open[key].request.model == model)
-        ahead = self._lanes[model].governor.ahead()
+        ahead = self._lanes[model].limiter.ahead()
         return share + min(share // 4 + 4, ahead) - held
 
     @property
@@ -182,13 +195,10 @@ class Dispatcher:
     def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
         lane = self._lanes[request.model]
         gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
-        if row is None:
-            row = LedgerRow(
-                key=request.key, outcome="pending", model=request.model, question_id=request.question_id,
-                round=request.round, request=request.body,
-            )  # fmt: skip
-        row = replace(row, key=request.key, round=request.round, request=request.body)
-        self._open[request.key] = _Open(request, row, gave_up)
+        refused = row is not None and row.outcome in REFUSED
+        row = replace(row or LedgerRow.of(request), key=request.key, round=request.round, request=request.body)
+        self._open[request.key] = _Open(request, row, gave_up, refused)
+        lane.open += 1
         heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
 
     def _affordable(self, item: _Open, lane: _Lane) -> bool:
@@ -204,13 +214,7 @@ class Dispatcher:
         item.grant, item.actor = grant, actor
         item.first = lane.health.clock(now) if item.first is None else item.first
         item.attempts += 1
-        item.row = replace(
-            item.row,
-            outcome="pending",
-            pending_tokens=item.worst.tokens,
-            pending_usd=item.worst.usd,
-            attempts=item.row.attempts + 1,
-        )
+        item.row = item.row.sending(item.worst)
         self._held[actor].add(item.request.key)
         request = item.request
         delay = max(grant.at - now, 0.0)
@@ -220,48 +224,67 @@ class Dispatcher:
         """Settle money, limits and row; returns the request, if it is settled, and others that are by its end."""
         lane = self._lanes[item.request.model]
         assert item.grant is not None
-        if outcome.code == "http_403" and lane.health.answered:
-            outcome = replace(outcome, code="denied")
         usage = outcome.usage
-        lane.governor.settle(item.grant, now, usage.input + usage.output if usage else None)
+        lane.limiter.settle(item.grant, now, usage.input + usage.output if usage else None)
         self._tell_rate(lane, item.grant, outcome, now)
         self._pay(item, lane, outcome)
         if item.actor is not None:
             self._held[item.actor].discard(item.request.key)
         item.grant = item.actor = None
         self._ledger.stage([item.row])
-        if outcome.rule.fate in NO_VERDICT:
+        settled = self._judge(item, lane, outcome, now)
+        if lane.refused and len(lane.refused) == lane.open and self.stop is None:
+            if lane.health.answered:  # there is nobody left to wait for
+                settled += self._release(lane)
+            else:
+                self.stop = access_error(lane.endpoint, outcome.detail)
+        return settled
+
+    def _judge(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
+        """What follows for the request, and for those whose refusal waited for an answer to another."""
+        if outcome.rule.category in NO_VERDICT and outcome.code != "http_403":
             return self._without_verdict(item, lane, outcome, now)
         lane.series.clear()
-        replied = outcome.rule.fate is not Fate.REQUEST
-        lane.health.succeeded(now, replied)
-        settled = self._clear_suspects(lane) if replied else []
+        lane.health.succeeded(now, answered=outcome.code not in REFUSED)
+        answered = lane.health.answered
         if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
+            lane.empty += 1
+            if answered and lane.empty >= REFUSALS:
+                self.stop = refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
             self._delay(item, lane, outcome, now)
-            return settled
-        del self._open[item.request.key]
-        return [*settled, Settled(item.request, item.row, from_ledger=False)]
+            return []
+        if outcome.code not in REFUSED:
+            lane.empty = 0
+            return [*self._release(lane), self._close(item)]
+        if outcome.rule.tries or not (answered or outcome.code == "http_403"):
+            return [self._close(item)]
+        lane.refused[item.request.key] = item
+        news = sum(not one.refused_before for one in lane.refused.values())
+        if news >= (REFUSALS if answered else DENIALS):
+            self.stop = self.stop or refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
+        return []
 
     def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:
         """Queue the request again, unless it failed too often; stop where nobody is answered any more."""
         self._note_health(item, lane, outcome, now)
-        if self.stop is not None or item.request.key in lane.suspects:
+        if self.stop is not None:
             return []  # it stays open: the next driver asks again
         if self._may_retry(item, lane, now):
             self._delay(item, lane, outcome, now)
             return []
-        del self._open[item.request.key]
         # What two drivers could not get, while others were answered, is the request's own fault.
-        undecided = not (item.gave_up_before and lane.health.answered)
-        return [Settled(item.request, item.row, from_ledger=False, undecided=undecided)]
+        return [self._close(item, undecided=not (item.gave_up_before and lane.health.answered))]
 
     def _note_health(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
         """What an attempt without a verdict says of the endpoint; calls that it fails at are not the request's."""
         health, code, words = lane.health, outcome.code, f"{outcome.code}: {outcome.detail}"
-        if outcome.rule.fate is Fate.QUOTA:
+        if outcome.rule.category is Category.QUOTA:
             self.stop = self.stop or quota_error(lane.endpoint, outcome.detail)
-        elif outcome.rule.fate is Fate.ACCESS:
-            self._note_denial(item, lane, outcome)
+        elif outcome.rule.category is Category.ACCESS:
+            health.denied += 1
+            if not health.answered or health.denied >= DENIALS:
+                error = denied_error if health.answered else access_error
+                self.stop = self.stop or error(lane.endpoint, outcome.detail)
             item.attempts -= 1
             health.failed(words, now)
         elif code == "http_429":
@@ -269,7 +292,7 @@ class Dispatcher:
             health.refused(words, now)
         elif code == "no_sockets":
             item.attempts -= 1
-            if health.narrow(lane.governor.in_flight + 1):
+            if health.narrow(lane.limiter.in_flight + 1):
                 log.warning("%s: fewer calls at once; raise `ulimit -n` or lower teacher.max_in_flight", outcome.detail)
         elif code not in ("actor_died", "expired"):
             lane.series.append(item.request.key)
@@ -286,51 +309,36 @@ class Dispatcher:
         if wait > self._config.outage_s or health.is_over(now):
             self.stop = self.stop or outage_error(lane.endpoint, health.words, self._config.outage_s, wait)
 
-    def _note_denial(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
-        """Whether it is us who are refused. A 403 may be about one request, so long as nobody was answered yet."""
-        health = lane.health
-        health.denied += 1
-        if outcome.code == "http_403" and not health.answered:
-            lane.suspects[item.request.key] = item
-            others = any(
-                one.request.model == item.request.model and key not in lane.suspects
-                for key, one in self._open.items()
-            )  # fmt: skip
-            if len(lane.suspects) < DENIALS and others:
-                return
-        elif health.answered and health.denied < DENIALS:
-            return
-        error = denied_error if health.answered else access_error
-        self.stop = self.stop or error(lane.endpoint, outcome.detail)
-
-    def _clear_suspects(self, lane: _Lane) -> list[Settled]:
-        """Somebody was answered, so those refused by 403 before were refused for themselves."""
+    def _release(self, lane: _Lane) -> list[Settled]:
+        """Those held back were refused for themselves: somebody else was answered."""
         settled = []
-        for key, item in lane.suspects.items():
-            item.row = replace(item.row, outcome="denied")
-            self._ledger.stage([item.row])
-            del self._open[key]
-            settled.append(Settled(item.request, item.row, from_ledger=False))
-        lane.suspects.clear()
+        for item in lane.refused.values():
+            if item.row.outcome == "http_403":
+                item.row = replace(item.row, outcome="denied")
+                self._ledger.stage([item.row])
+            settled.append(self._close(item))
+        lane.refused.clear()
         return settled
+
+    def _close(self, item: _Open, undecided: bool = False) -> Settled:
+        del self._open[item.request.key]
+        self._lanes[item.request.model].open -= 1
+        return Settled(item.request, item.row, from_ledger=False, undecided=undecided)
 
     def _pay(self, item: _Open, lane: _Lane, outcome: Outcome) -> None:
         """Move the reservation to what the attempt cost, or, where nobody knows, to its worst case."""
-        if outcome.rule.fate in (Fate.ANSWERED, Fate.CUT, Fate.REFUSED) or outcome.text:
-            request = item.request
-            counted = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome.usage, outcome.text)
-            if counted is not None:
-                usd, tokens = max(counted.usd, item.worst.usd), max(counted.tokens, item.worst.tokens)
-                item.row = replace(item.row, pending_usd=usd, pending_tokens=tokens)
+        request = item.request
+        unknown = lane.worst.learn(request.prompt_tokens, request.max_tokens, outcome, item.worst)
+        item.row = replace(item.row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
         row = item.row.after(outcome, outcome_usd(lane.endpoint, outcome))
         self.budget.settle(item.worst, row.spend - item.row.spend)
         item.row = row
 
     def _tell_rate(self, lane: _Lane, grant: Grant, outcome: Outcome, now: float) -> None:
-        rate = lane.governor.rate
+        rate = lane.limiter.rate
         if outcome.code == "http_429":
             rate.refused(grant.at, now, outcome.retry_after)
-        elif outcome.rule.fate not in NO_VERDICT:
+        elif outcome.rule.category not in NO_VERDICT:
             rate.succeeded(grant.at, now)
         elif outcome.retry_after:
             rate.pause(now, outcome.retry_after)  # a 503 that says when to come back
@@ -343,48 +351,3 @@ class Dispatcher:
         wait = min(BACKOFF_S * 2.0 ** max(item.attempts - 1, 0), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)
         wait = max(wait, outcome.retry_after or 0.0)
         heapq.heappush(lane.delayed, (now + wait, next(self._order), item.request.key))
-
-
-def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
-    """The endpoint answers no more until somebody pays."""
-    return Stopped(
-        f"the teacher at {endpoint.base_url} says that the quota is used up ({detail}); all replies are kept: add "
-        "quota and run the same command"
-    )
-
-
-def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: float) -> Outage:
-    """The endpoint answers nobody, or not before long."""
-    if wait > outage_s:
-        said = f"asks to come back at {clock_time(wait)}, longer than teacher.outage_s={outage_s:g}"
-    else:
-        said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
-    hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
-    return Outage(
-        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
-        "and what has none is asked again: run the same command"
-    )
-
-
-def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
-    """The endpoint refuses us after it had answered: a key that ran out, most likely."""
-    return Stopped(
-        f"the teacher at {endpoint.base_url} no longer lets us in ({detail}); all replies are kept: look at "
-        f"{_key_of(endpoint)} and teacher.model={endpoint.model!r}, and run the same command"
-    )
-
-
-def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
-    """The endpoint refuses us for the whole run: what to look at."""
-    return TeacherAccessError(
-        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, {_key_of(endpoint)} and "
-        f"teacher.model={endpoint.model!r}"
-    )
-
-
-def _key_of(endpoint: EndpointConfig) -> str:
-    if endpoint.api_key_file is not None:
-        return f"the key in {endpoint.api_key_file} (teacher.api_key_file)"
-    if endpoint.api_key_env is None:
-        return "teacher.api_key_env, by which no key is sent"
-    return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"

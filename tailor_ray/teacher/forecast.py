@@ -9,16 +9,17 @@ teacher. Rounds that are done count as what they took. Every assumption made is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from operator import add
 from typing import Any
 
+from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.prompts.teacher import Messages, TeacherPrompt
-from tailor_ray.records import AnswerKind, LessonKind, Question
+from tailor_ray.records import AnswerKind, Attempt, LessonKind, Question, Verdict
+from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import cost_usd, price_of
 from tailor_ray.teacher.ledger_row import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.request import make_request
 
 CHARACTERS_A_TOKEN = 4.0
 REPLY_TOKENS = 150.0
@@ -55,13 +56,7 @@ class Amount:
     seconds: float = 0.0
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.requests + other.requests,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cost_usd + other.cost_usd,
-            self.seconds + other.seconds,
-        )
+        return Amount(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +136,7 @@ def forecast(config: TeacherConfig, basis: Basis, rows: Iterable[LedgerRow] = ()
             continue
         kind, each = (RATIONALE, config.rationales) if number == 1 else (FEEDBACK, _mistakes(config, basis))
         sizes = Sizes(
-            {endpoint.model: _body(endpoint, basis, kind) for endpoint in config.teachers},
+            {endpoint.model: _body(config, endpoint, basis, kind) for endpoint in config.teachers},
             sum(map(reply_guess, basis.sample)) / max(1, len(basis.sample)),
         )
         rounds.append(round_amount(config, kind, basis.questions * each, sizes, learned))
@@ -156,7 +151,10 @@ def _mistakes(config: TeacherConfig, basis: Basis) -> float:
 
 
 def round_amount(config: TeacherConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned) -> Amount:
-    """What so many lessons take. A committee asks all its teachers, a cascade the next for what one fails at."""
+    """What so many lessons of one kind take, by their sizes and by what was learned from the ledger.
+
+    A committee asks all its teachers, a cascade the next for what one fails at.
+    """
     total, first, batch = Amount(), learned.get((config.model, kind)), config.mode == "batch"
     for endpoint in config.teachers:
         share = 1.0
@@ -197,28 +195,14 @@ def reply_guess(question: Question) -> float:
     return 1.5 * len(question.rationale) / CHARACTERS_A_TOKEN + 20 if question.rationale else REPLY_TOKENS
 
 
-def _body(endpoint: EndpointConfig, basis: Basis, kind: str) -> float:
-    """Characters of a request's body, on average over the sample."""
-    prompt = TeacherPrompt(basis.kind, endpoint.output == "json_schema")
-    mistake = "x" * round(basis.mistake_characters)
-
-    def size(question: Question) -> int:
-        lesson = LessonKind.RATIONALE if kind == RATIONALE else LessonKind.FEEDBACK
-        messages: Messages = (
-            prompt.rationale(question) if lesson is LessonKind.RATIONALE else prompt.feedback(question, mistake)
-        )
-        request = make_request(
-            endpoint,
-            messages,
-            prompt.response_format(lesson),
-            sample=0,
-            question_id=question.id,
-            round_=1,
-            priority=(0.0, 0, ""),
-        )
-        return len(request.body)
-
-    return sum(map(size, basis.sample)) / max(1, len(basis.sample))
+def _body(config: TeacherConfig, endpoint: EndpointConfig, basis: Basis, kind: str) -> float:
+    """Characters of the body by which a lesson is first asked for, on average over the sample."""
+    alone = config.model_copy(update={"teachers": (endpoint,), "rationales": 1})
+    asker = Asker(alone, Grader(basis.kind), 1 if kind == RATIONALE else 2)
+    text = "x" * round(basis.mistake_characters)
+    mistakes = [Attempt(question.id, 0, text, "stop", None, Verdict.WRONG, 0, 0, 0) for question in basis.sample]
+    asks = asker.asks(basis.sample, mistakes, frozenset())
+    return sum(len(asker.first(ask).body) for ask in asks) / max(1, len(asks))
 
 
 def _rate(endpoint: EndpointConfig, seconds: float, tokens: float) -> float:

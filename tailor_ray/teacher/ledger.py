@@ -28,10 +28,19 @@ from tailor_ray.errors import StageError, TailorError
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.journal import Heard, read_journals
+from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
-from tailor_ray.teacher.ledger_row import COLUMNS, CUT, FINAL, LedgerRow, Values, is_whole, standing_in_sql
-from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.ledger_row import (
+    COLUMNS,
+    CUT,
+    FINAL,
+    JournalEntries,
+    LedgerRow,
+    Values,
+    is_whole,
+    read_journals,
+    standing_in_sql,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +74,11 @@ class Ledger:
         self._db = self._open_database()
         self._recover(keep_batches)
         self._stop = threading.Event()
-        loops = {"ledger-flush": self._flush_loop, "ledger-merge": self._merge_loop}
-        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
+        # Merging has a thread of its own: it may take seconds on an object store, and rows must not wait for it.
+        loops = {"ledger-flush": self.flush, "ledger-merge": self._files.compact_if_due}
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True) for name, work in loops.items()
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -130,7 +142,7 @@ class Ledger:
         """Where on this node an actor keeps its journal, without the endings."""
         return str(self._path.with_suffix(f".{actor}"))
 
-    def heard(self, actor: str = "*") -> Heard:
+    def journaled(self, actor: str = "*") -> JournalEntries:
         """What the journals of this actor, or of all, say."""
         return read_journals(self._path.parent.glob(f"{self._path.stem}.{actor}.*.jsonl"))
 
@@ -264,9 +276,9 @@ class Ledger:
         self._drop_damaged()
         self._take_stored()
         kept = "batch" if keep_batches else None
-        heard, lost, unsent = self.heard(), 0, self._unsubmitted()
+        journaled, lost, unsent = self.journaled(), 0, self._unsubmitted()
         for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
-            outcome, cost = heard.get((row.key, row.attempts), (None, 0.0))
+            outcome, cost = journaled.get((row.key, row.attempts), (None, 0.0))
             if row.key in unsent:
                 self.stage([row.unsent()])
             elif outcome is None:
@@ -313,18 +325,6 @@ class Ledger:
         with self._lock:
             return [LedgerRow(*values) for values in self._db.execute(f"SELECT {_NAMES} FROM {source}")]
 
-    def _flush_loop(self) -> None:
-        self._repeat(self.flush)
-
-    def _merge_loop(self) -> None:
-        """A thread of its own: merging may take seconds on an object store, and rows must not wait for it."""
-
-        def merge() -> None:
-            if self._files.is_merge_due:
-                self._files.compact()
-
-        self._repeat(merge)
-
     def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stop.wait(FLUSH_S):
             try:
@@ -345,14 +345,8 @@ class Ledger:
 
 def _answered_by(known: LedgerRow, other: LedgerRow) -> LedgerRow:
     """Our row with the other's last word; what we paid for it without getting one stays paid."""
-    return replace(
-        known,
-        outcome=other.outcome,
-        reply=other.reply,
-        finish_reason=other.finish_reason,
-        detail=other.detail,
-        settled=time.time(),
-    )
+    words = {name: getattr(other, name) for name in ("outcome", "reply", "finish_reason", "detail")}
+    return replace(known, **words, settled=time.time())
 
 
 def _identity(store: Store) -> str:

@@ -42,6 +42,10 @@ class LedgerFiles:
     def is_merge_due(self) -> bool:
         return len(self._segments) >= SEGMENTS_PER_MERGE or sum(list(self._segments.values())) >= ROWS_PER_MERGE
 
+    def compact_if_due(self) -> None:
+        if self.is_merge_due:
+            self.compact()
+
     def write_segment(self, rows: Sequence[Values]) -> None:
         self._written += 1
         name = f"segment-{int(time.time() * 1000):013d}-{self._written:05d}.parquet"
@@ -131,7 +135,7 @@ class LedgerFiles:
         self._hashes.pop(name, None)
 
     def _write(self, name: str, table: pa.Table) -> None:
-        self.store.write_bytes(name, _parquet(table))
+        self.store.write_bytes(name, encode(table))
         self._hashes[name] = np.sort(_hash_keys(table["key"].to_pylist()))
 
     def _hashes_of(self, name: str) -> np.ndarray:
@@ -189,16 +193,12 @@ def table_of(rows: Iterable[Values]) -> pa.Table:
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
 
-def encode(rows: Iterable[LedgerRow]) -> bytes:
-    """Rows as one parquet file."""
-    return _parquet(table_of(row.values() for row in rows))
-
-
 def decode(table: pa.Table) -> list[LedgerRow]:
     return [LedgerRow(*values) for values in _values(table)]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def encode(table: pa.Table) -> bytes:
+    """Rows as one parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return buffer.getvalue()

@@ -1,26 +1,39 @@
-"""One row of the ledger, its hash, and its columns in SQLite and in parquet."""
+"""What is written down of a request: its row in the ledger, and an actor's journal until the row is committed.
+
+A row has a hash of its content, and the same columns in SQLite and in parquet. An actor writes how an attempt ended
+into its journal, on the disk of the driver's node, before its slot is free for another: so a kill of actor or driver
+loses no reply that came, for whoever goes on reads the journals and settles what is still pending. Two files take
+turns, since the driver has committed one hand-over when it asks for the next, and what ends in between must stay.
+They are written without fsync: they outlive processes, and what a power cut takes is counted as in flight.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import struct
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.outcomes import LAST_WORDS, TABLE, Bill, Checked, Fate, Outcome, Usage
-from tailor_ray.teacher.request import cap_of
+from tailor_ray.teacher.client import TeacherRequest, cap_of
+from tailor_ray.teacher.outcomes import Category, Outcome, Usage, codes
 
 # Outcomes that are the request's last word: the same request is not sent again. All others are.
-FINAL = frozenset(code for code, rule in TABLE.items() if rule.fate in LAST_WORDS)
-ANSWERED = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.ANSWERED)
-PASSING = frozenset(code for code, rule in TABLE.items() if rule.fate is Fate.RETRY)
+FINAL = codes(Category.ANSWERED, Category.REFUSED)
+ANSWERED = codes(Category.ANSWERED)
+PASSING = codes(Category.RETRYABLE)
 CUT = "length"
 
 Values = tuple[Any, ...]  # a row in the order of COLUMNS; its hash is the last
+
+JournalEntries = dict[tuple[str, int], tuple[Outcome, float]]  # by key and number of the attempt: its end, and dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,21 @@ class LedgerRow:
     mode: str = "online"
     row_hash: str = ""
 
+    @classmethod
+    def of(cls, request: TeacherRequest) -> LedgerRow:
+        """The row of a request that nobody has sent yet."""
+        return cls(request.key, "pending", request.model, request.question_id, request.round, request.body)
+
+    def sending(self, worst: Spend) -> LedgerRow:
+        """This row while one more attempt is in flight, which costs at most `worst`."""
+        return replace(
+            self,
+            outcome="pending",
+            attempts=self.attempts + 1,
+            pending_tokens=worst.tokens,
+            pending_usd=worst.usd,
+        )
+
     @property
     def is_final(self) -> bool:
         """Whether the same request with the same cap is not sent again."""
@@ -65,6 +93,11 @@ class LedgerRow:
     def answers(self, max_tokens: int) -> bool:
         """Whether it is the last word on its request with this cap: what was cut by a smaller one is asked again."""
         return self.outcome in FINAL or (self.outcome == CUT and cap_of(self.request) >= max_tokens)
+
+    @property
+    def words(self) -> str:
+        """How it ended, and what was said."""
+        return f"{self.outcome}: {self.detail}"
 
     @property
     def standing(self) -> tuple[int, int, int, float]:
@@ -99,10 +132,14 @@ class LedgerRow:
         tokens = self.input_tokens + self.output_tokens + self.lost_tokens
         return Spend(self.cost_usd + self.lost_usd, tokens)
 
-    def ended(self, how: Checked | Outcome, cost: float, now: float) -> LedgerRow:
-        """This row after its attempt in flight ended; `cost` are the dollars that the reply's usage comes to."""
+    def ended(self, how: Outcome, cost: float, now: float) -> LedgerRow:
+        """This row after its attempt in flight ended, at the UNIX time `now`.
+
+        `cost` are the dollars that the reply's usage comes to. Where it says none and may be billed, what was pending
+        counts as lost.
+        """
         usage = how.usage or Usage()
-        unknown = how.usage is None and how.rule.bill is Bill.UNKNOWN
+        unknown = how.usage is None and how.rule.may_be_billed
         return replace(
             self,
             outcome=how.code,
@@ -182,3 +219,41 @@ _TEXT_AT = [place for place, kind in enumerate(_HASHED) if kind.startswith("TEXT
 _NUMBERS = itemgetter(*(place for place in range(len(_HASHED)) if place not in _TEXT_AT))
 _KINDS = "".join("d" if place in _REAL_AT else "q" for place in range(len(_HASHED)) if place not in _TEXT_AT)
 _PACK = struct.Struct(f"<{_KINDS}{len(_TEXT_AT)}q").pack
+
+
+class Journal:
+    """One actor's. `stem` is the path of its two files, without their endings."""
+
+    def __init__(self, stem: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._files = [os.open(f"{stem}.{turn}.jsonl", flags, 0o600) for turn in (0, 1)]
+        self._turn = 0
+
+    def write(self, attempt: int, outcome: Outcome, cost: float) -> None:
+        """Append how this attempt (the row's number) ended, and its dollars. Raises OSError when the disk refuses."""
+        line = {"attempt": attempt, "cost": cost, **asdict(outcome)}
+        os.write(self._files[self._turn], json.dumps(line).encode() + b"\n")
+
+    def hand_over(self) -> None:
+        """All written so far is on its way to the driver."""
+        self._turn = 1 - self._turn
+
+    def committed(self) -> None:
+        """What was handed over last is in the ledger."""
+        os.ftruncate(self._files[1 - self._turn], 0)
+
+
+def read_journals(paths: Iterable[Path]) -> JournalEntries:
+    """What these files say; a last line that a kill cut short does not count."""
+    journaled: JournalEntries = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            attempt, cost = said.pop("attempt"), said.pop("cost")
+            usage = said.pop("usage")
+            outcome = Outcome(**said, usage=usage and Usage(**usage))
+            journaled[outcome.key, attempt] = outcome, cost
+    return journaled

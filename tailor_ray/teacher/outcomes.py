@@ -2,7 +2,7 @@
 
 In: an HTTP status with its body, or the exception instead of one. Out: an Outcome. Every code that can end a call
 stands in TABLE with what follows from it; nowhere else is it decided what is retried. Servers put errors under many
-names, also into a 200: the words are read by `refusals`, and an error means the same wherever it stands.
+names, also into a 200: the words are read by `errors`, and an error means the same wherever it stands.
 """
 
 from __future__ import annotations
@@ -13,82 +13,84 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from tailor_ray.teacher.refusals import error_code, error_object, finish_kind, has_error, retry_hint
+from tailor_ray.teacher.errors import error_code, error_object, finish_kind, has_error, retry_hint
 
 
-class Fate(StrEnum):
+class Category(StrEnum):
     """What follows from an outcome."""
 
     ANSWERED = "answered"
     REFUSED = "refused"  # for its content: the last word on this request, as an answer is
-    CUT = "cut"  # a verdict on the request with this cap
-    REQUEST = "request"  # the same body would end alike today: final for one driver, asked again by the next
-    RETRY = "retry"  # another attempt may succeed
+    TRUNCATED = "truncated"  # a verdict on the request with this cap
+    BAD_REQUEST = "bad request"  # the same body would end alike today: final for one driver, asked again by the next
+    RETRYABLE = "retryable"  # another attempt may succeed
     ACCESS = "access"  # address, key or model are wrong: no verdict on the request
     QUOTA = "quota"  # ends the run, which can go on later: no verdict on the request
 
 
-class Bill(StrEnum):
-    """What an attempt may have cost where the reply does not say."""
-
-    NONE = "none"
-    UNKNOWN = "unknown"  # the server may have done the work: the worst case is counted
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    fate: Fate
-    bill: Bill = Bill.NONE
-    tries: int | None = None  # at most; None takes teacher.max_attempts
+    """What follows from a code. `may_be_billed`: the server may have done the work, so where the reply does not say
+    what it cost the worst case is counted. `tries` are made at most; None takes teacher.max_attempts."""
+
+    category: Category
+    may_be_billed: bool = False
+    tries: int | None = None
 
 
+MOST_TOKENS = 10**9  # of one reply: more is no count
+# Categories that say nothing about the request itself.
+NO_VERDICT = (Category.RETRYABLE, Category.ACCESS, Category.QUOTA)
 TABLE: dict[str, Rule] = {
-    "answered": Rule(Fate.ANSWERED, Bill.UNKNOWN),
+    "answered": Rule(Category.ANSWERED, may_be_billed=True),
     # no connection was made, so nothing was asked
-    "refused_connection": Rule(Fate.RETRY),
-    "no_sockets": Rule(Fate.RETRY),  # this process may open no more files
+    "refused_connection": Rule(Category.RETRYABLE),
+    "no_sockets": Rule(Category.RETRYABLE),  # this process may open no more files
     # sent, and then silence: it may have been answered and billed
-    "lost_connection": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "timeout": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "actor_died": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "http_408": Rule(Fate.RETRY),
-    "http_409": Rule(Fate.RETRY),
-    "http_425": Rule(Fate.RETRY),
-    "http_429": Rule(Fate.RETRY),
-    "http_5xx": Rule(Fate.RETRY),
+    "lost_connection": Rule(Category.RETRYABLE, may_be_billed=True),
+    "timeout": Rule(Category.RETRYABLE, may_be_billed=True),
+    "actor_died": Rule(Category.RETRYABLE, may_be_billed=True),
+    "http_408": Rule(Category.RETRYABLE),
+    "http_409": Rule(Category.RETRYABLE),
+    "http_424": Rule(Category.RETRYABLE),  # of gateways whose own server is not there yet
+    "http_425": Rule(Category.RETRYABLE),
+    "http_429": Rule(Category.RETRYABLE),
+    "http_498": Rule(Category.RETRYABLE),  # Groq: no capacity
+    "http_499": Rule(Category.RETRYABLE),  # a gateway was left by its own client
+    "http_5xx": Rule(Category.RETRYABLE),
     # status 200, but no reply that can be used
-    "error_reply": Rule(Fate.RETRY),  # it says that it is an error, and not which
-    "broken_off": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server gave up in the middle
-    "malformed_json": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "not_an_object": Rule(Fate.RETRY, Bill.UNKNOWN),
-    "no_choices": Rule(Fate.RETRY, Bill.UNKNOWN),
+    "error_reply": Rule(Category.RETRYABLE),  # it says that it is an error, and not which
+    "broken_off": Rule(Category.RETRYABLE, may_be_billed=True),  # the server gave up in the middle
+    "malformed_json": Rule(Category.RETRYABLE, may_be_billed=True),
+    "not_an_object": Rule(Category.RETRYABLE, may_be_billed=True),
+    "no_choices": Rule(Category.RETRYABLE, may_be_billed=True),
     # billed, and likely to come out the same: asked twice
-    "no_content": Rule(Fate.REQUEST, Bill.UNKNOWN, tries=2),
-    "http_400": Rule(Fate.REQUEST),
-    "http_413": Rule(Fate.REQUEST),
-    "http_422": Rule(Fate.REQUEST),
-    "http_other": Rule(Fate.REQUEST),
-    "denied": Rule(Fate.REQUEST),  # 403 where others are answered: it is this request's
-    "content_filter": Rule(Fate.REFUSED, Bill.UNKNOWN),
-    "refusal": Rule(Fate.REFUSED, Bill.UNKNOWN),
-    "length": Rule(Fate.CUT, Bill.UNKNOWN),
-    "unexpected_finish": Rule(Fate.REQUEST, Bill.UNKNOWN),
-    "expired": Rule(Fate.RETRY),  # a batch ended before it reached the request
-    "batch_lost": Rule(Fate.RETRY, Bill.UNKNOWN),  # the server no longer knows the batch
-    "http_401": Rule(Fate.ACCESS),
-    "http_403": Rule(Fate.ACCESS),
-    "http_404": Rule(Fate.ACCESS),
-    "http_405": Rule(Fate.ACCESS),
-    "bad_certificate": Rule(Fate.ACCESS),
-    "no_key": Rule(Fate.ACCESS),
-    "http_402": Rule(Fate.QUOTA),
-    "insufficient_quota": Rule(Fate.QUOTA),
+    "no_content": Rule(Category.BAD_REQUEST, may_be_billed=True, tries=2),
+    "http_400": Rule(Category.BAD_REQUEST),
+    "http_413": Rule(Category.BAD_REQUEST),
+    "http_422": Rule(Category.BAD_REQUEST),
+    "http_other": Rule(Category.BAD_REQUEST),
+    "denied": Rule(Category.BAD_REQUEST),  # 403 where others are answered: it is this request's
+    "content_filter": Rule(Category.REFUSED, may_be_billed=True),
+    "refusal": Rule(Category.REFUSED, may_be_billed=True),
+    "length": Rule(Category.TRUNCATED, may_be_billed=True),
+    "unexpected_finish": Rule(Category.BAD_REQUEST, may_be_billed=True),
+    "expired": Rule(Category.RETRYABLE),  # a batch ended before it reached the request
+    "batch_lost": Rule(Category.RETRYABLE, may_be_billed=True),  # the server no longer knows the batch
+    "http_401": Rule(Category.ACCESS),
+    "http_403": Rule(Category.ACCESS),
+    "http_404": Rule(Category.ACCESS),
+    "http_405": Rule(Category.ACCESS),
+    "http_407": Rule(Category.ACCESS),  # of a proxy on the way
+    "bad_certificate": Rule(Category.ACCESS),
+    "http_402": Rule(Category.QUOTA),
+    "insufficient_quota": Rule(Category.QUOTA),
 }
 
-# Fates after which the request is not sent again by anybody, in order of how much they are worth.
-LAST_WORDS = (Fate.ANSWERED, Fate.REFUSED)
-# Fates that say nothing about the request itself.
-NO_VERDICT = (Fate.RETRY, Fate.ACCESS, Fate.QUOTA)
+
+def codes(*categories: Category) -> frozenset[str]:
+    """The codes of these categories."""
+    return frozenset(code for code, rule in TABLE.items() if rule.category in categories)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +109,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One attempt at one request."""
+    """One attempt at one request. Who reads a response knows neither key nor times: the sender puts them in."""
 
-    key: str
     code: str
     detail: str = ""
     text: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None  # None where the server said nothing that can be used
-    retry_after: float | None = None
+    retry_after: float | None = None  # seconds that the server asks to wait
+    key: str = ""
     sent: float = 0.0  # UNIX time
     seconds: float = 0.0
 
@@ -124,24 +126,8 @@ class Outcome:
         return TABLE[self.code]
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A response without the times that only the caller knows."""
-
-    code: str
-    detail: str = ""
-    text: str | None = None
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    retry_after: float | None = None  # seconds, where the body says so
-
-    @property
-    def rule(self) -> Rule:
-        return TABLE[self.code]
-
-
-def check_status(status: int, body: bytes) -> Checked:
-    """Read an answer whose status is not 2xx."""
+def check_status(status: int, body: bytes) -> Outcome:
+    """Read an answer whose status is not 2xx; any body is read without an error."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -149,59 +135,59 @@ def check_status(status: int, body: bytes) -> Checked:
     return _check_error(status, error_object(value))
 
 
-def check_reply(body: bytes) -> Checked:
+def check_reply(body: bytes) -> Outcome:
     """Read an answer with status 200; see the module's contract."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        return Checked("malformed_json", f"{error} in {body[:80].decode('utf-8', 'replace')!r}"[:300])
+        return Outcome("malformed_json", f"{error} in {body[:80].decode('utf-8', 'replace')!r}"[:300])
     return check_completion(value)
 
 
-def check_completion(value: Any) -> Checked:
+def check_completion(value: Any) -> Outcome:
     """Check a decoded chat completion, from a call or from a batch's output file."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]  # some gateways wrap their errors so
     if not isinstance(value, dict):
-        return Checked("not_an_object", f"a {type(value).__name__} instead of an object")
+        return Outcome("not_an_object", f"a {type(value).__name__} instead of an object")
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
     inside = choice.get("error") if choice else None
     usage = read_usage(value.get("usage"))
     if inside or has_error(value, with_reply=choice is not None):
-        checked = _check_error(None, error_object({"error": inside} if inside else value))
-        return replace(checked, usage=usage or checked.usage)
+        outcome = _check_error(None, error_object({"error": inside} if inside else value))
+        return replace(outcome, usage=usage or outcome.usage)
     if choice is None:
-        return Checked("no_choices", f"choices: {choices!r}"[:300], usage=usage)
+        return Outcome("no_choices", f"choices: {choices!r}"[:300], usage=usage)
     message = choice.get("message")
     return _check_choice(choice.get("finish_reason"), message if isinstance(message, dict) else {}, usage)
 
 
-def _check_choice(finish: Any, message: dict[str, Any], usage: Usage | None) -> Checked:
+def _check_choice(finish: Any, message: dict[str, Any], usage: Usage | None) -> Outcome:
     kind, said = finish_kind(finish), finish if isinstance(finish, str) else None
     text = read_text(message.get("content"))
     if usage is not None and (not usage.input or (text and not usage.output)):
         usage = None  # a count of nothing is no count
     if kind == "filter":
-        return Checked("content_filter", text=text, finish_reason=said, usage=usage)
+        return Outcome("content_filter", text=text, finish_reason=said, usage=usage)
     if isinstance(message.get("refusal"), str) and message["refusal"]:
-        return Checked("refusal", message["refusal"][:300], text, said, usage)
+        return Outcome("refusal", message["refusal"][:300], text, said, usage)
     if kind == "error":
-        return Checked("broken_off", f"finish_reason: {finish!r}"[:300], text, said, usage)
+        return Outcome("broken_off", f"finish_reason: {finish!r}"[:300], text, said, usage)
     if kind == "length":
-        return Checked("length", _where_the_cap_went(text, usage), text, said, usage)
+        return Outcome("length", _where_the_cap_went(text, usage), text, said, usage)
     if text is None:
         text = _reply_among_reasoning(message)
     if kind == "tools":
-        return Checked("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, said, usage)
+        return Outcome("unexpected_finish", f"finish_reason: {finish!r}"[:300], text, said, usage)
     if text is None:
         thought = usage.reasoning if usage else 0
         spent = f"; {thought} tokens were reasoning" if thought else ""
-        return Checked("no_content", f"content: {message.get('content')!r}"[:200] + spent, None, said, usage)
-    return Checked("answered", text=text, finish_reason=said, usage=usage)
+        return Outcome("no_content", f"content: {message.get('content')!r}"[:200] + spent, None, said, usage)
+    return Outcome("answered", text=text, finish_reason=said, usage=usage)
 
 
-def _check_error(status: int | None, error: dict[str, Any]) -> Checked:
+def _check_error(status: int | None, error: dict[str, Any]) -> Outcome:
     code, status = error_code(status, error)
     message = str(error.get("message") or error)[:300]
     detail = f"HTTP {status}: {message}" if status else message
@@ -210,7 +196,7 @@ def _check_error(status: int | None, error: dict[str, Any]) -> Checked:
         code = known if known in TABLE else "http_5xx" if status >= 500 else "http_other"
     code = code or "error_reply"
     # An error is not billed, whatever else of this code might be.
-    return Checked(code, detail, usage=Usage(), retry_after=retry_hint(error))
+    return Outcome(code, detail, usage=Usage(), retry_after=retry_hint(error))
 
 
 def read_text(content: Any) -> str | None:
@@ -274,15 +260,16 @@ def read_usage(value: Any) -> Usage | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; 12.0 is one, true and 1.5 are not."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number of tokens; 12.0 is one, true, 1.5 and what no reply can have are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
         return None
-    return int(value) if value >= 0 and value == int(value) else None
+    return int(value) if value == int(value) else None
 
 
 def _cost(usage: dict[str, Any]) -> float | None:
     """Dollars that the reply says it cost; nothing said and nothing billed look alike."""
-    found = [usage.get("cost"), usage.get("estimated_cost")]
+    cost = usage.get("cost")
+    found = [cost.get("total_cost") if isinstance(cost, dict) else cost, usage.get("estimated_cost")]
     details = usage.get("cost_details")
     if isinstance(details, dict) and usage.get("is_byok"):
         found.append(details.get("upstream_inference_cost"))

@@ -4,31 +4,46 @@ One thread of the driver runs an event loop that owns intake, dispatch and settl
 in it: settle the last outcomes, lease, commit both, hand on what is settled, exchange the leases for outcomes. So a
 reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times, and its leases go
 to whoever asks next.
+
+`check_access` asks each teacher for a lesson before the first exam is spent. The request is the first that round 1 will
+make, with all its parameters, and its reply stays in the ledger: so it is paid for once, and a run that goes on asks
+nothing. What an endpoint says of its models is a hint in an error, no more: many refuse that and answer lessons.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from tailor_ray.config.teacher import TeacherConfig
-from tailor_ray.errors import StageError, TailorError
+from tailor_ray.answers import Grader
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.errors import StageError, TailorError, TeacherAccessError
 from tailor_ray.observe import metrics
-from tailor_ray.teacher.actor import Hire, Senders, SendersLost, hire_actor
-from tailor_ray.teacher.budget import Budget, Spend
+from tailor_ray.records import AnswerKind, Question
+from tailor_ray.teacher.actor import Senders, SendersLost, StartSenders, start_actor, start_local
+from tailor_ray.teacher.asks import Asker
+from tailor_ray.teacher.budget import Budget, Spend, check_prices
+from tailor_ray.teacher.client import Sender, TeacherRequest, send_once
 from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
+from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import Outcome
-from tailor_ray.teacher.request import TeacherRequest
+from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome, codes
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 20
 WAIT_S = 0.1  # an exchange with nothing to say returns after so long
 IDLE_S = 0.05  # between looks at an empty queue
+TRIES = 3
+PATIENCE_S = 20.0  # with a server that answers nobody
+MODELS_S = 5.0
+FORM_REFUSED = codes(Category.BAD_REQUEST) - {"no_content"}
+EXAMPLE = Question("doctor", "Tom has 3 apples. He buys 4 more. How many apples does Tom have?", "7")
 
 
 class TeacherPool:
@@ -41,13 +56,13 @@ class TeacherPool:
         round_: int,
         on_settled: Callable[[list[Settled]], None],
         on_error: Callable[[BaseException], None],
-        hire: Hire = hire_actor,
+        start_senders: StartSenders = start_actor,
     ) -> None:
         """`on_settled` and `on_error` are called from the pool's thread; after an error nothing more is settled.
 
-        `hire` finds who sends: `hire_actor` an actor on the connected cluster, `hire_here` this process.
+        `start_senders` finds who sends: `start_actor` an actor on the connected cluster, `start_local` this process.
         """
-        self._hire = hire
+        self._start_senders = start_senders
         self._config = config
         self._ledger = ledger
         self._on_settled = on_settled
@@ -111,19 +126,19 @@ class TeacherPool:
         try:
             while True:
                 try:
-                    senders = senders or await self._hire(self._config, share, self._ledger.journal(name))
+                    senders = senders or await self._start_senders(self._config, share, self._ledger.journal(name))
                     outcomes = await self._exchange(senders, name, share, settled)
                 except SendersLost as error:
                     senders = None
                     self._count_death(name, error)
-                    heard = self._ledger.heard(name)
-                    await self._hand_on(self._dispatcher.actor_died(name, heard, time.monotonic()))
+                    journaled = self._ledger.journaled(name)
+                    await self._hand_on(self._dispatcher.actor_died(name, journaled, time.monotonic()))
                     settled = []
                 else:
                     settled = self._dispatcher.settle(outcomes, time.monotonic())
         finally:
             if senders is not None:
-                await senders.dismiss()
+                await senders.close()
 
     async def _exchange(
         self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
@@ -205,3 +220,101 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, questions: Sequence[Question]) -> None:
+    """Ask each teacher for the rationale of a question; of the next one where a request is refused for itself.
+
+    Raises TeacherAccessError when an endpoint refuses connections, the key, the model or the request's form, Stopped
+    when the quota or the budget is used up, and ConfigError when a dollar budget is set without a price. A server that
+    is only busy passes. A teacher that the cluster is to serve is not up yet.
+    """
+    check_prices(config)
+    for endpoint in config.teachers:
+        if endpoint.serve is not None:
+            continue
+        said: Settled | None = None
+        for question in questions:
+            said = _ask(config, lesson_request(config, endpoint, grader, question), endpoint, ledger)
+            if said is None or said.row.outcome not in FORM_REFUSED:
+                break
+        if said is not None:
+            _judge(endpoint, said.row.outcome, said.row.detail, bool(said.row.reply))
+
+
+def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
+    """Ask one teacher for the lesson of an example; nothing is kept. Returns the seconds to its reply.
+
+    Raises TeacherAccessError where it gives none.
+    """
+    request = lesson_request(config, endpoint, Grader(AnswerKind.NUMBER), EXAMPLE)
+
+    outcome = send_once(endpoint, request)
+    if outcome.rule.category in NO_VERDICT:
+        raise access_error(endpoint, f"{outcome.code}: {outcome.detail}{_offered(endpoint, outcome.code)}")
+    _judge(endpoint, outcome.code, outcome.detail, bool(outcome.text))
+    return outcome.seconds
+
+
+def lesson_request(
+    config: TeacherConfig, endpoint: EndpointConfig, grader: Grader, question: Question
+) -> TeacherRequest:
+    """The first request that round 1 makes for a question."""
+    asker = Asker(config.model_copy(update={"teachers": (endpoint,), "peer_scores": False}), grader, 1)
+    return asker.first(asker.asks([question], [], frozenset())[0])
+
+
+def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfig, ledger: Ledger) -> Settled | None:
+    """How it ended; None where the server is only busy."""
+    settings = {"actors": 1, "max_attempts": TRIES, "outage_s": PATIENCE_S, "teachers": (endpoint,)}
+    events: queue.SimpleQueue[list[Settled] | BaseException] = queue.SimpleQueue()
+    pool = TeacherPool(config.model_copy(update=settings), ledger, 1, events.put, events.put, start_local)
+    try:
+        pool.submit([request])
+        event = events.get()
+    finally:
+        pool.close()
+        ledger.commit()
+    if isinstance(event, TeacherAccessError):
+        raise TeacherAccessError(f"{event}{_offered(endpoint, 'http_404')}")
+    if isinstance(event, Outage):
+        if "http_429" in str(event):
+            log.warning("%s is busy: %s", endpoint.model, event)
+            return None
+        raise access_error(endpoint, f"no answer in {PATIENCE_S:.0f} s ({event})")
+    if isinstance(event, BaseException):
+        raise event
+    (settled,) = event
+    if settled.undecided:
+        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {settled.row.words}")
+    return settled
+
+
+def _judge(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> None:
+    """Raise where every request would be refused alike; tell where every reply would be empty."""
+    if code in FORM_REFUSED:
+        raise TeacherAccessError(
+            f"the teacher {endpoint.model} at {endpoint.base_url} refuses the request for a lesson: {code}: {detail}; "
+            "change what it names among its settings in teacher.teachers: cap_parameter, max_tokens, temperature (null "
+            "sends none), top_p, reasoning_effort, output, extra_body, or teacher.prompts"
+        )
+    if not has_text and TABLE[code].category is not Category.REFUSED:
+        log.warning("%s sent a reply without text (%s): raise max_tokens if others do", endpoint.model, detail or code)
+
+
+def _offered(endpoint: EndpointConfig, code: str) -> str:
+    """The models that the endpoint says it has, for a message; "" where it says none, or the model is among them."""
+    if code != "http_404":
+        return ""
+
+    async def ask() -> bytes:
+        async with Sender(endpoint, connections=1) as sender:
+            return await sender.models(MODELS_S)
+
+    try:
+        names = [str(one["id"]) for one in json.loads(asyncio.run(ask()))["data"]]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    if not names or endpoint.model in names:
+        return ""
+    return f" (it offers {', '.join(names[:10])}{', …' if len(names) > 10 else ''})"

@@ -32,20 +32,23 @@ from tailor_ray.storage import Part, PartsDigest, Store, commit_part, committed_
 from tailor_ray.teacher.asks import Ask, Asker
 from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.budget import Spend, check_prices
+from tailor_ray.teacher.client import TeacherRequest, canonical
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.ends import AGAIN, Ends, undecided_error, yield_error
+from tailor_ray.teacher.errors import undecided_error, yield_error
 from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
-from tailor_ray.teacher.intake import End, Intake
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Category, codes
+from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, part_metrics, request_rows
 from tailor_ray.teacher.pool import TeacherPool
-from tailor_ray.teacher.request import TeacherRequest, canonical
-from tailor_ray.teacher.written import REQUEST_SCHEMA, lesson_rows, request_rows, shard_metrics
 
 log = logging.getLogger(__name__)
 
 EARLY = 50  # asks after which the yield is looked at while the stage goes on
 SURE_Z = 3.3  # by so many standard errors it must then be too low: once in 2,000 stages that would just have passed
+FRUITLESS = 14.0  # n asks in a row without a lesson, where n times the least share is as much: once in a million
 SCARCE = 1.25  # by so much a forecast may be too low before a budget is taken to last
+# Ends of requests that are final for one driver only.
+AGAIN = codes(Category.BAD_REQUEST, Category.RETRYABLE)
 SUMMED = (
     "wanted", "taught", "requests", "from_ledger", "accepted", "rejected", "failed",
     "input_tokens", "output_tokens", "reasoning_tokens",
@@ -98,7 +101,37 @@ def open_pool(job: TeachJob, ledger: Ledger, tell: Tell) -> Pool:
 
 
 @dataclass(slots=True)
-class _Work:
+class AskCounts:
+    """Asks that are done, by reason where they failed, and the server's words for it."""
+
+    count: int = 0
+    taught: int = 0
+    fruitless: int = 0  # since the last one that was accepted
+    reasons: Counter[str] = field(default_factory=Counter)
+    words: dict[str, str] = field(default_factory=dict)  # the last ones, by reason
+
+    def add(self, ask: Ask) -> None:
+        self.count += 1
+        self.fruitless += 1
+        if ask.accepted is not None:
+            self.taught += 1
+            self.fruitless = 0
+            return
+        last = ask.ended[-1]
+        reason = last.reason or last.outcome
+        self.reasons[reason] += 1
+        if last.settled.row.detail:
+            self.words[reason] = last.settled.row.detail
+
+    def add_part(self, metrics: dict[str, Any]) -> None:
+        """A part of an earlier driver."""
+        self.count += metrics["wanted"]
+        self.taught += metrics["taught"]
+        self.reasons.update(metrics["reasons"])
+
+
+@dataclass(slots=True)
+class _OpenPart:
     """A part whose asks are not all done."""
 
     index: int
@@ -119,8 +152,8 @@ class _State:
     done: list[Part] = field(default_factory=list)  # lessons parts, without what is remembered of them
     stuck: int = 0  # parts that lack nothing but asks without a verdict
     undecided: dict[str, Settled] = field(default_factory=dict)
-    ends: Ends = field(default_factory=Ends)
-    waiting: defaultdict[str, list[tuple[_Work, Ask]]] = field(default_factory=lambda: defaultdict(list))
+    done_asks: AskCounts = field(default_factory=AskCounts)
+    waiting: defaultdict[str, list[tuple[_OpenPart, Ask]]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     lessons: Counter[str] = field(default_factory=Counter)  # wanted, by the teacher that is asked first
     characters: Counter[str] = field(default_factory=Counter)  # of their first requests
@@ -198,7 +231,9 @@ class _Stage:
         state = self._state
         while not state.ended or len(state.done) < state.parts:
             if state.ended and len(state.done) + state.stuck == state.parts:
-                raise undecided_error(list(state.undecided.values()), self._job.config)
+                raise undecided_error(
+                    [one.row.words for one in state.undecided.values()], self._job.config.max_attempts
+                )
             event = self._intake.take()
             if isinstance(event, Part):
                 self._take_shard(self._job.read(event))
@@ -214,26 +249,26 @@ class _Stage:
 
     def _take_shard(self, shard: Shard) -> None:
         asks = self._asker.asks(shard.questions, shard.attempts, shard.taught)
-        work = _Work(shard.index, _digest(asks), asks, len(asks))
+        work = _OpenPart(shard.index, _digest(asks), asks, len(asks))
         first = [(work, ask, self._asker.first(ask)) for ask in asks]
         self._count(shard, first)
         self._hold_if_scarce()
         earlier = self._earlier.pop(shard.index, None)
         if earlier is not None and self._still_holds(earlier.info, work):
             self._state.counts["done"] += len(asks)
-            self._state.ends.add_part(earlier.info["metrics"])
+            self._state.done_asks.add_part(earlier.info["metrics"])
             self._finish(earlier)
         elif not asks:
             self._commit(work)
         else:
             self._send([(work, ask, request) for work, ask, request in first if ask.sample == 0])
 
-    def _still_holds(self, info: dict[str, Any], work: _Work) -> bool:
+    def _still_holds(self, info: dict[str, Any], work: _OpenPart) -> bool:
         """Whether a part that an earlier driver committed is what this one would make of it."""
         asked_alike = info.get("settings") in (None, self._settings)
         return info["digest"] == work.digest and asked_alike and not info.get("passing")
 
-    def _count(self, shard: Shard, first: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
+    def _count(self, shard: Shard, first: Sequence[tuple[_OpenPart, Ask, TeacherRequest]]) -> None:
         state = self._state
         state.parts += 1
         state.questions += len(shard.questions)
@@ -260,7 +295,7 @@ class _Stage:
         self._pool.hold()
         self._intake.open()
 
-    def _send(self, wanted: Sequence[tuple[_Work, Ask, TeacherRequest]]) -> None:
+    def _send(self, wanted: Sequence[tuple[_OpenPart, Ask, TeacherRequest]]) -> None:
         """Requests that two asks share are sent once, and answer both."""
         new = {}
         for work, ask, request in wanted:
@@ -290,14 +325,14 @@ class _Stage:
                     following.append((work, ask.then, waited))
                 work.left -= 1
                 self._state.counts["done"] += 1
-                self._state.ends.add(ask)
+                self._state.done_asks.add(ask)
                 if work.left == 0:
                     self._commit(work)
                 elif work.left == work.undecided:
                     self._set_aside()
         self._send(following)
 
-    def _leave_open(self, work: _Work, ask: Ask) -> None:
+    def _leave_open(self, work: _OpenPart, ask: Ask) -> None:
         """One more of the part's asks is without a verdict, and with it those that wait for it."""
         work.undecided += 1 + ask.waiting
         if work.left == work.undecided:
@@ -308,7 +343,7 @@ class _Stage:
         self._state.stuck += 1
         self._intake.leave()
 
-    def _commit(self, work: _Work) -> None:
+    def _commit(self, work: _OpenPart) -> None:
         """Write the part's two parts; the lessons last, since their record makes it done."""
         asks = sorted(work.asks, key=lambda ask: ask.order)
         lessons, duplicates = lesson_rows(asks, self._job.round)
@@ -318,7 +353,7 @@ class _Stage:
             "digest": work.digest,
             "settings": self._settings,
             "passing": sum(ask.accepted is None and ask.ended[-1].settled.row.outcome in AGAIN for ask in asks),
-            "metrics": shard_metrics(asks, requests, self._job.round),
+            "metrics": part_metrics(asks, requests, self._job.round),
         }
         self._finish(commit_part(self._out, LESSONS, work.index, to_table(lessons, LESSON_SCHEMA), info))
 
@@ -331,14 +366,20 @@ class _Stage:
 
         What was committed is taken back first: replies stay in the ledger, and settings may be changed.
         """
-        ends, least = self._state.ends, self._job.config.min_accepted_share
-        sure = wilson_interval(ends.taught, ends.count, SURE_Z)[1] < least if ends.count else False
-        if ends.count >= EARLY and not final and least and (sure or not ends.taught):
-            error = yield_error(ends, f"of the first {ends.count}", self._job.config)
-        elif final and ends.count and ends.taught / ends.count < least:
-            error = yield_error(ends, f"of {ends.count}", self._job.config)
-        else:
+        asks, least = self._state.done_asks, self._job.config.min_accepted_share
+        if not asks.count or not least:
             return
+        accepted = f"{asks.taught} of {'' if final else 'the first '}{asks.count}"
+        if final:
+            low = asks.taught / asks.count < least
+        elif asks.fruitless * least >= FRUITLESS:
+            low, accepted = True, f"0 of the last {asks.fruitless}"
+        else:
+            sure = wilson_interval(asks.taught, asks.count, SURE_Z)[1] < least
+            low = asks.count >= EARLY and (sure or not asks.taught)
+        if not low:
+            return
+        error = yield_error(accepted, asks.reasons, asks.words, AGAIN, least)
         for part in self._state.done:
             drop_part(self._out, LESSONS, part.index)
         raise error

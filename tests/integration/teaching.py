@@ -14,8 +14,8 @@ from tailor_ray.config.teacher import TeacherConfig
 from tailor_ray.records import Attempt, Lesson, Verdict, from_table
 from tailor_ray.storage import FileEntry, Part, Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 
 TASK = TaskConfig(name="arithmetic")

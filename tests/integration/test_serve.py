@@ -36,7 +36,7 @@ from tailor_ray.rounds import stages
 from tailor_ray.rounds.services import Services
 from tailor_ray.rounds.stages import Inputs
 from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part, committed_parts, read_part
-from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.parts import Intake
 from tests.integration.clusters import free_port
 from tests.integration.engines import write_questions
 from tests.integration.test_run import COMMAND

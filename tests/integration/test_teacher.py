@@ -15,8 +15,8 @@ from tailor_ray.demo.mock_process import MockProcess
 from tailor_ray.demo.mock_server import MockOptions
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
-from tailor_ray.teacher.intake import OPEN_PARTS
-from tailor_ray.teacher.ledger_files import decode, encode
+from tailor_ray.teacher.ledger_files import decode, encode, table_of
+from tailor_ray.teacher.parts import OPEN_PARTS
 from tailor_ray.teacher.teach import Shard
 from tests.integration.teaching import (
     BATCH,
@@ -116,7 +116,7 @@ def test_a_damaged_row_is_asked_again_and_the_loss_is_said(tmp_path, caplog):
         (file,) = (tmp_path / "teacher").glob("*.parquet")
         rows = decode(pq.read_table(file))
         forged = [replace(row, reply="2 + 2 = 5") if number < 3 else row for number, row in enumerate(rows)]
-        file.write_bytes(encode(forged))
+        file.write_bytes(encode(table_of(row.values() for row in forged)))
         again = run(tmp_path, config, out="elsewhere")
     assert again["from_ledger"] == first["requests"] - 3
     assert [row.key for row in rows[:3]] == [key for row in rows for key in [row.key] if answered(log)[key] == 2]

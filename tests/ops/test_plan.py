@@ -11,8 +11,8 @@ from tailor_ray.ops.plan import SAMPLED_PARTS, plan, run_forecast
 from tailor_ray.records import ATTEMPT_SCHEMA, Attempt, Verdict, to_table
 from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, commit_part
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.teacher.intake import Intake
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 
 

@@ -50,6 +50,11 @@ PLAIN = Reply(WAY, "7", None)
         f"<thought>Hm.</thought><rationale>{WAY}</rationale><answer>7</answer>",
         f"<thinking>a</thinking> b </thinking><rationale>{WAY}</rationale><answer>7</answer>",
         f"[THINK]Hm.[/THINK]<rationale>{WAY}</rationale><answer>7</answer>",
+        f"<seed:think>Hm.</seed:think>{WAY}\nAnswer: 7",
+        f"<think>\nHm.\n</think >\n{WAY}\nAnswer: 7",
+        f"<reasoning>Hm.</reasoning>\n{WAY}\nAnswer: 7",
+        f"<|START_THINKING|>Hm.<|END_THINKING|>{WAY}\nAnswer: 7",
+        f"analysisHm.assistantfinal{WAY}\nAnswer: 7",
         f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
         f"<rationale>{WAY}</rationale><answer>7</answer><|return|>",
         f"<rationale>{WAY}</rationale><answer>7</answer><think>Was that right?",
@@ -101,6 +106,10 @@ def test_objects_with_broken_latex_or_raw_newlines_are_read(body, rationale):
         '<rationale>{"rationale": "3 + 4 = 7"</rationale><answer>7</answer>',
         '"rationale": "3 + 4 = 7", "answer": 7',
         "3 + 4 = 7 <|im_end|> and on",
+        "<output>3 + 4 = 7 apples</output>\nAnswer: 7",
+        "<antml_thinking>3 + 4</antml_thinking>3 + 4 = 7 apples\nAnswer: 7",
+        "{'rationale': '3 + 4 = 7 apples', 'answer': 7}",
+        "&lt;rationale&gt;3 + 4 = 7 apples&lt;/rationale&gt;\nAnswer: 7",
     ],
 )
 def test_what_still_holds_our_form_is_marked(text):

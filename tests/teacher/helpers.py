@@ -2,7 +2,7 @@
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.records import Attempt, Question, Verdict
-from tailor_ray.teacher.request import make_request
+from tailor_ray.teacher.client import make_request
 
 QUESTION = Question("q1", "Tom has 3 apples. He buys 4 more. How many apples does Tom have?", "7")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from tailor_ray.storage import Store
-from tailor_ray.teacher.actor import hire_here
+from tailor_ray.teacher.actor import start_local
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.pool import TeacherPool
 from tests.teacher.helpers import config, reply, request
@@ -89,7 +89,7 @@ def ask(folder, url, count, **settings):
     """Ask `count` questions from this process until all are settled or the pool stops."""
     chosen = config(base_url=url, **{"requests_per_minute": 1e6, "max_in_flight": 16, **settings})
     ledger, events, asked = Ledger(Store.open(str(folder))), queue.SimpleQueue(), Asked()
-    pool = TeacherPool(chosen, ledger, 1, events.put, events.put, hire_here)
+    pool = TeacherPool(chosen, ledger, 1, events.put, events.put, start_local)
     pool.submit([request(chosen, number=number) for number in range(count)])
     while len(asked.settled) < count and asked.error is None:
         got = events.get(timeout=60)

@@ -10,7 +10,7 @@ from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.ledger_row import LedgerRow
-from tailor_ray.teacher.written import lesson_rows, request_rows, shard_metrics
+from tailor_ray.teacher.parts import lesson_rows, part_metrics, request_rows
 from tests.teacher.helpers import QUESTION, mistake, reply
 
 GRADER = Grader(AnswerKind.NUMBER)
@@ -155,7 +155,7 @@ def test_tries_are_bounded_and_the_last_one_counts_as_failed_with_its_reason():
         ("rejected", "wrong_answer"),
         ("failed", "wrong_answer"),
     ]
-    metrics = shard_metrics([ask], request_rows([ask], 2, set()), 2)
+    metrics = part_metrics([ask], request_rows([ask], 2, set()), 2)
     assert (metrics["taught"], metrics["rejected"], metrics["failed"]) == (0, 1, 1)
     assert metrics["reasons"] == {"wrong_answer": 2}
 
@@ -192,10 +192,10 @@ def test_in_a_committee_each_writes_and_near_duplicates_go():
         ("accepted", None),
         ("rejected", "duplicate"),
     ]
-    metrics = shard_metrics(asks, rows, 2)
+    metrics = part_metrics(asks, rows, 2)
     assert (metrics["wanted"], metrics["taught"], metrics["accepted"], metrics["rejected"]) == (3, 3, 2, 1)
     assert metrics["cost_usd"] == pytest.approx(0.03)
-    assert shard_metrics(asks, rows, 3)["cost_usd"] == 0  # paid by another round
+    assert part_metrics(asks, rows, 3)["cost_usd"] == 0  # paid by another round
 
 
 def test_peers_score_a_lesson_and_throw_it_out():

@@ -1,5 +1,6 @@
 """Batch mode over HTTP: files, expiry, limits, a driver that died, budgets, and one ledger with online mode."""
 
+import json
 import queue
 import time
 
@@ -13,6 +14,7 @@ from tailor_ray.storage import Store
 from tailor_ray.teacher.batch import BatchPool
 from tailor_ray.teacher.batch_api import BatchApi, read_output
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.outcomes import Usage
 from tests.teacher.helpers import config, request
 
 QUESTION = "<question>\nTom has {} apples. He buys 4 more. How many apples does Tom have?\n</question>"
@@ -59,8 +61,6 @@ class Driver:
 
 
 def lines(log):
-    import json
-
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
@@ -202,3 +202,19 @@ def test_odd_output_lines_are_left_out():
         b'{"custom_id": "a", "response": {"status_code": 200, "body": {}}}\nnot json\n{"no": 1}\n[]\n{"custom_id": "b"'
     )
     assert {key: checked.code for key, checked in read_output(data).items()} == {"a": "no_choices"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"code": "batch_expired", "message": "too late"}, "expired"),
+        ({"code": "rate_limit_exceeded", "message": "slow down"}, "http_429"),
+        ({"code": "server_error", "message": "oops"}, "http_5xx"),
+        ({"code": "insufficient_quota", "message": "pay"}, "insufficient_quota"),
+    ],
+)
+def test_an_error_of_a_line_means_what_it_does_elsewhere_and_is_not_billed(error, code):
+    line = json.dumps({"custom_id": "a", "response": None, "error": error}).encode()
+    outcome = read_output(line)["a"]
+    assert outcome.code == code
+    assert outcome.usage == Usage() or not outcome.rule.may_be_billed

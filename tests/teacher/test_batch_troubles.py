@@ -8,7 +8,7 @@ import time
 import pytest
 from aiohttp import web
 
-from tailor_ray.errors import ConfigError
+from tailor_ray.errors import ConfigError, Stopped
 from tailor_ray.storage import Store
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger import Ledger
@@ -27,8 +27,10 @@ def store(tmp_path, monkeypatch):
 class Api:
     """A batch API with a queue and a size limit; `ends` decides what becomes of a batch when it is looked at."""
 
-    def __init__(self, most_bytes=1 << 30, most_tokens=1 << 30, ends=None, has_api=True):
-        self.most_bytes, self.most_tokens, self.has_api = most_bytes, most_tokens, has_api
+    def __init__(self, most_bytes=1 << 30, most_tokens=1 << 30, ends=None, has_api=True, error=None, lost=0):
+        """`error` fails each batch; the answers of the first `lost` creations do not arrive."""
+        self.most_bytes, self.most_tokens, self.has_api, self.lost = most_bytes, most_tokens, has_api, lost
+        self.error = error
         self.ends = ends or (lambda *_: "completed")
         self.files, self.batches, self.uploads, self.queued = {}, {}, [], []
         self.looked, self.asked = {}, []
@@ -59,8 +61,8 @@ class Api:
         tokens = len(self.files[body["input_file_id"]]) // 4
         running = sum(one["tokens"] for one in self.batches.values() if one["status"] == "in_progress")
         name = f"batch_{len(self.queued)}"
-        full = tokens + running > self.most_tokens
-        error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for the model"}
+        full = tokens + running > self.most_tokens or self.error is not None
+        error = self.error or {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for the model"}
         batch = {
             "id": name,
             "object": "batch",
@@ -75,6 +77,8 @@ class Api:
         }
         self.queued.append(running + (0 if full else tokens))
         self.batches[name] = batch
+        if len(self.queued) <= self.lost:
+            call.transport.close()
         return web.json_response(batch)
 
     async def show(self, call):
@@ -166,6 +170,30 @@ def test_a_queue_that_is_full_is_waited_for(store):
         driver.close()
     assert len(api.asked) == len(set(api.asked)) == 30
     assert any(batch["status"] == "failed" for batch in api.batches.values())
+
+
+def test_a_batch_whose_making_is_not_confirmed_is_looked_for_before_it_is_made_again(store):
+    with Api(lost=1) as api:
+        driver = Driver(store, api.url)
+        driver.ask(5)
+        assert {one.row.outcome for one in driver.take(5)} == {"answered"}
+        driver.close()
+    assert len(api.batches) == 1
+
+
+def test_a_batch_that_fails_for_want_of_quota_stops_the_run_as_such(store):
+    said = {"code": "billing_hard_limit_reached", "message": "Billing hard limit has been reached."}
+    with Api(error=said) as api:
+        driver = Driver(store, api.url)
+        driver.ask(5)
+        with pytest.raises(Stopped, match="quota is used up"):
+            driver.take(5)
+        driver.close()
+    with Api() as api:
+        driver = Driver(store, api.url)
+        driver.ask(5)
+        assert {one.row.outcome for one in driver.take(5)} == {"answered"}
+        driver.close()
 
 
 def test_a_file_that_is_too_large_is_halved(store):

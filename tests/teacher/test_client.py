@@ -18,7 +18,7 @@ from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.errors import Stopped, TeacherAccessError
 from tailor_ray.teacher.batch_api import BatchApi
 from tailor_ray.teacher.client import LONGEST_WAIT_S, Sender, read_key, retry_after
-from tailor_ray.teacher.outcomes import Fate
+from tailor_ray.teacher.outcomes import Category
 from tests.teacher.helpers import request
 
 CANARY = "sk-canary-7f3a91c2"
@@ -78,7 +78,7 @@ async def test_a_reply_comes_with_its_usage_and_times():
 async def test_each_fault_of_the_wire_has_its_code(fault, code):
     (outcome,) = await send(MockOptions(faults=((fault, 1.0),)))
     assert outcome.code == code
-    assert outcome.rule.fate is not Fate.ANSWERED
+    assert outcome.rule.category is not Category.ANSWERED
 
 
 @pytest.mark.parametrize("fault", ["drip", "hang"])
@@ -96,6 +96,24 @@ async def test_nobody_listens():
     outcome = await sender.attempt("k", request().body)
     await sender.close()
     assert outcome.code == "refused_connection"
+
+
+@pytest.mark.parametrize(("status", "code"), [(407, "http_407"), (503, "refused_connection")])
+async def test_what_a_proxy_refuses_was_not_asked(status, code, monkeypatch):
+    async def refuse(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    sender = Sender(EndpointConfig(base_url="https://teacher.invalid/v1"), connections=1)
+    outcome = await sender.attempt("k", request().body)
+    await sender.close()
+    server.close()
+    assert outcome.code == code
+    assert not outcome.rule.may_be_billed
 
 
 async def test_retry_after_comes_through():

@@ -26,7 +26,8 @@ def make(ledger, **settings):
 
 def answer(key, code="answered", usage=None, **more):
     usage = usage or (Usage(10, 0, 5) if code == "answered" else None)
-    return Outcome(key, code, text="text" if code == "answered" else None, usage=usage, sent=1.0, seconds=0.1, **more)
+    text = "text" if code == "answered" else None
+    return Outcome(code, text=text, usage=usage, key=key, sent=1.0, seconds=0.1, **more)
 
 
 def test_the_most_valuable_questions_go_first(ledger):
@@ -176,20 +177,20 @@ class Bank:
 
     def serve(self, lease, wanted):
         """One attempt; returns its outcome, or None when the driver dies before it arrives."""
-        fate = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
-        if fate == "refused":
+        what = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
+        if what == "refused":
             return answer(lease.key, "http_429")
         cached = self.draw.randint(0, 40)
         usage = Usage(self.draw.randint(cached, wanted.prompt_tokens), cached, self.draw.randint(1, wanted.max_tokens))
         self.usd += cost_usd(self.price, usage)
         self.tokens += usage.input + usage.output
-        if fate == "lost":
+        if what == "lost":
             return answer(lease.key, "timeout")
-        if fate == "garbled":
+        if what == "garbled":
             return answer(lease.key, "malformed_json")
-        if fate == "killed":
+        if what == "killed":
             return None
-        return answer(lease.key, "length" if fate == "length" else "answered", usage=usage)
+        return answer(lease.key, "length" if what == "length" else "answered", usage=usage)
 
 
 def spend_all(ledger, wanted, bank, seed, **settings):
@@ -303,7 +304,7 @@ def test_each_budget_stops_cleanly_and_names_its_setting(ledger, setting):
     )
     subject.submit(wanted)
     leases = subject.lease("a", MODEL, 10, 0.0)
-    assert len(leases) == 1  # a server that was never heard may ignore the cap: more is left free
+    assert len(leases) == 1  # a server that was never heard of may ignore the cap: more is left free
     assert subject.stop is None  # waits for what is in flight, which may give some back
     for now in (1.0, 2.0):
         subject.settle([answer(lease.key, usage=Usage(worst - 1, 0, 1)) for lease in leases], now)

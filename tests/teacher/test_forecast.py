@@ -1,4 +1,4 @@
-"""Forecasts from data and from a ledger, prices, and the book that shares a ledger."""
+"""Forecasts from data and from a ledger, prices, and what is shared of a ledger."""
 
 from dataclasses import replace
 
@@ -6,15 +6,16 @@ import pytest
 
 from tailor_ray.config.teacher import EndpointConfig, PriceConfig
 from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.ops.ledger import export_rows, import_rows, totals
 from tailor_ray.prompts.teacher import TeacherPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
-from tailor_ray.teacher.book import export_rows, import_rows, stored_rows, totals
-from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of, worst_usd
+from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of
+from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.ledger_files import LedgerFiles
 from tailor_ray.teacher.outcomes import Usage
-from tailor_ray.teacher.request import make_request
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
 
@@ -31,6 +32,16 @@ def test_from_data_alone_the_assumptions_are_said():
     assert any("50%" in said for said in seen.assumptions)
     assert any("estimated" in said for said in seen.assumptions)
     assert seen.to_json()["total"]["requests"] == 5000
+
+
+def test_requests_are_measured_as_they_will_be_asked():
+    """With the prompts and the way of correcting that the settings name."""
+    long = "Explain at length. " * 200
+    prompts = {"rationale": f"{long}{{question}}{{form}}"}
+    plain, own = forecast(config(), BASIS), forecast(config(prompts=prompts), BASIS)
+    assert own.rounds[0].input_tokens > plain.rounds[0].input_tokens + 1000 * len(long) / 5
+    assert own.rounds[1] == plain.rounds[1]
+    assert forecast(config(correction="continue"), BASIS).rounds[1].input_tokens != plain.rounds[1].input_tokens
 
 
 def test_a_ledger_takes_the_place_of_guesses():
@@ -100,7 +111,6 @@ def test_prices():
     assert cost_usd(PRICE, Usage(1000, 0, 0), batch=True) == pytest.approx(500 / 1e6)
     assert cost_usd(PriceConfig(input=2, output=1), Usage(10, 10, 0)) == pytest.approx(20 / 1e6)
     assert cost_usd(None, Usage(1000, 0, 1000)) == 0.0
-    assert worst_usd(PRICE, 1000, 100) == pytest.approx(2000 / 1e6)
     assert price_of(EndpointConfig(model="gpt-4o-mini")) == PRICES["gpt-4o-mini"]
     assert price_of(EndpointConfig(model="gpt-4o-mini", price=PRICE)) == PRICE
 
@@ -120,14 +130,14 @@ def test_a_ledger_is_totalled_exported_and_imported(tmp_path, monkeypatch):
     ledger.stage([row(1, cost_usd=0.5, input_tokens=3), row(2, cost_usd=0.25), row(3, outcome="timeout", lost_usd=1.0)])
     ledger.commit()
     ledger.close()
-    first, second = totals(stored_rows(ours))
+    first, second = totals(LedgerFiles(ours).read())
     assert (first["outcome"], first["requests"], first["cost_usd"], first["input_tokens"]) == ("answered", 2, 0.75, 3)
     assert (second["outcome"], second["lost_usd"]) == ("timeout", 1.0)
     file = tmp_path / "shared" / "rows.parquet"
     assert export_rows(ours, file) == 3
     assert import_rows(theirs, file) == 2  # what timed out is no reply
     assert import_rows(theirs, file) == 0
-    assert [one.key for one in stored_rows(theirs)] == [row(1).key, row(2).key]
+    assert [one.key for one in LedgerFiles(theirs).read()] == [row(1).key, row(2).key]
     (tmp_path / "no.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         import_rows(theirs, tmp_path / "no.parquet")

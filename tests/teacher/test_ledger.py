@@ -22,7 +22,7 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles, decode, encode
+from tailor_ray.teacher.ledger_files import LedgerFiles, decode, encode, table_of
 from tailor_ray.teacher.ledger_row import LedgerRow
 
 ROW = LedgerRow("", "answered", "m", "q", 1, '{"a":1}', "reply é\u0000 <b>", "stop", sent=1.0, settled=2.0, attempts=1)
@@ -187,7 +187,7 @@ def test_a_damaged_file_in_storage_loses_little_and_says_so(store, caplog, harm)
 
 def test_a_forged_row_in_parquet_is_left_out(store, caplog):
     good, forged = row(1).sealed(), replace(row(2).sealed(), reply="forged")
-    store.write_bytes("segment-1-1.parquet", encode([good, forged]))
+    store.write_bytes("segment-1-1.parquet", encode(table_of(one.values() for one in (good, forged))))
     assert list(LedgerFiles(store).read()) == [good]
     assert "1 rows" in caplog.text
 
@@ -198,7 +198,7 @@ def test_parquet_round_trip_keeps_the_hash():
     import pyarrow.parquet as pq
 
     sealed = row(1, cost_usd=1e-7 / 3, seconds=0.1 + 0.2).sealed()
-    (back,) = decode(pq.read_table(io.BytesIO(encode([sealed]))))
+    (back,) = decode(pq.read_table(io.BytesIO(encode(table_of([sealed.values()])))))
     assert back == sealed
     assert back.is_whole()
 

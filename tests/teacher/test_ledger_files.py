@@ -3,8 +3,8 @@
 import duckdb
 import pytest
 
+from tailor_ray.ops.ledger import newest_rows
 from tailor_ray.storage import Store
-from tailor_ray.teacher.book import newest_rows, stored_rows
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_files import LedgerFiles
 from tests.teacher.test_ledger import row, write
@@ -62,7 +62,7 @@ def test_a_merge_that_is_killed_leaves_no_row_twice_and_loses_none(store, monkey
     try:
         LedgerFiles(mortal).compact()
     except Killed:
-        assert sorted((int(one.sent), one.attempts) for one in stored_rows(store)) == WANTED
+        assert sorted((int(one.sent), one.attempts) for one in LedgerFiles(store).read()) == WANTED
         LedgerFiles(store).compact()
     assert listed(store) == WANTED
     assert all(name.startswith("ledger-") for name in store.files() if name.endswith(".parquet"))

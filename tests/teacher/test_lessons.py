@@ -7,7 +7,7 @@ import pytest
 
 from tailor_ray.answers import Grader
 from tailor_ray.records import AnswerKind, LessonKind, Question, Verdict
-from tailor_ray.teacher.lessons import gives_away, is_near_duplicate, is_repetition, judge
+from tailor_ray.teacher.asks import gives_away, is_near_duplicate, is_repetition, judge
 from tests.teacher.helpers import QUESTION, reply
 
 NUMBER = Grader(AnswerKind.NUMBER)

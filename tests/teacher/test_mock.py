@@ -15,8 +15,7 @@ import pytest
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
-from tailor_ray.demo.mock_main import decode_options, encode_options
-from tailor_ray.demo.mock_process import MockProcess, open_teacher
+from tailor_ray.demo.mock_process import MockProcess, decode_options, encode_options, open_teacher
 from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.demo.mock_server import Limiter, MockOptions, start_mock
 from tailor_ray.errors import DataError, UserError
@@ -25,8 +24,8 @@ from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.tasks.arithmetic import other_ways, solve
+from tailor_ray.teacher.asks import judge
 from tailor_ray.teacher.client import Sender
-from tailor_ray.teacher.lessons import judge
 from tests.teacher.helpers import request
 
 ARITHMETIC = TaskConfig(name="arithmetic")

@@ -9,7 +9,8 @@ from tailor_ray.config.teacher import PriceConfig
 from tailor_ray.errors import Stopped
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher
-from tailor_ray.teacher.health import BREAK_AFTER, Outage
+from tailor_ray.teacher.errors import Outage
+from tailor_ray.teacher.limits import BREAK_AFTER
 from tailor_ray.teacher.outcomes import Outcome, Usage
 from tests.teacher.helpers import config, request
 
@@ -36,7 +37,9 @@ class Played:
                 code, seconds, more = self.serve(len(self.calls), lease.key, now)
                 self.calls.append((now, lease.key, code))
                 usage = Usage(30, 0, 5) if code == "answered" else None
-                outcome = Outcome(lease.key, code, f"it said {code}", "text" if usage else None, "stop", usage, **more)
+                outcome = Outcome(
+                    code, f"it said {code}", "text" if usage else None, "stop", usage, key=lease.key, **more
+                )
                 heapq.heappush(flying, (now + lease.delay + seconds, next(order), outcome))
             now = min([now + 0.5, *(at for at, _, _ in flying[:1])])
         self.ledger.commit()
@@ -118,8 +121,10 @@ def test_a_storm_of_minutes_is_not_taken_for_the_window_of_a_limit(ledger):
     assert after[-1] - after[0] < 400.0
 
 
-@pytest.mark.parametrize("code", ["insufficient_quota", "http_402", "http_401"])
-def test_quota_or_key_that_end_in_the_middle_lose_nothing(ledger, code):
+@pytest.mark.parametrize(
+    "code", ["insufficient_quota", "http_402", "http_401", "http_403", "http_400", "http_other", "no_content"]
+)
+def test_quota_key_or_good_will_that_end_in_the_middle_lose_nothing(ledger, code):
     played = Played(ledger, 300, lambda n, *_: ("answered" if n < 100 else code, 0.2, {})).run()
     assert isinstance(played.subject.stop, Stopped)
     assert all(one.row.outcome == "answered" for one in played.settled)
@@ -134,6 +139,36 @@ def test_one_request_that_is_refused_by_403_ends_nothing(ledger, first):
     assert played.subject.stop is None
     assert len(played.answered) == 99
     assert {one.row.outcome for one in played.settled if one.request.key == wanted} == {"denied"}
+
+
+@pytest.mark.parametrize("code", ["http_403", "http_400", "no_content"])
+def test_requests_that_are_refused_here_and_there_end_nothing(ledger, code):
+    refused = {request(config(), number=number).key for number in range(0, 400, 4)}
+    played = Played(ledger, 400, lambda _, key, __: (code if key in refused else "answered", 0.2, {})).run()
+    assert played.subject.stop is None
+    assert len(played.answered) == 300
+    assert len(played.settled) == 400
+
+
+def test_what_was_refused_to_an_earlier_driver_too_does_not_stop_the_next(ledger):
+    """Requests that are refused for themselves are the first that a resumed run asks again."""
+    refused = {request(config(), number=number).key for number in range(60, 100)}
+
+    def serve(_, key, __):
+        return ("http_400" if key in refused else "answered", 0.2, {})
+
+    stops = [Played(ledger, 100, serve).run().subject.stop for _ in range(6)]
+    assert stops[0] is not None
+    assert stops[-1] is None
+
+
+@pytest.mark.parametrize("others", ["http_400", "http_5xx", "content_filter"])
+def test_a_request_that_is_refused_by_403_before_any_reply_is_not_waited_for_for_ever(ledger, others):
+    wanted = request(config(), number=0).key
+    played = Played(
+        ledger, 2, lambda _, key, __: ("http_403" if key == wanted else others, 0.2, {}), max_attempts=3
+    ).run(2000.0)
+    assert played.subject.stop is not None or not played.subject.open_count
 
 
 def test_a_key_that_opens_nothing_ends_the_run_at_once(ledger):

@@ -35,8 +35,8 @@ def once(first, then=None):
 @pytest.mark.parametrize(
     "inside",
     [
-        error("Rate limit reached", 429),
-        error("Rate limit reached", "429"),
+        error("AdaptiveRate limit reached", 429),
+        error("AdaptiveRate limit reached", "429"),
         error("slow down", "rate_limit_exceeded"),
         {"error": {"message": "Provider returned error", "code": 502}},
         {"error": "The server is overloaded"},
@@ -45,6 +45,9 @@ def once(first, then=None):
         {"errors": [{"code": 500, "message": "oops"}], "success": False},
         {"detail": "Too many requests, try again in 0.1 s"},
         [{"error": {"code": 503, "message": "The model is overloaded", "status": "UNAVAILABLE"}}],
+        {"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
+        {"error_code": 18, "error_msg": "Open api qps request limit reached"},
+        {"code": 1302, "msg": "rate limit exceeded", "success": False},
         completion(text="", finish="error", usage=None) | {"error": {"code": 502, "message": "gone"}},
         {
             "choices": [
@@ -137,6 +140,7 @@ def test_an_empty_reply_that_was_billed_is_asked_for_twice_and_not_eight_times(t
         {"prompt_tokens": 50.5, "completion_tokens": 300.1},
         {"prompt_tokens": -1, "completion_tokens": 300},
         {"prompt_tokens": True, "completion_tokens": 300},
+        {"prompt_tokens": 50, "completion_tokens": 1e30},
         {"input_tokens": 50},
         {},
         [],
@@ -169,8 +173,14 @@ def test_reasoning_counts_wherever_it_stands(tmp_path, usage, output):
     assert asked.spent.usd == pytest.approx((50 + 10 * output) / 1e6)
 
 
-def test_what_a_reply_says_it_cost_goes_before_the_price(tmp_path):
-    usage = {"prompt_tokens": 50, "completion_tokens": 20, "cost": 0.003}
+def test_an_error_object_that_says_nothing_is_none(tmp_path):
+    with serving(lambda *_: (200, completion() | {"error": {"message": "", "code": None}})) as (url, _, __):
+        assert ask(tmp_path, url, 2).outcomes == ["answered"] * 2
+
+
+@pytest.mark.parametrize("cost", [0.003, {"input_tokens_cost": 0.001, "request_cost": 0.002, "total_cost": 0.003}])
+def test_what_a_reply_says_it_cost_goes_before_the_price(tmp_path, cost):
+    usage = {"prompt_tokens": 50, "completion_tokens": 20, "cost": cost}
     with serving(lambda *_: (200, completion(usage=usage))) as (url, _, __):
         asked = ask(tmp_path, url, 50, price=PRICE, budget_usd=0.05)
     assert isinstance(asked.error, Stopped)
@@ -211,6 +221,14 @@ def test_quota_and_keys_that_end_are_read_from_what_is_said_and_lose_nothing(tmp
     with serving(lambda *_: (200, completion())) as (url, bodies, _):
         assert ask(tmp_path, url, 60).outcomes == ["answered"] * 60
     assert len(bodies) == 60 - len(asked.settled)
+
+
+def test_a_quota_that_is_used_up_is_read_inside_a_200_too(tmp_path):
+    used_up = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+    with serving(lambda *_: (200, used_up)) as (url, _, __):
+        asked = ask(tmp_path, url, 3)
+    assert "quota" in str(asked.error)
+    assert asked.spent.tokens == 0
 
 
 PASSING = [

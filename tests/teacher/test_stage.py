@@ -15,11 +15,10 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.rounds.loop import claim_folder
 from tailor_ray.storage import Store, committed_parts
 from tailor_ray.tasks import grader_for
-from tailor_ray.teacher.access import check_access, try_lesson
-from tailor_ray.teacher.actor import hire_here
-from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.actor import start_local
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.pool import TeacherPool
+from tailor_ray.teacher.parts import Intake
+from tailor_ray.teacher.pool import TeacherPool, check_access, try_lesson
 from tailor_ray.teacher.teach import TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
 from tests.teacher.helpers import reply
@@ -53,7 +52,7 @@ def run(folder, url, exam=EXAM, round_=1, **settings):
     ledger, intake = Ledger(Store.open(str(folder / "teacher"))), Intake()
 
     def open_pool(job, ledger, tell):
-        return TeacherPool(job.config, ledger, job.round, tell, tell, hire_here)
+        return TeacherPool(job.config, ledger, job.round, tell, tell, start_local)
 
     try:
         with intake.teaching(
@@ -156,6 +155,17 @@ def test_the_yield_is_looked_at_from_fifty_asks_on(tmp_path, answer, kind, says)
 def test_a_yield_that_is_only_low_is_left_alone_until_it_is_sure(tmp_path):
     with serving(lambda n, body, _: (200, lesson(body) if n % 3 == 0 else completion("no"))) as (url, _, __):
         assert run(tmp_path, url, max_asks=1)["taught"] == 40
+
+
+def test_a_teacher_that_turns_useless_in_the_middle_is_not_paid_to_the_end(tmp_path):
+    """The share of all would still do: 20 of 120 are more than 15 %."""
+    useless = completion("I would rather not say anything about that at all.")
+    with (
+        serving(lambda n, body, _: (200, lesson(body) if n < 20 else useless)) as (url, bodies, _),
+        pytest.raises(StageError, match=r"only 0 of the last 9\d lessons were accepted"),
+    ):
+        run(tmp_path, url, max_in_flight=2, max_asks=1, min_accepted_share=0.15)
+    assert len(bodies) < 120
 
 
 def test_after_a_cut_the_cap_is_doubled_within_a_bound_and_nothing_empty_is_sent(tmp_path):

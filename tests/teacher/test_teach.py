@@ -10,10 +10,10 @@ from tailor_ray.layout import LESSONS, LOG, REQUESTS
 from tailor_ray.records import Lesson, from_table
 from tailor_ray.storage import PartsDigest, Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for
-from tailor_ray.teacher.book import stored_rows
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.intake import Intake
+from tailor_ray.teacher.ledger_files import LedgerFiles
 from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
 from tests.teacher.helpers import config, reply
@@ -122,7 +122,7 @@ def test_what_is_counted_is_the_sum_over_the_parts(tmp_path, ledger):
 def test_of_several_rationales_each_is_asked_for_when_the_one_before_has_ended(tmp_path, ledger):
     metrics, digest, asked = run(tmp_path / "a", ledger, range(6), rationales=3)
     assert metrics["wanted"] == 180
-    shown = [row for row in stored_rows(ledger.store) if "<earlier>" in row.request]
+    shown = [row for row in LedgerFiles(ledger.store).read() if "<earlier>" in row.request]
     assert metrics["taught"] > 60
     assert shown, "an accepted one is shown to those that follow"
     again, same, none = run(tmp_path / "b", ledger, (5, 0, 3, 1, 4, 2), rationales=3)
@@ -162,7 +162,7 @@ def test_an_exam_without_mistakes_leaves_empty_parts(tmp_path, ledger):
 
 def test_the_ledger_stays_open_and_what_the_round_added_is_in_storage(tmp_path, ledger):
     _, _, asked = run(tmp_path / "a", ledger, range(6))
-    assert len(list(stored_rows(ledger.store))) == asked
+    assert len(list(LedgerFiles(ledger.store).read())) == asked
     run(tmp_path / "b", ledger, range(6), round_=2)
     assert len(ledger.rows()) > asked
     assert ledger.spent(1).tokens == 13 * asked

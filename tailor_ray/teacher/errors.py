@@ -1,16 +1,31 @@
-"""What servers call their errors: names, numbers and sentences of many gateways, read into the codes of `outcomes`.
+"""What servers call their errors, and what we say when one ends the run.
 
-Pure reading of one decoded body. The words were collected from the public documents and threads of the endpoints
-named in jobs/teachers.md; a status says too little, since a 400 may be an empty purse and a 429 a used-up month.
+Names, numbers and sentences of many gateways are read into the codes of `outcomes`: pure reading of one decoded body.
+The words were collected from the public documents and threads of the endpoints named in jobs/teachers.md; a status
+says too little, since a 400 may be an empty purse and a 429 a used-up month. What ends the run names the setting to
+look at, and says that the same command goes on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
+from tailor_ray.config.teacher import EndpointConfig
+from tailor_ray.errors import StageError, Stopped, TailorError, TeacherAccessError
+
+_ADVICE = {
+    "length": "Raise max_tokens in teacher.teachers, or lower reasoning_effort",
+    "no_content": "Raise max_tokens in teacher.teachers, or look at what the model is served with",
+    "malformed": "Look at the replies in this round's requests; output: tagged works with every model",
+    "content_filter": "The endpoint filters these questions; ask another teacher",
+}
 _NUMBERS = ("code", "status", "status_code", "http_status", "error_code")
+_MESSAGES = ("message", "msg", "error_msg", "error_message", "status_msg")
+_INSIDE = ("error", "errors", "detail", "base_resp")  # where an error may stand in a body
 _NAMES = ("code", "type", "status", "reason", "error_code", "error_type", "innererror", "metadata")
 
 _FILTER_NAMES = frozenset(
@@ -33,7 +48,7 @@ _QUOTA = re.compile(
     r"|quota[^.]{0,30}(?:exhausted|used up)|not in good standing"
 )
 _RATE = re.compile(
-    r"per[ -](?:second|min|minute|hour|day)|\b[rt]p[smd]\b|rate.?limit|too many requests|(?:try|retry)[^.]{0,12} in \d"
+    r"per[ -](?:second|min|minute|hour|day)|\b[qrt]p[smd]\b|rate.?limit|too many requests|(?:try|retry)[^.]{0,12} in \d"
     r"|concurren"
 )
 _KEY_NAMES = frozenset(
@@ -71,20 +86,22 @@ def error_object(value: Any) -> dict[str, Any]:
         value = value[0]
     if not isinstance(value, dict):
         return {"message": "" if value is None else str(value)[:300]}
-    error = value.get("error") or value.get("errors") or value.get("detail") or value
+    error = next((value[name] for name in _INSIDE if value.get(name)), value)
     error = error[0] if isinstance(error, list) and error else error
     if isinstance(error, dict):
         outer = {name: value[name] for name in _NUMBERS if name in value and error is not value}
-        return {**outer, **error}
+        message = next((error[name] for name in _MESSAGES if error.get(name)), None)
+        return {**outer, **error} | ({"message": message} if message else {})
     return {**{name: value[name] for name in (*_NUMBERS, "type") if name in value}, "message": str(error)}
 
 
 def has_error(value: dict[str, Any], with_reply: bool) -> bool:
     """Whether a body with status 200 is an error; one that carries a reply has to say so in so many words."""
-    if value.get("error"):
+    error = value.get("error")
+    if any(error.values()) if isinstance(error, dict) else error:
         return True
     return not with_reply and bool(
-        any(value.get(name) for name in ("errors", "detail", "message")) or _number(value) is not None
+        any(value.get(name) for name in (*_INSIDE[1:], *_MESSAGES)) or _number(value) is not None
     )
 
 
@@ -159,4 +176,97 @@ def _is_flagged(error: dict[str, Any]) -> bool:
     marks = {**error, **(metadata if isinstance(metadata, dict) else {})}
     return any(
         name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
+    )
+
+
+class Outage(Stopped):
+    """A teacher answers nobody, for longer than is waited."""
+
+
+def quota_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint answers no more until somebody pays."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} says that the quota is used up ({detail}); all replies are kept: add "
+        "quota and run the same command"
+    )
+
+
+def outage_error(endpoint: EndpointConfig, words: str, outage_s: float, wait: float) -> Outage:
+    """The endpoint answers nobody, or not before long."""
+    if wait > outage_s:
+        said = f"asks to come back at {clock_time(wait)}, longer than teacher.outage_s={outage_s:g}"
+    else:
+        said = f"has answered nobody for teacher.outage_s={outage_s:g} seconds"
+    hint = "; where replies take longer, raise teacher.timeout_s" if words.startswith("timeout") else ""
+    return Outage(
+        f"the teacher {endpoint.model} at {endpoint.base_url} {said}; it says: {words}{hint}. All replies are kept, "
+        "and what has none is asked again: run the same command"
+    )
+
+
+def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
+    """The endpoint refuses us after it had answered: a key that ran out, most likely."""
+    return Stopped(
+        f"the teacher at {endpoint.base_url} no longer lets us in ({detail}); all replies are kept: look at "
+        f"{_key_of(endpoint)} and teacher.model={endpoint.model!r}, and run the same command"
+    )
+
+
+def refusal_error(endpoint: EndpointConfig, code: str, detail: str, answered: bool) -> TailorError:
+    """The endpoint refuses one request after another; `answered`: it had answered before."""
+    if code == "http_403":
+        return (denied_error if answered else access_error)(endpoint, detail)
+    return Stopped(
+        f"the teacher {endpoint.model} at {endpoint.base_url} answered and now refuses one request after another "
+        f"({code}: {detail}); all replies are kept: mend what it names and run the same command"
+    )
+
+
+def access_error(endpoint: EndpointConfig, detail: str) -> TeacherAccessError:
+    """The endpoint refuses us for the whole run: what to look at."""
+    return TeacherAccessError(
+        f"the teacher refuses us: {detail}; check teacher.base_url={endpoint.base_url!r}, {_key_of(endpoint)} and "
+        f"teacher.model={endpoint.model!r}"
+    )
+
+
+def _key_of(endpoint: EndpointConfig) -> str:
+    if endpoint.api_key_file is not None:
+        return f"the key in {endpoint.api_key_file} (teacher.api_key_file)"
+    if endpoint.api_key_env is None:
+        return "teacher.api_key_env, by which no key is sent"
+    return f"the key in the environment variable {endpoint.api_key_env} (teacher.api_key_env)"
+
+
+def clock_time(seconds: float) -> str:
+    """The time of day in so many seconds, and how long that is."""
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    return f"{until} (in {seconds / 3600:.1f} h)" if seconds >= 3600 else f"{until} (in {seconds / 60:.0f} min)"
+
+
+def yield_error(
+    accepted: str, reasons: Counter[str], words: Mapping[str, str], passing: Container[str], least: float
+) -> TailorError:
+    """Too few lessons: why the round does not go on, and what to change.
+
+    `accepted` says how many of how many were, `reasons` counts the others, `words` are the server's own by reason,
+    `passing` the reasons that another start may not meet. Stopped where it was the server that refused.
+    """
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
+    most = reasons.most_common(1)[0][0] if reasons else ""
+    quoted = f" The teacher says: {words[most]}." if most in words else ""
+    advice = _ADVICE.get(most, "Look at the requests of this round, mend the prompt or the teacher")
+    refused = most in passing and most not in _ADVICE
+    return (Stopped if refused else StageError)(
+        f"only {accepted} lessons were accepted, below teacher.min_accepted_share={least}; reasons: {said}.{quoted} "
+        f"{'Mend that and run the same command' if refused else advice}, or lower the setting"
+    )
+
+
+def undecided_error(words: Sequence[str], max_attempts: int) -> Stopped:
+    """All else is done, and some requests have no verdict; `words` are the last ones said to each."""
+    return Stopped(
+        f"{len(words)} requests got no reply in teacher.max_attempts={max_attempts} attempts; most say: "
+        f"{Counter(words).most_common(1)[0][0]}. All replies are kept: run the same command, which asks these again; "
+        "what fails again then, while others are answered, counts as failed"
     )

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailor_ray.config.teacher import EndpointConfig
-from tailor_ray.teacher.governor import HORIZON_S, WINDOW_S, Governor
-from tailor_ray.teacher.rate import START, Meter, Rate
+from tailor_ray.teacher.limits import HORIZON_S, START, WINDOW_S, AdaptiveRate, Meter, RateLimiter
 
 
-def governor(**limits):
-    return Governor(EndpointConfig(**limits), now=0.0)
+def limiter(**limits):
+    return RateLimiter(EndpointConfig(**limits), now=0.0)
 
 
 def most_in_a_minute(events):
@@ -47,14 +46,14 @@ def drive(subject, seconds, tokens, settle_after=0.2, actual=None, step=0.02):
 
 
 def test_a_known_request_limit_is_used_and_never_exceeded():
-    sent = drive(governor(requests_per_minute=6000), 150, tokens=100)
+    sent = drive(limiter(requests_per_minute=6000), 150, tokens=100)
     assert most_in_a_minute([(at, 1) for at, _ in sent]) <= 6000
     late = [at for at, _ in sent if at >= 10]
     assert (len(late) - 1) / (late[-1] - late[0]) >= 0.985 * 100  # a second
 
 
 def test_grants_are_spread_over_the_minute():
-    sent = drive(governor(requests_per_minute=6000), 30, tokens=100)
+    sent = drive(limiter(requests_per_minute=6000), 30, tokens=100)
     in_first_second = sum(at < 1.0 for at, _ in sent)
     assert 95 <= in_first_second <= 112  # 99 a second and a burst of a tenth of a second
 
@@ -63,7 +62,7 @@ def test_grants_are_spread_over_the_minute():
 @given(limit=st.integers(1, 3000), seed=st.integers(0, 10**6))
 def test_no_sliding_minute_exceeds_the_limit_when_the_sender_comes_and_goes(limit, seed):
     draw = random.Random(seed)
-    subject = governor(requests_per_minute=limit)
+    subject = limiter(requests_per_minute=limit)
     sent, now = [], 0.0
     while now < 200:
         for _ in range(draw.randrange(400)):
@@ -78,7 +77,7 @@ def test_no_sliding_minute_exceeds_the_limit_when_the_sender_comes_and_goes(limi
 
 def test_token_limit_holds_and_estimates_are_given_back():
     draw = random.Random(1)
-    subject = governor(tokens_per_minute=60_000)
+    subject = limiter(tokens_per_minute=60_000)
     sent = drive(subject, 150, tokens=lambda: draw.randint(600, 900), actual=lambda: draw.randint(100, 300))
     assert most_in_a_minute(sent) <= 60_000
     late = [(at, taken) for at, taken in sent if 80 <= at < 140]
@@ -86,7 +85,7 @@ def test_token_limit_holds_and_estimates_are_given_back():
 
 
 def test_a_request_larger_than_the_limit_waits_for_an_empty_window():
-    subject = governor(tokens_per_minute=1000)
+    subject = limiter(tokens_per_minute=1000)
     first = subject.reserve(5000, 0.0)
     assert first is not None
     assert subject.reserve(5000, 1.0) is None
@@ -94,7 +93,7 @@ def test_a_request_larger_than_the_limit_waits_for_an_empty_window():
 
 
 def test_retry_after_pauses_everything_and_the_rate_recovers():
-    subject = governor(requests_per_minute=6000)
+    subject = limiter(requests_per_minute=6000)
     grant = subject.reserve(1, 0.0)
     subject.rate.refused(grant.at, 0.1, retry_after=5.0)
     subject.settle(grant, 0.1, None)
@@ -129,7 +128,7 @@ class Server:
 @pytest.mark.parametrize("says_when", [True, False])
 @pytest.mark.parametrize(("limit", "window"), [(100, 1.0), (6000, 60.0), (20, 1.0)])
 def test_an_unknown_limit_is_found(limit, window, says_when):
-    server, subject = Server(limit, window, says_when), governor()
+    server, subject = Server(limit, window, says_when), limiter()
     events, answers, refused, now = [], [], 0, 0.0
     while now < 180:
         while events and events[0][0] <= now:
@@ -151,13 +150,13 @@ def test_an_unknown_limit_is_found(limit, window, says_when):
 
 
 def test_without_a_limit_the_rate_grows_while_nothing_refuses():
-    subject = governor()
+    subject = limiter()
     drive(subject, 6, tokens=1)
     assert subject.rate.rate > 8 * START
 
 
 def test_rising_latency_lowers_a_rate_that_is_sought():
-    rate = Rate(ceiling=float("inf"), find=True, now=0.0)
+    rate = AdaptiveRate(ceiling=float("inf"), find=True, now=0.0)
     now = 0.0
     for _ in range(200):
         now += 0.01
@@ -175,14 +174,14 @@ def test_rising_latency_lowers_a_rate_that_is_sought():
 
 
 def test_refusals_that_were_on_their_way_cut_the_rate_once():
-    rate = Rate(ceiling=100.0, find=False, now=0.0)
+    rate = AdaptiveRate(ceiling=100.0, find=False, now=0.0)
     for number in range(20):
         rate.refused(sent=0.5 + number * 0.01, now=1.0 + number * 0.01, retry_after=0.1)
     assert rate.rate >= 50.0
 
 
 def test_while_all_is_refused_one_request_probes():
-    subject = governor(requests_per_minute=6000)
+    subject = limiter(requests_per_minute=6000)
     now = 0.0
     for _ in range(3):
         while (grant := subject.reserve(1, now)) is None:

@@ -8,7 +8,7 @@ import pytest
 
 from tailor_ray.errors import Stopped
 from tailor_ray.storage import FileEntry, Part
-from tailor_ray.teacher.intake import Abandoned, End, Intake
+from tailor_ray.teacher.parts import Abandoned, End, Intake
 
 PARTS = [Part(index, FileEntry(f"rows-{index}", "", 0), {}) for index in range(6)]
 

@@ -1,4 +1,4 @@
-"""A teacher actor's journal: what it heard outlives it and its driver, and is settled once."""
+"""A teacher actor's journal: what it wrote outlives it and its driver, and is settled once."""
 
 import asyncio
 import os
@@ -18,14 +18,14 @@ from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.actor import TeacherActor, _open_journal
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.dispatch import Lease
-from tailor_ray.teacher.journal import Journal, read_journals
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.ledger_row import Journal, read_journals
 from tailor_ray.teacher.outcomes import Outcome, Usage
 from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row
 
-HEARD = Outcome("k", "answered", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
+ENTRY = Outcome("answered", key="k", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def read(stem):
 
 
 def test_what_is_committed_is_dropped_and_nothing_that_ended_meanwhile(stem):
-    journal, said = Journal(stem), [replace(HEARD, key=str(n)) for n in range(4)]
+    journal, said = Journal(stem), [replace(ENTRY, key=str(n)) for n in range(4)]
     journal.write(1, said[0], 0.25)
     journal.hand_over()
     journal.write(2, said[1], 0.5)  # while the driver commits the first
@@ -60,15 +60,15 @@ def test_what_is_committed_is_dropped_and_nothing_that_ended_meanwhile(stem):
 
 def test_a_line_that_a_kill_cut_short_is_not_heard_and_the_others_are(stem):
     journal = Journal(stem)
-    journal.write(1, HEARD, 0.0)
-    journal.write(1, replace(HEARD, key="cut"), 0.0)
+    journal.write(1, ENTRY, 0.0)
+    journal.write(1, replace(ENTRY, key="cut"), 0.0)
     path = Path(f"{stem}.0.jsonl")
     path.write_bytes(path.read_bytes()[:-20])
     assert list(read(stem)) == [("k", 1)]
 
 
 def test_a_new_actor_begins_an_empty_journal(stem):
-    Journal(stem).write(1, HEARD, 0.0)
+    Journal(stem).write(1, ENTRY, 0.0)
     Journal(stem)
     assert read(stem) == {}
 
@@ -78,11 +78,11 @@ def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_
     subject = make(ledger, price=PriceConfig(input=1.0, output=1.0))
     subject.submit([request(number=n) for n in range(3)])
     first, second, third = subject.lease("a", MODEL, 3, 0.0)
-    heard = {
+    journaled = {
         (first.key, 1): (answer(first.key, usage=Usage(10, 0, 5)), 0.0),
         (second.key, 0): (answer(second.key), 0.0),  # of an attempt before this one
     }
-    (settled,) = subject.actor_died("a", heard, 1.0)
+    (settled,) = subject.actor_died("a", journaled, 1.0)
     assert (settled.row.key, settled.row.outcome, settled.row.lost_tokens) == (first.key, "answered", 0)
     assert settled.row.cost_usd == pytest.approx(15e-6)
     assert {lease.key for lease in subject.lease("b", MODEL, 3, 5.0)} == {second.key, third.key}
@@ -90,24 +90,24 @@ def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_
 
 
 def test_a_killed_driver_finds_what_its_actors_heard(store):
-    """One was heard, one was cut off, one has ended before and its old attempt is still in the journal."""
+    """One was written down, one was cut off, one has ended before and its old attempt is still in the journal."""
     keys = [row(n).key for n in range(3)]
     script = textwrap.dedent(
         f"""
         import os, signal
         from dataclasses import replace
         from tailor_ray.storage import Store
-        from tailor_ray.teacher.journal import Journal
+        from tailor_ray.teacher.ledger_row import Journal
         from tailor_ray.teacher.ledger import Ledger
-        from tests.teacher.test_journal import HEARD
+        from tests.teacher.test_journal import ENTRY
         from tests.teacher.test_ledger import row
         ledger = Ledger(Store.open({store.root!r}))
         pending = dict(outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0, sent=0.0)
         ledger.stage([replace(row(n), **pending, attempts=n + 1) for n in range(3)])
         ledger.commit()
         journal = Journal(ledger.journal("teacher-0"))
-        journal.write(1, replace(HEARD, key=row(0).key), 0.125)
-        journal.write(2, replace(HEARD, key=row(2).key, code="http_5xx", text=None, usage=None), 0.0)
+        journal.write(1, replace(ENTRY, key=row(0).key), 0.125)
+        journal.write(2, replace(ENTRY, key=row(2).key, code="http_5xx", text=None, usage=None), 0.0)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -117,7 +117,7 @@ def test_a_killed_driver_finds_what_its_actors_heard(store):
     ledger = Ledger(store)
     rows = ledger.get(keys)
     assert [rows[key].outcome for key in keys] == ["answered", "lost", "lost"]
-    assert (rows[keys[0]].reply, rows[keys[0]].sent, rows[keys[0]].settled) == (HEARD.text, 1.0, 1.5)
+    assert (rows[keys[0]].reply, rows[keys[0]].sent, rows[keys[0]].settled) == (ENTRY.text, 1.0, 1.5)
     assert all(one.is_whole() for one in rows.values())
     assert ledger.spent() == Spend(0.125 + 0.25 + 0.25, 15 + 100 + 100)
     ledger.close()
@@ -128,7 +128,7 @@ def test_a_full_disk_costs_no_reply(stem, caplog):
     actor = TeacherActor([EndpointConfig()], {EndpointConfig().model: 1})
     actor._journal = Journal(stem)
     actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
-    assert not actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), HEARD)
+    assert not actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), ENTRY)
     assert "cannot be written: [Errno 28]" in caplog.text
 
 
@@ -142,13 +142,13 @@ async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driv
     await actor.ready()
     actor._journal = Journal(stem) if kept else None
     leases = [Lease(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(6)]
-    heard = await actor.exchange(leases, 5.0)
+    came = await actor.exchange(leases, 5.0)
     await asyncio.sleep(0.3)
     assert sum(answered(log).values()) == (6 if kept else 2)
-    while len(heard) < 6:
-        heard += await actor.exchange([], 5.0)
-    assert {outcome.key for outcome in heard} == {lease.key for lease in leases}
-    assert {outcome.code for outcome in heard} == {"answered"}
+    while len(came) < 6:
+        came += await actor.exchange([], 5.0)
+    assert {outcome.key for outcome in came} == {lease.key for lease in leases}
+    assert {outcome.code for outcome in came} == {"answered"}
     await actor._senders[endpoint.model].close()
     await runner.cleanup()
 
