@@ -1,7 +1,7 @@
 """The data of a run, named by its stage of life, as frozen dataclasses with their Arrow schemas.
 
-Question → Attempt → (Mistake) → Lesson → TrainExample. Bare dicts exist only at Ray's row edge: `to_row` and
-`from_row` convert there, and the schemas are what parquet files hold.
+Question → Attempt → (Mistake) → Lesson → TrainExample. Bare dicts exist only at Ray's row edge. `to_row` and `from_row`
+convert there. The schemas are what parquet files hold.
 """
 
 from __future__ import annotations

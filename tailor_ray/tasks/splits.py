@@ -1,8 +1,10 @@
-"""From rows to a task's splits: check each row, keep test out of train, hold validation out of train, stream the rest.
+"""From rows to a task's splits.
+
+Each row is checked. Test is kept out of train, and validation is held out of train. The rest is streamed.
 
 One pass over the files finds the rows that break a rule, repeat an id or overlap with test. Of a training row it holds
-two numbers, its id's and its rank (17 bytes, 28 while it puts ids in order), and the line number of a row that is left
-out, never the row. The splits read the files again each time that they are iterated.
+two numbers, its id's and its rank. They take 17 bytes, and 28 while it puts ids in order. Of a row that is left out it
+holds the line number, never the row. The splits read the files again each time that they are iterated.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class RowReader:
     kind: AnswerKind
 
     def question(self, row: Row, default_id: str) -> Question:
-        """Raises ValueError with the rule that the row breaks."""
+        """The question of a row.
+
+        `default_id` is taken where the row has none. Raises ValueError with the rule that the row breaks.
+        """
         text = _text(row, self.columns.question)
         choices = _choices(row, self.columns.choices) if self.kind is AnswerKind.CHOICE else None
         answer = _answer(row, self.columns.answer, self.kind)
@@ -97,14 +102,21 @@ class InValidation:
 
 
 def rank(words: str, seed: int) -> int:
-    """A number below 2**63 that depends on seed and normalized text alone."""
+    """A number that orders the training questions for validation.
+
+    Returns one below 2**63 that depends on the seed and the `normalized` text alone.
+    """
     return _hash(f"{seed}/{words}") >> 1
 
 
 def assemble(
     config: TaskConfig, seed: int, kind: AnswerKind, demos: tuple[Question, ...], train: Source, test: Source
 ) -> TaskData:
-    """Check everything, then hand over streams. Raises DataError naming file, row and rule."""
+    """Check everything, then hand over streams.
+
+    `train` and `test` are read once here, and again whenever a split is iterated. Raises DataError naming file, row and
+    rule.
+    """
     grader = Grader(kind, config.answer_function)
     grader.check()
     check_demos(demos, grader)
@@ -138,7 +150,10 @@ def assemble(
 
 
 def check_demos(demos: tuple[Question, ...], grader: Grader) -> None:
-    """A demo teaches the form by example, so it must be right by the task's own grader. Raises DataError."""
+    """Check demos by the task's own grader: a demo teaches the form by example, so it must be right.
+
+    Raises DataError naming the demo that is not.
+    """
     for demo in demos:
         try:
             normalize_gold(grader.kind, demo.answer, demo.choice_texts())
@@ -163,7 +178,7 @@ class NumberSet:
         return len(self._ordered) + len(self._newest)
 
     def add(self, number: int) -> bool:
-        """Whether it is new."""
+        """Put `number` into the set. Returns whether it is new."""
         if number in self._newest:
             return False
         place = bisect_left(self._ordered, number)

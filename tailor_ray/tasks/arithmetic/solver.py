@@ -1,7 +1,8 @@
 """Solves word problems by reading them, and says where an attempt went wrong.
 
-In: the text of a question, and of a student's attempt. Out: a `Solution`, an explanation. What always holds: the
-answer comes from the text alone, by the rules of its family; a text that no wording reads gives None.
+In: the text of a question, and of a student's attempt. Out: a `Solution`, an explanation.
+
+Always holds: the answer comes from the text alone, by the rules of its family. A text that no wording reads gives None.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ class Solution:
 
 
 def solve(question: str, style: int = 0) -> Solution | None:
-    """Read the question and solve it; `style` chooses between equally right wordings of the rationale.
+    """Read the question and solve it.
 
-    None when the text is no question of the task, or has no whole-number solution.
+    `style` chooses between equally right wordings of the rationale. Returns None when the text is no question of the
+    task, or has no whole-number solution.
     """
     found = read(question)
     if found is None:
@@ -43,7 +45,7 @@ def solve(question: str, style: int = 0) -> Solution | None:
 
 
 def read(question: str) -> tuple[Family, Slots] | None:
-    """The family that a question belongs to, and what its slots hold."""
+    """The family that a question belongs to, and what its slots hold; None for a text of no family."""
     for family in FAMILIES:
         for wording in family.wordings:
             slots = wording.read(question)
@@ -53,7 +55,10 @@ def read(question: str) -> tuple[Family, Slots] | None:
 
 
 def other_ways(question: str) -> list[Solution]:
-    """The question's solutions by other routes or in other words than `solve` gives; none for what it cannot solve."""
+    """The question's solutions by other routes or in other words than `solve` gives.
+
+    Returns none for what it cannot solve.
+    """
     found = read(question)
     if found is None:
         return []
@@ -81,7 +86,10 @@ class FaultyStep:
 
 
 def first_fault(solution: Solution, attempt: str) -> FaultyStep:
-    """The attempt's first fault; of one that has none, its conclusion."""
+    """Where `attempt` first leaves the way to `solution`.
+
+    Returns the first wrong step; of an attempt without one, its conclusion.
+    """
     found = list(_EQUATION.finditer(attempt))
     if not found:
         said = f"The attempt shows no calculation. It should begin with {solution.steps[0]}."
