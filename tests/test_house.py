@@ -165,12 +165,9 @@ def test_a_room_says_its_contracts(room):
 
 def test_the_readme_lists_each_room():
     table = (ROOT / "README.md").read_text().partition("## Rooms")[2]
-    listed = {
-        name.strip("/").removesuffix(".py")
-        for row in table.splitlines()
-        for name in re.findall(r"`([\w./]+)`", row[:80])
-    }
-    assert set(ROOMS) - {"cli", "errors"} <= listed, "add the room to the README's table"
+    cells = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("|"))
+    listed = {name.strip("/").removesuffix(".py") for name in re.findall(r"`([\w./]+)`", cells)}
+    assert listed == set(ROOMS) - {"cli", "errors"}  # the commands have a table of their own
 
 
 def test_only_the_layout_spells_a_runs_paths():

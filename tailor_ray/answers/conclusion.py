@@ -143,12 +143,10 @@ def conclusions(text: str) -> tuple[Conclusion, ...]:
 
 def refuses(text: str) -> bool:
     """Whether the last conclusion of a `visible` text says that there is no answer."""
-    said = conclusions(text)[:1]
-    return any(_REFUSES.search(first_sentence(one.text)) is not None and not _gives(one) for one in said)
-
-
-def _gives(conclusion: Conclusion) -> bool:
-    return re.match(r"[\W_]*(?:about |approximately )?[$€£]?\d", conclusion.text) is not None
+    for said in conclusions(text)[:1]:
+        gives = re.match(r"[\W_]*(?:about |approximately )?[$€£]?\d", said.text)
+        return gives is None and _REFUSES.search(first_sentence(said.text)) is not None
+    return False
 
 
 def heads(text: str) -> bool:

@@ -134,7 +134,11 @@ def assemble(
             ranks.append(rank(words, seed))
     scan.finish(train, "train")
     if scan.overlaps and config.contamination == "refuse":
-        raise DataError(_refusal(scan, train, test))
+        pairs = "\n  ".join(f"{pair.train} = {pair.test} by {pair.how}" for pair in scan.overlaps[:SHOWN])
+        raise DataError(
+            f"{scan.overlap_count} questions of {train} overlap with {test}:\n  {pairs}\n"
+            "Set task.contamination to drop to leave them out, or raise task.contamination_overlap"
+        )
     threshold = _threshold(ranks, config, train)
     skip = frozenset(scan.skip["train"])
     return TaskData(
@@ -261,14 +265,6 @@ def _threshold(ranks: array[int], config: TaskConfig, train: Source) -> int:
         raise DataError(f"{train} leaves no two different questions; one to train on and one to validate are needed")
     held_out = min(config.max_validation, max(1, round(config.validation_share * len(ordered))))
     return int(ordered[min(held_out, below) - 1])
-
-
-def _refusal(scan: _Scan, train: Source, test: Source) -> str:
-    pairs = "\n  ".join(f"{pair.train} = {pair.test} by {pair.how}" for pair in scan.overlaps[:SHOWN])
-    return (
-        f"{scan.overlap_count} questions of {train} overlap with {test}:\n  {pairs}\n"
-        "Set task.contamination to drop to leave them out, or raise task.contamination_overlap"
-    )
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

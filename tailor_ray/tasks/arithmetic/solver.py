@@ -8,7 +8,7 @@ Always holds: the answer comes from the text alone, by the rules of its family. 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family, Slots, Step, calculate
@@ -100,7 +100,7 @@ def first_fault(solution: Solution, attempt: str) -> FaultyStep:
         true = calculate(step.left, step.operator, step.right)
         if true != step.result:
             should = f"it should give {true}" if true is not None else f"{step.left} is not divisible by {step.right}"
-            slip = i < len(solution.steps) and _same(Step(*_parts(step), true or 0), solution.steps[i])
+            slip = i < len(solution.steps) and _same(replace(step, result=true or 0), solution.steps[i])
             begin = match.start() if slip else begin
             said = f"The calculation {step} is wrong: {should}."
             return FaultyStep(said, attempt[begin : match.end()], begin, min(i, len(solution.steps)), slip)
@@ -134,10 +134,6 @@ def _sentence(attempt: str, after: int, before: int) -> int:
     between = attempt[after:before]
     end = max((match.end() for match in re.finditer(r"[.!?;,]\s+|\n\s*", between)), default=0)
     return after + end + len(between[end:]) - len(between[end:].lstrip(" .;,"))
-
-
-def _parts(step: Step) -> tuple[int, str, int]:
-    return step.left, step.operator, step.right
 
 
 def _same(one: Step, other: Step) -> bool:
