@@ -150,7 +150,7 @@ def table(root: Path) -> dict[str, str]:
 def main() -> None:
     roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).parent.parent]
     columns = [table(root) for root in roots]
-    lines = [["measure", *(root.resolve().name for root in roots)], ["---"] * (1 + len(roots))]
+    lines = [["measure", *(root.absolute().name for root in roots)], ["---"] * (1 + len(roots))]
     lines += [[label, *(column[label] for column in columns)] for label in columns[0]]
     sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
 
