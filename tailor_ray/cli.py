@@ -1,8 +1,10 @@
-"""The command line: reads arguments, calls one function, prints its result to stdout and everything else to stderr.
+"""The command line: reads arguments and calls one function.
 
-Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and the same command goes on; 1 a bug of ours. Whatever is
-raised below ends here in one sentence on stderr; its traceback is in the run's log.
-Imports wait for the command that needs them, so that --help answers at once.
+The result goes to stdout and everything else to stderr. Exit codes: 0 done; 2 the user's input is wrong; 3 stopped, and
+the same command goes on; 1 a bug of ours.
+
+Whatever is raised below ends here in one sentence on stderr. Its traceback is in the run's log. Imports wait for the
+command that needs them, so that --help answers at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The data of a run, named by its stage of life, as frozen dataclasses with their Arrow schemas.
 
-Question → Attempt → (Mistake) → Lesson → TrainExample. Bare dicts exist only at Ray's row edge: `to_row` and
-`from_row` convert there, and the schemas are what parquet files hold.
+Question → Attempt → (Mistake) → Lesson → TrainExample. Bare dicts exist only at Ray's row edge. `to_row` and `from_row`
+convert there. The schemas are what parquet files hold.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cache
-from typing import Any, Self, TypeVar, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
+
+Int32 = Annotated[int, pa.int32()]
+_ARROW = {int: pa.int64(), float: pa.float64()}
 
 
 class Verdict(StrEnum):
@@ -94,14 +98,14 @@ class Attempt(Row):
     """One sampled answer of the student; `text` is its completion as generated."""
 
     question_id: str
-    sample: int  # 0 … k-1
+    sample: Int32  # 0 … k-1
     text: str
     finish_reason: str  # "stop", "length" or "error"
     answer: str | None  # as extracted, normalized; None when nothing was found
     verdict: Verdict
     seed: int  # of the sampler, derived from run, round, question and sample
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: Int32
+    output_tokens: Int32
     detail: str | None = None  # why `error` or `disputed`
 
 
@@ -111,12 +115,12 @@ class Lesson(Row):
 
     question_id: str
     kind: LessonKind
-    round: int
+    round: Int32
     text: str  # the rationale to learn from
     answer: str  # its own conclusion, equal to the gold answer by both verifiers
     feedback: str | None  # what went wrong, for kind feedback
     mistake: str | None  # the student's attempt that the teacher was shown
-    mistake_sample: int | None  # that attempt's sample index
+    mistake_sample: Int32 | None  # that attempt's sample index
     model: str
     request_key: str  # SHA-256 of the request: the ledger's key
     input_tokens: int
@@ -136,60 +140,26 @@ class TrainExample(Row):
     weight: float = 1.0  # of both its terms
 
 
-QUESTION_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("choices", pa.string()),
-        pa.field("rationale", pa.string()),
-    ]
-)
+def schema_of(record: type[Row]) -> pa.Schema:
+    """The Arrow schema of a record class: its fields in order, `X | None` as nullable.
 
-ATTEMPT_SCHEMA = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("sample", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("finish_reason", pa.string(), nullable=False),
-        pa.field("answer", pa.string()),
-        pa.field("verdict", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("prompt_tokens", pa.int32(), nullable=False),
-        pa.field("output_tokens", pa.int32(), nullable=False),
-        pa.field("detail", pa.string()),
-    ]
-)
+    An `int` has 64 bits and an `Int32` has 32. Of a StrEnum the word is written. Raises KeyError for another type.
+    """
+    hints = get_type_hints(record, include_extras=True)
+    return pa.schema([_arrow_field(name, hint) for name, hint in hints.items()])
 
-LESSON_SCHEMA = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("round", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("feedback", pa.string()),
-        pa.field("mistake", pa.string()),
-        pa.field("mistake_sample", pa.int32()),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("request_key", pa.string(), nullable=False),
-        pa.field("input_tokens", pa.int64(), nullable=False),
-        pa.field("output_tokens", pa.int64(), nullable=False),
-        pa.field("cost_usd", pa.float64(), nullable=False),
-    ]
-)
 
-TRAIN_EXAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("rationale", pa.string(), nullable=False),
-        pa.field("positive", pa.string()),
-        pa.field("negative", pa.string()),
-        pa.field("weight", pa.float64(), nullable=False),
-    ]
-)
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    nullable = any(one is NoneType for one in get_args(hint))
+    kind = get_args(hint)[0] if nullable else hint
+    width = getattr(kind, "__metadata__", None)
+    if width:
+        return pa.field(name, width[0], nullable)
+    return pa.field(name, pa.string() if issubclass(kind, str) else _ARROW[kind], nullable)
 
+
+QUESTION_SCHEMA, ATTEMPT_SCHEMA = schema_of(Question), schema_of(Attempt)
+LESSON_SCHEMA, TRAIN_EXAMPLE_SCHEMA = schema_of(Lesson), schema_of(TrainExample)
 
 R = TypeVar("R", bound=Row)
 

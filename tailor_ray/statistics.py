@@ -1,7 +1,8 @@
-"""Counts and how sure they are: Wilson intervals of shares, paired tests and intervals of two students' difference.
+"""Counts and how sure they are.
 
-In: plain counts, equally long sequences of right/wrong, or differences by seed. Out: plain numbers. Nothing here
-knows a file or a model.
+There are Wilson intervals of shares, and paired tests and intervals of two students' difference. In: plain counts,
+equally long sequences of right or wrong, or differences by seed. Out: plain numbers. Nothing here knows a file or a
+model.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ What is counted:
 - a docstring that names arguments, returns or raises: it has an argument's name in backticks, or one of the words
   "returns", "raises" and "yields" with or without its s;
 - a private function used once: its name begins with one underscore, and its file refers to it in one place;
-- a sentence of a module's docstring: it ends with a full stop, a question mark or a paragraph; indented lines are none.
+- a sentence of a module's docstring: it ends with a full stop, a question mark, a paragraph or a list's item, and
+  indented lines are none.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _sentences(docstring: str) -> Iterator[list[str]]:
     """The words of each sentence."""
     for paragraph in re.split(r"\n\s*\n", docstring):
         prose = "\n".join(line for line in paragraph.splitlines() if not line.startswith("    "))
-        for sentence in re.split(r"(?<=[.!?])\s+", prose):
+        for sentence in re.split(r"[.!?][)\"']*\s+|\n(?=- )", prose):
             words = re.findall(r"\w[\w'’./-]*", sentence)
             if words:
                 yield words
@@ -149,7 +150,7 @@ def table(root: Path) -> dict[str, str]:
 def main() -> None:
     roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).parent.parent]
     columns = [table(root) for root in roots]
-    lines = [["measure", *(root.resolve().name for root in roots)], ["---"] * (1 + len(roots))]
+    lines = [["measure", *(root.absolute().name for root in roots)], ["---"] * (1 + len(roots))]
     lines += [[label, *(column[label] for column in columns)] for label in columns[0]]
     sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -34,7 +34,7 @@ from tailor_ray.config.student import TinyConfig
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Question, to_table
-from tailor_ray.rounds.loop import Commits, do_stage, mine
+from tailor_ray.rounds.loop import Commits, do_stage, exam_and_teach
 from tailor_ray.rounds.spec import stages_of
 from tailor_ray.storage import Manifest, Part, PartsDigest, Store, commit_manifest, commit_part
 from tailor_ray.student.exam import ExamJob, run_exam
@@ -101,7 +101,7 @@ def drive(folder: Path, samples: int) -> None:
         for spec in (questions, student, exam, teach, examples, train):
             started = time.monotonic()
             if spec is teach:
-                mine(commits, (exam, teach), services, started)
+                exam_and_teach(commits, (exam, teach), services, started)
             else:
                 do_stage(commits, spec, services, started)
             seconds = time.monotonic() - started

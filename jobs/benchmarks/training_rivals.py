@@ -145,7 +145,9 @@ def naive(model: Any, batch: Sequence[TokenExample]) -> float:
         ).last_hidden_state
         cache.crop(width - cache.get_seq_length())
         reps.append(hidden[torch.arange(len(batch), device=device), own.sum(-1) - 1])
-    triplet = triplet_sum(*reps, TRIPLET_MARGIN, torch.ones(len(batch), device=device)) / len(batch)
+    rationale, positive, negative = reps
+    weights = torch.ones(len(batch), device=device)
+    triplet = triplet_sum(rationale, positive, negative, TRIPLET_MARGIN, weights) / len(batch)
     (TRIPLET_WEIGHT * triplet).backward()
     return float(mle.detach() + TRIPLET_WEIGHT * triplet.detach())
 

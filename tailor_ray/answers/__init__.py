@@ -1,7 +1,7 @@
 """From a model's text to a verdict: extract, normalize, compare by two independent verifiers.
 
-`grader.py` gives the verdict. `spelling.py` and `words.py` bring a text into one spelling, `conclusion.py` finds what
-it announces; `numbers.py` and `second.py` are the two verifiers of numbers; `letters.py`, `strings.py` and
+`grader.py` gives the verdict. `spelling.py` and `words.py` bring a text into one spelling. `conclusion.py` finds what
+it announces. `numbers.py` and `second.py` are the two verifiers of numbers. `letters.py`, `strings.py` and
 `symbolic.py` hold those of the other kinds.
 """
 

@@ -1,8 +1,9 @@
 """Where a text concludes: what is announced by "Answer:", "####", "the answer is", "\\boxed{…}", "<answer>", "A:".
 
 In: an attempt's text. Out: its visible part, in one spelling of quotes, spaces, signs and accents, and the announced
-conclusions. A heading ("#### Solution") and a label ("Step 2:") announce nothing. Always holds: linear time in the
-text's length, which is capped.
+conclusions. A heading ("#### Solution") and a label ("Step 2:") announce nothing.
+
+Always holds: linear time in the text's length, which is capped.
 """
 
 from __future__ import annotations
@@ -109,7 +110,11 @@ def thinks(text: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """The part of an attempt that answers the question, in one spelling; thoughts and follow-up questions removed."""
+    """The part of an attempt that answers the question, in one spelling.
+
+    Thoughts, end tokens, calculator annotations and follow-up questions are removed; of a long text the last MAX_CHARS
+    characters are read. What every other reader here calls a `visible` text is what this returns.
+    """
     text = spelled(text[-MAX_CHARS:])
     for tag in deque(_THOUGHT.finditer(text), maxlen=1):
         text = text[tag.end() :]
@@ -120,7 +125,10 @@ def visible(text: str) -> str:
 
 @lru_cache(maxsize=8)  # the verifiers ask in turn
 def conclusions(text: str) -> tuple[Conclusion, ...]:
-    """Announced conclusions of a `visible` text, the last first."""
+    """The announced conclusions of a `visible` text.
+
+    Returns the last one first, and at most MAX_MARKERS of them.
+    """
     text = f"\n{text}"
     found = []
     for match in reversed(deque(_MARKER.finditer(text), maxlen=MAX_MARKERS)):
@@ -135,12 +143,10 @@ def conclusions(text: str) -> tuple[Conclusion, ...]:
 
 def refuses(text: str) -> bool:
     """Whether the last conclusion of a `visible` text says that there is no answer."""
-    said = conclusions(text)[:1]
-    return any(_REFUSES.search(first_sentence(one.text)) is not None and not _gives(one) for one in said)
-
-
-def _gives(conclusion: Conclusion) -> bool:
-    return re.match(r"[\W_]*(?:about |approximately )?[$€£]?\d", conclusion.text) is not None
+    for said in conclusions(text)[:1]:
+        gives = re.match(r"[\W_]*(?:about |approximately )?[$€£]?\d", said.text)
+        return gives is None and _REFUSES.search(first_sentence(said.text)) is not None
+    return False
 
 
 def heads(text: str) -> bool:
@@ -155,13 +161,19 @@ def last_line(text: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence; a decimal point does not."""
+    """The text up to the first full stop that ends a sentence.
+
+    A decimal point ends none, nor does the point of "Mr." or "approx.".
+    """
     end = _SENTENCE_END.search(text)
     return text[: end.start()] if end else text
 
 
 def before_reason(sentence: str) -> str:
-    """What a sentence says before it says why: "42, because she has 6 boxes of 7" says 42."""
+    """What a sentence says before it says why: "42, because she has 6 boxes of 7" says 42.
+
+    Returns the whole sentence where no number stands before the reason.
+    """
     reason = _REASON.search(sentence)
     return sentence[: reason.start()] if reason and _numbered(sentence[: reason.start()]) else sentence
 
@@ -174,8 +186,8 @@ def sentences(text: str) -> list[str]:
 def unlabelled(text: str, inline: bool = False) -> str:
     """A text without what only counts its steps: "Step 2:", bullets, and "2." or "2)" before a line with a number.
 
-    Below a line that ends in a colon "2." may be the answer: there it goes only if it is one of a list. `inline` text
-    begins behind a marker on its line, and a number there is none of this.
+    Below a line that ends in a colon "2." may be the answer. There it goes only if it is one of a list. With `inline`
+    the text begins behind a marker on its line, and a number there is none of this.
     """
     if inline:
         line, newline, rest = text.partition("\n")

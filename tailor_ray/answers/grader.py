@@ -1,10 +1,12 @@
 """The grader: a question and a text in, a verdict out, the same for the exam, the evaluation and the teacher.
 
-Always holds: `correct` and `wrong` mean that two verifiers that read in different ways agree (kind `python` has one,
-the user's function); where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`,
-and nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
-never wrong. Grading never raises for what a model wrote, takes time linear in its capped length (kinds `math` and
-`regex`: bounded time), and is safe on any thread.
+Always holds. `correct` and `wrong` mean that two verifiers agree which read in different ways. (Kind `python` has one,
+the user's function.) Where they differ, one of them is in doubt, or that function raises, the verdict is `disputed`.
+Nothing is taught or learnt from it. A text that was cut off before its conclusion, or in a thought, is `truncated`,
+never wrong.
+
+Grading never raises for what a model wrote. It takes time linear in its capped length (kinds `math` and `regex`:
+bounded time). It is safe on any thread.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ class Grader:
         object.__setattr__(self, "kind", AnswerKind(self.kind))  # its name will do
 
     def grade(self, question: Question, text: str, finish_reason: str = "stop") -> Grade:
-        """Judge one text; `finish_reason` is "stop", "length" or "error"."""
+        """Judge one text.
+
+        `text` is a completion as the model wrote it, and `finish_reason` is "stop", "length" or "error". Returns the
+        verdict and the first verifier's answer; raises nothing for whatever the text holds.
+        """
         if finish_reason == "error":
             return Grade(Verdict.ERROR, None, text[:200] or "the engine gave no answer")
         if thinks(text):
@@ -69,7 +75,10 @@ class Grader:
         return Grade(Verdict.DISPUTED, answer, f"first verifier: {_word(first)}; second: {_word(other)}")
 
     def check(self) -> None:
-        """Raise ConfigError now if the user's function cannot be loaded, rather than at the first attempt."""
+        """Load the user's function of kind `python` now, rather than at the first attempt.
+
+        Raises ConfigError when it cannot be loaded.
+        """
         if self.kind is AnswerKind.PYTHON:
             self._function()
 
@@ -121,7 +130,11 @@ class Grader:
 
 
 def normalize_gold(kind: AnswerKind, answer: str, choices: dict[str, str] | None = None) -> str:
-    """A gold answer in the form that the grader compares with. Raises ValueError saying the rule that it breaks."""
+    """A gold answer in the form that the grader compares with.
+
+    `choices` maps letters to texts, for kind `choice`. Returns a letter, yes or no, a number in its shortest form, or
+    the text itself. Raises ValueError saying the rule that `answer` breaks.
+    """
     text = answer.strip()
     if not text:
         raise ValueError("the answer is empty")

@@ -1,10 +1,12 @@
 """Kinds `choice` and `yes_no`: both verifiers of each.
 
-The last announced or boxed conclusion decides in both; without one, the last sentence that decides anything. First
-verifier, the paper's rule: the letter, or yes/no, that the conclusion says. Second verifier: the choice whose text it
-names, before any letter; the polarity of the sentence's own claim ("is true", "Yes, …"). Two letters, yes beside no,
-and what is denied ("not B") leave an answer in doubt. A letter that is no choice, or an announcement that says
-neither yes nor no, ends the search: nothing before it is the answer.
+The last announced or boxed conclusion decides in both. Without one the last sentence does that decides anything.
+
+First verifier, the paper's rule: the letter, or yes or no, that the conclusion says. Second verifier: the choice whose
+text it names, before any letter; or the polarity of the sentence's own claim ("is true", "Yes, …").
+
+Two letters, yes beside no, and what is denied ("not B") leave an answer in doubt. A letter that is no choice ends the
+search, and so does an announcement that says neither yes nor no. Nothing before it is the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Said:
         return self.words[0] if self.words else None
 
     def says(self, gold: str) -> bool | None:
-        """Right, wrong, or None where that cannot be told."""
+        """Whether it is the gold answer: right, wrong, or None where that cannot be told."""
         return None if self.doubt or len(set(self.words)) != 1 else self.words[0] == gold
 
 
@@ -80,7 +82,11 @@ _SAID = re.compile(
 
 
 def first_choice(text: str, choices: Mapping[str, str]) -> Said:
-    """The letter that a `visible` text concludes with by the paper's rule."""
+    """The letter that a `visible` text concludes with by the paper's rule.
+
+    `choices` maps lower-case letters to texts. Returns what is said, in doubt where it is denied, taken back or one of
+    several.
+    """
     for conclusion in conclusions(text):
         span = _bare(first_sentence(plain(conclusion.text)))
         said = _letters(_masked(span, choices), choices, begins=True)
@@ -100,7 +106,11 @@ def first_choice(text: str, choices: Mapping[str, str]) -> Said:
 
 
 def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | None:
-    """The letters that the conclusion stands for: by choice text, or by letter where none is named; None for no one."""
+    """The letters that the conclusion of a `visible` text stands for.
+
+    They go by the text of `choices`, and by letter where none is named. Returns several where two choices have one
+    text, and None where nothing is said.
+    """
     announced = [first_sentence(plain(conclusion.text)) for conclusion in conclusions(text)]
     parts = sentences(text)
     for position, sentence in enumerate(announced or reversed(parts)):
@@ -134,7 +144,10 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
 
 
 def first_yes_no(text: str) -> Said:
-    """ "yes" or "no" by the paper's rule; true and false count as yes and no."""
+    """What a `visible` text answers by the paper's rule.
+
+    True and false count as yes and no. Returns "yes" or "no", in doubt where it is denied or taken back.
+    """
     text = _CONCESSION.sub("", text.translate(_EMPHASIS))
     for conclusion in conclusions(text):
         span = _BOTH.sub("", plain(conclusion.text))
@@ -157,7 +170,10 @@ def first_yes_no(text: str) -> Said:
 
 
 def second_yes_no(text: str) -> str | None:
-    """ "yes" or "no" by the last sentence that states one; "no evidence" states none."""
+    """What the last sentence of a `visible` text states that states anything.
+
+    Returns "yes", "no", or None: "no evidence" states neither.
+    """
     text = _CONCESSION.sub("", text.translate(_EMPHASIS))
     announced = [one for one in conclusions(text) if _BOTH.sub("", one.text).strip(" .:")]
     if announced:

@@ -1,9 +1,10 @@
 """The process that asks math-verify. Run as a program by `symbolic.py`; knows nothing of this package.
 
-In: a JSON object a line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}, or {"stopped":
-true} where an expression took more than the given CPU seconds. Always holds: what is asked is computed in a child
-that the kernel ends at that bound, in C code too, and that has bounded memory; the parent, which has imported the
-library once, forks the next. It ends when its input does.
+In: a JSON object per line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}. It is
+{"stopped": true} where an expression took more than the given CPU seconds.
+
+Always holds. What is asked is computed in a child that the kernel ends at that bound, in C code too. The child has
+bounded memory. The parent has imported the library once, and forks the next child. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def serve(math_verify: Any, requests: BinaryIO, replies: int, seconds: float) ->
 
 
 def right(math_verify: Any, gold: str, said: str) -> bool | None:
-    """Whether two expressions are equal in either order; None where they are in one alone, or one cannot be read."""
+    """Whether two expressions are equal in either order.
+
+    Returns None where they are in one alone, or one cannot be read.
+    """
     meant, found = (read(math_verify, text) for text in (gold, said))
     if not any(not isinstance(one, str) for one in meant) or not any(not isinstance(one, str) for one in found):
         return None

@@ -1,14 +1,18 @@
 """Numbers as models write them, read by value: the first verifier of kind `number`, the paper's rule made strict.
 
 The rule: the first number after the conclusion's marker, else the last number of the text. Values are compared, not
-strings ("18.00" is 18). Strict means: the announced sentence must leave one number to be the answer. It does where
-only one is there, one opens the sentence and the others say of what ("18 dollars for 9 eggs"), one is bold, or the
-last "=" says it. Otherwise the gold answer among them proves nothing. A number that is part of more (2π, 5x, √16,
-36-40, "more than 36") is in doubt, and so is the whole reading. A number may stand for two values: "75%" is 75 and
-3/4, "2 million" is 2 and 2,000,000; the gold answer decides which was meant.
+strings, so "18.00" is 18.
 
-Without a marker it prefers what is bold or what the last "=" says, and numbers that the question does not hold ("255
-dollars a month for 3 months"). Where the question counts nothing, the only sum of money is preferred ("$18 in 1
+Strict means: the announced sentence must leave one number to be the answer. It does where only one is there, or one is
+bold. It does where one opens the sentence and the others say of what ("18 dollars for 9 eggs"). It does where the last
+"=" says it. Otherwise the gold answer among them proves nothing.
+
+A number that is part of more (2π, 5x, √16, 36-40, "more than 36") is in doubt, and so is the whole reading. A number
+may stand for two values. "75%" is 75 and 3/4, and "2 million" is 2 and 2,000,000. The gold answer decides which was
+meant.
+
+Without a marker it prefers what is bold or what the last "=" says. It prefers numbers that the question does not hold
+("255 dollars a month for 3 months"). Where the question counts nothing, it prefers the only sum of money ("$18 in 1
 day").
 """
 
@@ -112,7 +116,7 @@ class Number:
     doubtful: bool = False
 
     def equals(self, gold: Fraction) -> bool:
-        """Exact for an integer; a rounded decimal may miss by one part in a million."""
+        """Whether one of its values is `gold`: an integer exactly, a rounded decimal to one part in a million."""
         return any(
             value == gold or (value.denominator != 1 and abs(value - gold) <= abs(gold) / 10**6)
             for value in self.values
@@ -132,7 +136,10 @@ class Reading:
     beside: tuple[Number, ...] = ()  # computed before: should the gold number be there, the text is no mistake
 
     def says(self, gold: Gold) -> bool | None:
-        """Right, wrong, or None: several numbers with the gold one among them, or a doubtful one."""
+        """Whether the reading is the gold number.
+
+        Returns right or wrong, or None where it is in doubt, or has several numbers with the gold one among them.
+        """
         if self.doubt or not self.numbers:
             return None
         right = [gold.meant_by(number) for number in self.numbers]
@@ -149,14 +156,20 @@ class Gold:
     percent: bool = False
 
     def meant_by(self, number: Number) -> bool:
-        """Whether a number says it. 40% is also 0.4, but 0.4% is neither."""
+        """Whether `number` says it.
+
+        A gold answer of 40% is also said by 0.4, but 0.4% says neither.
+        """
         if not self.percent:
             return number.equals(self.value)
         written = Number("", number.values[:1])
         return written.equals(self.value) or ("%" not in number.written and written.equals(self.value / 100))
 
     def rounds_to(self, value: Fraction) -> bool:
-        """Whether a decimal or fraction may be this one rounded: 0.33 for 1/3, which nobody would call a mistake."""
+        """Whether `value`, a decimal or fraction, may be this one rounded.
+
+        0.33 may be for 1/3, and nobody would call it a mistake.
+        """
         return 1 not in (value.denominator, self.value.denominator) and abs(value - self.value) <= abs(self.value) / 200
 
 
@@ -164,7 +177,10 @@ WRITTEN_OUT = 10_000  # bits of a number whose digits are all written, about 3,0
 
 
 def format_number(value: Fraction) -> str:
-    """The shortest exact form: an integer, a terminating decimal, or a fraction; 1.5e+9801 where that is endless."""
+    """The shortest exact form of `value`.
+
+    Returns an integer, a terminating decimal or a fraction; 1.5e+9801 where its digits would be endless.
+    """
     if max(abs(value.numerator), value.denominator).bit_length() > WRITTEN_OUT:
         with localcontext(prec=10):
             return f"{(Decimal(value.numerator) / Decimal(value.denominator)).normalize():e}"
@@ -182,7 +198,10 @@ def format_number(value: Fraction) -> str:
 
 @lru_cache(maxsize=8192)
 def read_gold(answer: str) -> Gold | None:
-    """A gold answer as the readers of attempts read it; None when it is not one number, with a unit at most."""
+    """A gold answer as the readers of attempts read it.
+
+    Returns None when `answer` is not one number, with a unit at most.
+    """
     text = _prepared(spelled(answer))
     reading = _of_sentence(text)
     if reading.doubt or len(reading.numbers) != 1 or len(numbers(text)) != 1:
@@ -194,12 +213,19 @@ def read_gold(answer: str) -> Gold | None:
 
 
 def is_plain(answer: str) -> bool:
-    """Whether a number is written as a decimal, so that its shortest form loses nothing ("75%" and "3/4" do)."""
+    """Whether a number is written as a decimal, so that its shortest form loses nothing.
+
+    "75%" and "3/4" would lose something.
+    """
     return re.fullmatch(r"-?\$?-?[\d,]*\.?\d+", answer.strip()) is not None
 
 
 def read(text: str, question: str = "") -> tuple[Reading, Conclusion | None]:
-    """What a `visible` text concludes with, and the announced conclusion that it was found in."""
+    """What a `visible` text concludes with.
+
+    `question` says which numbers were given. Returns the reading, and the announced conclusion that it was found in, or
+    None where there was none.
+    """
     for conclusion in conclusions(text):
         reading = Reading(()) if _is_heading(conclusion, text) else _announced(conclusion)
         if reading.numbers:

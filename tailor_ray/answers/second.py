@@ -1,14 +1,15 @@
 """The second verifier of kind `number`: does the announced sentence, or the closing one, hold the gold value?
 
-It reads otherwise than the first (`numbers.py`), which looks for one number by the paper's rule: here the ending is
-cut into arithmetic expressions, each is computed exactly ("9 * 2", "1.5 × 10^3", "3/4", "18"), and their values make
-a set. The two share the spelling of characters and words, and that labels are no numbers. It is lenient where the
-first is strict: a text is a mistake only when the gold value is nowhere in its ending, and correct only when the
-first verifier's one number is right as well. What cannot be computed (2π, 1.2.3) is no proof of a mistake: the answer
-is None.
+It reads otherwise than the first (`numbers.py`), which looks for one number by the paper's rule. Here the ending is cut
+into arithmetic expressions. Each is computed exactly ("9 * 2", "1.5 × 10^3", "3/4", "18"). Their values make a set. The
+two share the spelling of characters and words, and that labels are no numbers.
 
-Always holds: an expression has at most MAX_EXPRESSION characters, digits and exponents are bounded, so no text takes
-longer than its capped length deserves; nothing symbolic is computed.
+It is lenient where the first is strict. A text is a mistake only when the gold value is nowhere in its ending. It is
+correct only when the first verifier's one number is right as well. What cannot be computed (2π, 1.2.3) is no proof of a
+mistake, and the answer is None.
+
+Always holds. An expression has at most MAX_EXPRESSION characters, and digits and exponents are bounded. So no text
+takes longer than its capped length deserves. Nothing symbolic is computed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ _SIGN = re.compile(r"((?:^|[:=({]|\b(?:is|be|are)\b)[\s*]*)(?:[-–] |(?:negativ
 
 
 def says(text: str, gold: Gold) -> bool | None:
-    """Whether a `visible` text's ending holds the gold number; None where it cannot be told."""
+    """Whether a `visible` text's ending holds the gold number.
+
+    Returns None where it cannot be told: there is no number, or one of unknown value.
+    """
     announced, rest = _ending(text)
     held = _holds(announced, gold)
     closing, concludes = _closing(rest)

@@ -1,7 +1,8 @@
 """One spelling of what Unicode and LaTeX have several of, so that both verifiers see the same characters.
 
 `spelled`: accents, quotes, spaces, minus signs, fractions and raised digits of any text. `plain`: LaTeX as plain text.
-Both are linear in the text's length and read nothing: which number or letter counts is each verifier's own to say.
+
+Both are linear in the text's length. Both read nothing. Which number or letter counts is each verifier's own to say.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ _SPACING = re.compile(r"\\[,;:! ]|~|\\[()\[\]]|\\\\")
 
 
 def spelled(text: str) -> str:
-    """One spelling of what Unicode has several of: accents, quotes, spaces, minus signs, fractions, raised digits."""
+    """One spelling of what Unicode has several of.
+
+    That is accents, quotes, spaces, minus signs, fractions and raised digits. Returns a text that both verifiers read.
+    """
     if text.isascii():
         return _GROUPED.sub(",", text) if "'" in text else text
     text = unicodedata.normalize("NFC", text).translate(_SPELLED)
@@ -72,7 +76,10 @@ def spelled(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """LaTeX as plain text: "\\frac{3}{4}" as 3/4, "\\text{ml}" as ml, "\\times" as ×; unknown commands stay."""
+    """LaTeX as plain text: "\\frac{3}{4}" as 3/4, "\\text{ml}" as ml, "\\times" as ×.
+
+    Unknown commands stay as they are.
+    """
     if "\\" not in text and "{" not in text and "~" not in text:
         return text
     text = _SPACING.sub(

@@ -1,18 +1,18 @@
 """What became of mistakes: how a question stands in an exam, and how two exams of the same questions differ. Pure.
 
-A question's *standing* in one exam, from its attempts (disputed ones and engine errors say nothing of the student and
-are left out):
+A question has a *standing* in one exam, from its attempts. Disputed ones and engine errors say nothing of the student
+and are left out.
 
 - solved: more than half of the attempts are correct;
 - mistaken: not solved, and at least one attempt is wrong by both verifiers;
 - undecided: anything else (no attempt left, or only unparsed and truncated ones beside the correct).
 
-Between one exam and the next a question is *fixed* (mistaken, now solved), *regressed* (solved, now mistaken),
-*stubborn* (mistaken both times), or *kept* (solved both times). An undecided standing on either side counts as
+Between one exam and the next a question is *fixed* (mistaken, now solved) or *regressed* (solved, now mistaken). It is
+*stubborn* (mistaken both times) or *kept* (solved both times). An undecided standing on either side counts as
 `undecided`.
 
-In: tables with the columns `question_id` and `verdict`, such as one part of an exam and the part of the same number of
-an earlier one. Out: counts.
+In: tables with the columns `question_id` and `verdict`. One may be a part of an exam, the other the part of the same
+number of an earlier one. Out: counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ SAYS_NOTHING = frozenset({Verdict.DISPUTED, Verdict.ERROR})
 
 
 def standing(verdicts: Iterable[str]) -> str:
-    """solved, mistaken or undecided: see the module's contract."""
+    """How a question stands, by the verdicts of its attempts.
+
+    Returns solved, mistaken or undecided, as the module's contract says.
+    """
     counted = [verdict for verdict in verdicts if verdict not in SAYS_NOTHING]
     if 2 * counted.count(Verdict.CORRECT) > len(counted):
         return "solved"
@@ -46,7 +49,10 @@ def change(before: str, now: str) -> str:
 
 
 def compare(before: pa.Table, now: pa.Table) -> dict[str, int]:
-    """How many of the questions that both exams asked changed in which way: a count for each of CHANGES."""
+    """How the questions changed that both exams asked.
+
+    `before` and `now` have the columns question_id and verdict. Returns a count for each of CHANGES.
+    """
     old, new = (
         {name: standing(verdicts) for name, verdicts in _verdicts(attempts).items()} for attempts in (before, now)
     )

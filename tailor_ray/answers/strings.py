@@ -1,10 +1,12 @@
 """Kinds `text`, `regex` and `python`.
 
-Text: the announced conclusion (else the last line) equals the gold answer but for case, spacing, quotes, the spelling
-of accents and closing punctuation. Regex: the gold answer is a pattern that matches that conclusion in full. The
-second verifier is the lenient one: it says wrong only where neither the conclusion nor the last line contains the
-gold answer, so what is called a mistake is one. A pattern that takes too long says nothing. Python: the user's function
-judges alone.
+Text: the announced conclusion, else the last line, equals the gold answer. Case, spacing, quotes, the spelling of
+accents and closing punctuation do not count. Regex: the gold answer is a pattern that matches that conclusion in full.
+
+The second verifier is the lenient one. It says wrong only where neither the conclusion nor the last line contains the
+gold answer, so what is called a mistake is one. A pattern that takes too long says nothing.
+
+Python: the user's function judges alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ _DUNDER = re.compile(r"__[a-z0-9_]+__")  # a name in Python's manner, where the 
 
 
 def concluded(text: str) -> tuple[str | None, bool]:
-    """The conclusion of a `visible` text, bare of markup and edges, and whether a marker announced it."""
+    """The conclusion of a `visible` text, bare of markup and edges.
+
+    Returns it, or None, and whether a marker announced it; without one the last line is taken.
+    """
     for conclusion in conclusions(text):
         said = bare(conclusion.text)
         if said:
@@ -56,7 +61,10 @@ def ends_with(text: str, gold: str) -> bool:
 
 
 def matches(conclusion: str, pattern: str) -> bool | None:
-    """Whether the pattern matches all of the conclusion; None where it takes too long."""
+    """Whether `pattern` matches all of the conclusion.
+
+    Returns None where it takes longer than PATTERN_S seconds.
+    """
     try:
         return _pattern(pattern).fullmatch(conclusion, timeout=PATTERN_S) is not None
     except TimeoutError:
@@ -64,7 +72,10 @@ def matches(conclusion: str, pattern: str) -> bool | None:
 
 
 def ends_with_match(text: str, pattern: str) -> bool | None:
-    """Whether it matches anywhere in the conclusion or the last line; None where it takes too long."""
+    """Whether `pattern` matches anywhere in the conclusion or the last line.
+
+    Returns None where it takes longer than PATTERN_S seconds.
+    """
     lines = (concluded(text)[0] or "", last_line(text))
     try:
         return any(_pattern(pattern).search(line, timeout=PATTERN_S) for line in lines)
@@ -73,7 +84,10 @@ def ends_with_match(text: str, pattern: str) -> bool | None:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise ValueError saying why where it is no regular expression."""
+    """Check that a gold answer of kind `regex` is a regular expression.
+
+    Raises ValueError saying why where it is none.
+    """
     try:
         _pattern(pattern)
     except regex.error as error:
@@ -82,7 +96,10 @@ def check_pattern(pattern: str) -> None:
 
 @once
 def load_function(path: str) -> Judge:
-    """The function at `package.module:function`. Raises ConfigError naming what is missing."""
+    """The function at `path`, which has the form package.module:function.
+
+    Raises ConfigError naming what is missing.
+    """
     module_name, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)

@@ -2,9 +2,9 @@
 
 First verifier: the announced conclusion and the gold answer are one expression once spelling is normalized, or
 math-verify says so in both orders. Second verifier: math-verify on the ending as it reads it itself. What the
-conclusion denies, and what takes longer than SECONDS of CPU time, is disputed.
+conclusion denies is disputed, and so is what takes longer than SECONDS of CPU time.
 
-Always holds: math-verify runs in a process of its own, one for each process that grades, whose work the kernel stops; a
+Always holds. Math-verify runs in a process of its own, one for each process that grades. The kernel stops its work. A
 hung expression costs SECONDS and no signal of this process. The first question waits a second or two for it to start.
 """
 
@@ -40,7 +40,10 @@ _SAME = (
 
 
 def first_expression(text: str, gold: str) -> tuple[str | None, bool | None]:
-    """The announced expression of a `visible` text, and whether it is the gold one."""
+    """The announced expression of a `visible` text, and whether it is the gold one.
+
+    Returns (None, None) where nothing is announced, and None for what cannot be compared.
+    """
     for conclusion in conclusions(text):
         said = conclusion.text.strip(" \t*`.").removesuffix(".")
         if said:
@@ -51,7 +54,10 @@ def first_expression(text: str, gold: str) -> tuple[str | None, bool | None]:
 
 
 def second_expression(text: str, gold: str) -> bool | None:
-    """What math-verify says of the text's ending, which it reads by its own rules; None where it finds nothing."""
+    """What math-verify says of the ending of a `visible` text, which it reads by its own rules.
+
+    Returns None where it finds nothing, or takes too long.
+    """
     found = conclusions(text)
     if found and _alike(found[0].text.strip(" \t*`."), gold):
         return True
@@ -62,7 +68,7 @@ def second_expression(text: str, gold: str) -> bool | None:
 
 
 def balanced(gold: str) -> bool:
-    """Whether a gold expression's braces close and it is short enough to be compared."""
+    """Whether the expression `gold` can be compared: its braces close and it is short enough."""
     return len(gold) <= MAX_EXPRESSION and gold.count("{") == gold.count("}")
 
 

@@ -1,9 +1,10 @@
 """Spelled-out numbers: cardinals, fractions, decimals and dozens as the digits that they stand for.
 
-In: a text. Out: the same text with "two hundred and five" as "205", "three quarters" as "3/4", "two and a half" as
-"2.5", "seven point five" as "7.5", "half a million" as "0.5 million". Always holds: a run of number words is read to
-its end or not at all; one that makes no number ("nineteen eighty-four") becomes UNREAD, which no reader takes for a
-value.
+In: a text. Out: the same text with "two hundred and five" as "205" and "three quarters" as "3/4". "Two and a half"
+becomes "2.5", "seven point five" "7.5", and "half a million" "0.5 million".
+
+Always holds. A run of number words is read to its end or not at all. One that makes no number ("nineteen eighty-four")
+becomes UNREAD, which no reader takes for a value.
 """
 
 from __future__ import annotations

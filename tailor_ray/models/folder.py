@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -81,11 +82,8 @@ def architecture(folder: Path) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder).to_dict()
     except (ValueError, KeyError, OSError):  # a family of its own code
         config = json.loads((folder / "config.json").read_text())
-    return {name: value for name, value in config.items() if not _is_no_shape(name)}
-
-
-def _is_no_shape(name: str) -> bool:
-    return name in IGNORED_CONFIG or name in GENERATION or any(word in name for word in ("drop", "jitter", "noise"))
+    ignored = IGNORED_CONFIG | GENERATION | {name for name in config if re.search("drop|jitter|noise", name)}
+    return {name: value for name, value in config.items() if name not in ignored}
 
 
 def context_length(folder: Path, wanted: int) -> int:

@@ -1,8 +1,8 @@
 """How many questions are one part: what is answered, taught and committed together.
 
 A part is to be some seconds' to a minute's work of the engines. A small exam of training questions is to have several
-parts, so that teaching begins while it goes on. Other exams have few, for several parts at a time take as many
-processes. The size depends on the settings alone, so a run is the same on every cluster.
+parts. So teaching begins while it goes on. Other exams have few, for several parts at a time take as many processes.
+The size depends on the settings alone, so a run is the same on every cluster.
 """
 
 from __future__ import annotations

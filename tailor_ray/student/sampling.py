@@ -1,4 +1,7 @@
-"""What goes to an engine and what comes back: plain data, known to engines, exam and benchmarks alike."""
+"""What goes to an engine and what comes back.
+
+It is plain data, known to engines, exam and benchmarks alike.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tiny student's schooling as a Ray actor: on any node, seen in the dashboard, telling how far it is."""
+"""The tiny student's schooling as a Ray actor.
+
+It runs on any node, is seen in the dashboard, and tells how far it is.
+"""
 
 from __future__ import annotations
 

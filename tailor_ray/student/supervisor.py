@@ -170,7 +170,8 @@ class Supervisor:
             if slot.epoch != lease.epoch or slot.handle is None:
                 while slot.starting and not self._failure:
                     self._changed.wait()
-                self._raise_failure()
+                if self._failure:
+                    raise StageError(self._failure)
                 return
             self._discard(slot)
             self._restarts += 1
@@ -291,10 +292,6 @@ class Supervisor:
         }
         engine = ray.remote(StudentEngine).options(**options)
         return engine.remote(self._config, self._model, self._seed, self._on_gpu)
-
-    def _raise_failure(self) -> None:
-        if self._failure:
-            raise StageError(self._failure)
 
 
 def _core(index: int) -> Any:

@@ -1,7 +1,7 @@
-"""Tasks: where questions come from. One module a task; `load_task` finds it by the name in the configuration.
+"""Tasks: where questions come from. One module per task; `load_task` finds it by the name in the configuration.
 
-A task module offers `ANSWER_KIND`, `DEMOS` (3-5 worked questions, right by the task's own grader) and
-`load(config, seed) -> TaskData`. To add a task, add such a module and its name to `TaskConfig.name`.
+A task module offers `ANSWER_KIND`, `DEMOS` and `load(config, seed) -> TaskData`. The demos are 3 to 5 worked questions,
+right by the task's own grader. To add a task, add such a module and its name to `TaskConfig.name`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ __all__ = ["Findings", "TaskData", "answer_kind", "demos_for", "grader_for", "lo
 
 
 def load_task(config: TaskConfig, seed: int) -> TaskData:
-    """The task's questions, checked: splits, demos, findings. Raises DataError with the file, line and rule."""
+    """The task's questions, checked: splits, demos, findings.
+
+    `seed` is the run's; it decides which questions are held out for validation. Raises DataError with the file, line
+    and rule, and ConfigError for settings that do not fit the task.
+    """
     return _module(config).load(config, seed)
 
 
@@ -29,7 +33,10 @@ def answer_kind(config: TaskConfig) -> AnswerKind:
 
 
 def demos_for(config: TaskConfig) -> tuple[Question, ...]:
-    """The task's few-shot demos; reads no data. Raises ConfigError when there are none to show."""
+    """The task's few-shot demos; reads no data.
+
+    Raises ConfigError when there are none to show.
+    """
     demos = config.own_demos() or _module(config).DEMOS
     if not demos:
         raise ConfigError("student.few_shot needs demos: give some in task.demos, or set it to false")

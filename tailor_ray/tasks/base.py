@@ -1,8 +1,8 @@
 """What every task hands over: its splits, its demos and what was found while reading.
 
-Always holds: `train`, `validation` and `test` can be iterated any number of times and give the same questions in
-the same order each time; ids are unique over all three; no text is in two of them. A split may stream from disk,
-so nothing may count on its length or hold it whole.
+Always holds. `train`, `validation` and `test` can be iterated any number of times. They give the same questions in the
+same order each time. Ids are unique over all three, and no text is in two of them. A split may stream from disk, so
+nothing may count on its length or hold it whole.
 """
 
 from __future__ import annotations
@@ -55,24 +55,36 @@ class TaskData:
 
 
 def demo(text: str, rationale: str, answer: str, choices: str | None = None) -> Question:
-    """A worked question that shows the student the form; its id never meets that of a real question."""
+    """A worked question that shows the student the form.
+
+    `choices` is JSON, as in `Question`. Its id never meets that of a real question.
+    """
     return Question(id=f"demo: {text[:40]}", text=text, answer=answer, choices=choices, rationale=rationale)
 
 
 def split_solution(solution: str) -> tuple[str | None, str]:
-    """The rationale and the answer of a solution in GSM8K's layout: <<calculator>> notes, and a last line "#### N"."""
+    """The rationale and the answer of a solution in GSM8K's layout.
+
+    That has <<calculator>> notes, which are removed, and a last line "#### N". Returns None for an empty rationale.
+    """
     rationale, _, answer = solution.rpartition(SOLVED)
     return re.sub(r"<<[^>]*>>", "", rationale).strip() or None, plain_number(answer)
 
 
 def plain_number(value: Any) -> str:
-    """A gold number as the local files have it: without commas, 18.0 as 18."""
+    """A gold number as the local files have it.
+
+    Returns it without commas, and 18.0 as 18.
+    """
     text = written_number(value) if isinstance(value, float | Decimal) else str(value)
     return text.replace(",", "").strip().removesuffix(".0")
 
 
 def written_number(value: float | Decimal) -> str:
-    """A number of a data file with every digit that it has there: 9007199254740991.0 as 9007199254740991."""
+    """A number of a data file with every digit that it has there.
+
+    Returns 9007199254740991.0 as 9007199254740991, and one of more than 40 digits as Python writes it.
+    """
     exact = value if isinstance(value, int) else Decimal(str(value))
     if isinstance(exact, int) or not exact.is_finite() or abs(exact.adjusted()) > 40:
         return str(value)  # the grader says what is wrong with the longest

@@ -1,7 +1,10 @@
-"""Which training questions are test questions in disguise: by normalized text and by shared sequences of 8 words.
+"""Which training questions are test questions in disguise.
 
-The index holds the test questions; training questions stream past it. Always holds: one look-up is linear in the
-question's length, so a million training rows take about a minute and a set of GSM8K's size a second.
+They are found by normalized text and by shared sequences of 8 words. The index holds the test questions, and training
+questions stream past it.
+
+Always holds: one look-up is linear in the question's length. So a million training rows take about a minute and a set
+of GSM8K's size a second.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class Overlap:
     share: float  # of the shorter question's 8-word sequences that the other one has
 
     def to_json(self) -> dict[str, Any]:
+        """As the manifest of the questions lists it."""
         return {"train": self.train, "test": self.test, "how": self.how, "share": round(self.share, 3)}
 
 
@@ -57,7 +61,10 @@ class TestIndex:
                 self._by_gram.setdefault(gram, []).append(position)
 
     def overlap(self, train_id: str, words: str) -> Overlap | None:
-        """The test question that a training question, given as `normalized` words, overlaps with most, or None."""
+        """The test question that a training question overlaps with most.
+
+        `words` is its text, `normalized`. Returns None where no overlap reaches the index's share.
+        """
         same = self._by_text.get(words)
         if same is not None:
             return Overlap(train_id, self._ids[same], "text", 1.0)

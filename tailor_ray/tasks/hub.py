@@ -22,15 +22,21 @@ class HubSet:
     test: str = "test"  # the split that serves as test
 
     def sources(self) -> tuple[HubRows, HubRows]:
+        """The rows of train and test."""
         return self.rows("train"), self.rows(self.test)
 
     def rows(self, split: str) -> HubRows:
+        """The rows of one split of the hub's, converted."""
         return HubRows(self.dataset, self.subset, split, self.convert)
 
 
 def load_public(
     config: TaskConfig, seed: int, kind: AnswerKind, demos: tuple[Question, ...], hub_set: HubSet
 ) -> TaskData:
-    """Splits of one of the five public sets."""
+    """Splits of one of the five public sets.
+
+    Local files go before the hub. `kind` and `demos` hold where the configuration gives none. Raises DataError as
+    `assemble` does.
+    """
     sources: tuple[Source, Source] = local_files(config) or hub_set.sources()
     return assemble(config, seed, config.answer_kind or kind, config.own_demos() or demos, *sources)

@@ -1,7 +1,9 @@
-"""Rows of a data file or a hub data set, streamed; compressed files and UTF-16 are read as what they are.
+"""Rows of a data file or a hub data set, streamed.
 
-Out: (row number from 1, row) pairs, where a row that cannot be read is the rule that it breaks, as a string. Always
-holds: a source can be iterated any number of times, is picklable, and holds no more than one batch in memory.
+Compressed files and UTF-16 are read as what they are. Out: (row number from 1, row) pairs. A row that cannot be read is
+the rule that it breaks, as a string.
+
+Always holds. A source can be iterated any number of times. It is picklable. It holds no more than one batch in memory.
 """
 
 from __future__ import annotations
@@ -85,9 +87,9 @@ Source = FileRows | HubRows
 
 
 def local_files(config: TaskConfig) -> tuple[FileRows, FileRows] | None:
-    """Train and test files below `task.path`, or below $TAILOR_RAY_DATA/<task>; None where there is neither.
+    """Train and test files below `task.path`, or below $TAILOR_RAY_DATA/<task>.
 
-    Raises DataError naming the missing folder or file.
+    Returns None where there is neither. Raises DataError naming the missing folder or file.
     """
     path = config.path
     if path is None:
@@ -144,7 +146,10 @@ def _encoding(begins: bytes) -> str | None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises ValueError where a key stands twice, of which one would be lost."""
+    """An object of JSON from its pairs, for json's `object_pairs_hook`.
+
+    Raises ValueError where a key stands twice, of which one would be lost.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

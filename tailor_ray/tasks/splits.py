@@ -1,8 +1,10 @@
-"""From rows to a task's splits: check each row, keep test out of train, hold validation out of train, stream the rest.
+"""From rows to a task's splits.
+
+Each row is checked. Test is kept out of train, and validation is held out of train. The rest is streamed.
 
 One pass over the files finds the rows that break a rule, repeat an id or overlap with test. Of a training row it holds
-two numbers, its id's and its rank (17 bytes, 28 while it puts ids in order), and the line number of a row that is left
-out, never the row. The splits read the files again each time that they are iterated.
+two numbers, its id's and its rank. They take 17 bytes, and 28 while it puts ids in order. Of a row that is left out it
+holds the line number, never the row. The splits read the files again each time that they are iterated.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class RowReader:
     kind: AnswerKind
 
     def question(self, row: Row, default_id: str) -> Question:
-        """Raises ValueError with the rule that the row breaks."""
+        """The question of a row.
+
+        `default_id` is taken where the row has none. Raises ValueError with the rule that the row breaks.
+        """
         text = _text(row, self.columns.question)
         choices = _choices(row, self.columns.choices) if self.kind is AnswerKind.CHOICE else None
         answer = _answer(row, self.columns.answer, self.kind)
@@ -97,14 +102,21 @@ class InValidation:
 
 
 def rank(words: str, seed: int) -> int:
-    """A number below 2**63 that depends on seed and normalized text alone."""
+    """A number that orders the training questions for validation.
+
+    Returns one below 2**63 that depends on the seed and the `normalized` text alone.
+    """
     return _hash(f"{seed}/{words}") >> 1
 
 
 def assemble(
     config: TaskConfig, seed: int, kind: AnswerKind, demos: tuple[Question, ...], train: Source, test: Source
 ) -> TaskData:
-    """Check everything, then hand over streams. Raises DataError naming file, row and rule."""
+    """Check everything, then hand over streams.
+
+    `train` and `test` are read once here, and again whenever a split is iterated. Raises DataError naming file, row and
+    rule.
+    """
     grader = Grader(kind, config.answer_function)
     grader.check()
     check_demos(demos, grader)
@@ -122,7 +134,11 @@ def assemble(
             ranks.append(rank(words, seed))
     scan.finish(train, "train")
     if scan.overlaps and config.contamination == "refuse":
-        raise DataError(_refusal(scan, train, test))
+        pairs = "\n  ".join(f"{pair.train} = {pair.test} by {pair.how}" for pair in scan.overlaps[:SHOWN])
+        raise DataError(
+            f"{scan.overlap_count} questions of {train} overlap with {test}:\n  {pairs}\n"
+            "Set task.contamination to drop to leave them out, or raise task.contamination_overlap"
+        )
     threshold = _threshold(ranks, config, train)
     skip = frozenset(scan.skip["train"])
     return TaskData(
@@ -138,7 +154,10 @@ def assemble(
 
 
 def check_demos(demos: tuple[Question, ...], grader: Grader) -> None:
-    """A demo teaches the form by example, so it must be right by the task's own grader. Raises DataError."""
+    """Check demos by the task's own grader: a demo teaches the form by example, so it must be right.
+
+    Raises DataError naming the demo that is not.
+    """
     for demo in demos:
         try:
             normalize_gold(grader.kind, demo.answer, demo.choice_texts())
@@ -163,7 +182,7 @@ class NumberSet:
         return len(self._ordered) + len(self._newest)
 
     def add(self, number: int) -> bool:
-        """Whether it is new."""
+        """Put `number` into the set. Returns whether it is new."""
         if number in self._newest:
             return False
         place = bisect_left(self._ordered, number)
@@ -246,14 +265,6 @@ def _threshold(ranks: array[int], config: TaskConfig, train: Source) -> int:
         raise DataError(f"{train} leaves no two different questions; one to train on and one to validate are needed")
     held_out = min(config.max_validation, max(1, round(config.validation_share * len(ordered))))
     return int(ordered[min(held_out, below) - 1])
-
-
-def _refusal(scan: _Scan, train: Source, test: Source) -> str:
-    pairs = "\n  ".join(f"{pair.train} = {pair.test} by {pair.how}" for pair in scan.overlaps[:SHOWN])
-    return (
-        f"{scan.overlap_count} questions of {train} overlap with {test}:\n  {pairs}\n"
-        "Set task.contamination to drop to leave them out, or raise task.contamination_overlap"
-    )
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

@@ -1,4 +1,7 @@
-"""StrategyQA: yes/no questions whose steps are implied; the rationale given with a row is evidence, not an argument."""
+"""StrategyQA: yes/no questions whose steps are implied.
+
+The rationale given with a row is evidence, not an argument.
+"""
 
 from __future__ import annotations
 

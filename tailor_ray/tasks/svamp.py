@@ -1,4 +1,7 @@
-"""SVAMP: one-step problems with numbers that do not belong; the question is its body and its question joined."""
+"""SVAMP: one-step problems with numbers that do not belong.
+
+The question is its body and its question joined.
+"""
 
 from __future__ import annotations
 

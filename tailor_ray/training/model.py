@@ -70,9 +70,10 @@ def load_student(
     kernel = None if config.attention_kernel == "sdpa" else config.attention_kernel
     try:
         with loading(config, dtype):
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(  # with loading info it is a pair
                 folder, dtype=dtype, attn_implementation=kernel, output_loading_info=True
             )
+            model, loaded = found
             torch.manual_seed(seed)  # new rows and adapters are random, and the same on all workers
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -34,6 +34,14 @@ def test_a_record_comes_back_from_arrow_as_it_was(record, schema):
     assert [type(value) for value in back.to_row().values()] == [type(value) for value in record.to_row().values()]
 
 
+def test_a_schema_has_the_records_fields_with_their_width_and_whether_they_may_be_missing():
+    columns = {field.name: (str(field.type), field.nullable) for field in LESSON_SCHEMA}
+    assert list(columns) == list(LESSON.to_row())
+    assert (columns["kind"], columns["feedback"]) == (("string", False), ("string", True))
+    assert (columns["round"], columns["mistake_sample"]) == (("int32", False), ("int32", True))
+    assert (columns["input_tokens"], columns["cost_usd"]) == (("int64", False), ("double", False))
+
+
 def test_words_of_a_list_are_its_members():
     (attempt,) = from_table(to_table([ATTEMPT], ATTEMPT_SCHEMA), Attempt)
     (lesson,) = from_table(to_table([LESSON], LESSON_SCHEMA), Lesson)

@@ -1,8 +1,8 @@
 """The built-in task: word problems of one to three steps, generated from a seed, so that a run needs no data.
 
-In: the seed and how many questions are wanted. Out: splits that share no question text, each question with its
-answer and a rationale in a short, regular style; the simpler problems that the tiny student is schooled on; and
-`solve`, `other_ways` and `first_fault`, by which the mock teacher works from the text that it is sent.
+In: the seed and how many questions are wanted. Out: splits that share no question text. Each question has its answer
+and a rationale in a short, regular style. There are simpler problems too, on which the tiny student is schooled. By
+`solve`, `other_ways` and `first_fault` the mock teacher works from the text that it is sent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ TRAIN, TEST = 2000, 500  # questions, where task.limit_train and task.limit_test
 
 
 def load(config: TaskConfig, seed: int) -> TaskData:
-    """Generate the splits. Test comes first and train last, so that a longer train leaves the others as they are."""
+    """Generate the splits of the configured sizes.
+
+    Test comes first and train last, so that a longer train leaves the others as they are.
+    """
     train = config.limit_train or TRAIN
     held_out = min(config.max_validation, max(1, round(config.validation_share * train)))
     seen = {question.text for question in DEMOS}
@@ -55,17 +58,27 @@ def load(config: TaskConfig, seed: int) -> TaskData:
 
 
 def school_questions(count: int, seed: int) -> list[Question]:
-    """Simpler problems with rationales, for schooling a student from scratch; texts may repeat."""
+    """Simpler problems with rationales, for schooling a student from scratch.
+
+    Returns `count` of them; texts may repeat.
+    """
     return generate(SCHOOL, count, seed, "school", None)
 
 
 def sample_questions(count: int, seed: int) -> list[Question]:
-    """Questions like the task's, of no split; texts may repeat."""
+    """Questions like the task's, of no split.
+
+    Returns `count` of them; texts may repeat.
+    """
     return generate(FAMILIES, count, seed, "sample", None)
 
 
 def generate(families: Sequence[Family], count: int, seed: int, split: str, seen: set[str] | None) -> list[Question]:
-    """`count` questions of random families, none with a text in `seen`, which grows by the new ones."""
+    """Draw questions of random families.
+
+    None has a text in `seen`, which grows by the new ones; without it texts may repeat. `split` goes into their ids and
+    the seed. Returns `count` questions.
+    """
     rng = Random(f"{split}/{seed}")
     questions: list[Question] = []
     while len(questions) < count:

@@ -1,6 +1,6 @@
 """The word problems of the built-in task: fourteen families of one to three steps, as data.
 
-Each question wording is used both to write and to read (see `language.py`), so no wording may be read by two families.
+Each question wording is used both to write and to read (see `language.py`). So no wording may be read by two families.
 """
 
 from __future__ import annotations

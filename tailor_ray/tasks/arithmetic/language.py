@@ -1,10 +1,11 @@
 """Templates that both write and read: a wording renders a word problem, and the same wording parses it back.
 
-In: `Family` values (data; see `families.py` and `school.py`). Out: rendered texts, and `Reading`s of texts.
-What always holds: `wording.read(wording.write(slots)) == slots` for every drawn slots; each step of a reading is
-a whole-number calculation; nothing here knows which question was generated, so a reader only has the text.
+In: `Family` values, which are data (see `families.py` and `school.py`). Out: rendered texts, and the slots of texts.
 
-A slot is `{name}` in braces. One letter is a number (given, or the result of a step), the others are words.
+Always holds. `wording.read(wording.write(slots)) == slots` for every drawn `slots`. Each step of a reading is a
+whole-number calculation. Nothing here knows which question was generated, so a reader only has the text.
+
+A slot is `{name}` in braces. One letter is a number (given, or the result of a step). The others are words.
 """
 
 from __future__ import annotations

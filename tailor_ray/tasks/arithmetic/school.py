@@ -1,9 +1,11 @@
-"""The simpler problems that the tiny student is schooled on: chains of calculations, and some families, dryly solved.
+"""The simpler problems that the tiny student is schooled on.
 
-They teach the form of a question and an answer, the calculations, and how some word problems are read, in a style
-without words. The other families, problems without countable objects and rationales in words are left to the rounds;
-so the schooled student gets some of the task right and has something to be taught. No school problem can be a
-question of the task: it is either a bare chain or about objects that the task does not know.
+They are chains of calculations, and some families, dryly solved. They teach the form of a question and an answer. They
+teach the calculations, and how some word problems are read, in a style without words.
+
+Other families are left to the rounds, and so are problems without countable objects and rationales in words. So the
+schooled student gets some of the task right and has something to be taught. No school problem can be a question of the
+task. It is either a bare chain or about objects that the task does not know.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Solves word problems by reading them, and says where an attempt went wrong.
 
-In: the text of a question, and of a student's attempt. Out: a `Solution`, an explanation. What always holds: the
-answer comes from the text alone, by the rules of its family; a text that no wording reads gives None.
+In: the text of a question, and of a student's attempt. Out: a `Solution`, an explanation.
+
+Always holds: the answer comes from the text alone, by the rules of its family. A text that no wording reads gives None.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailor_ray.tasks.arithmetic.families import FAMILIES
 from tailor_ray.tasks.arithmetic.language import Family, Slots, Step, calculate
@@ -28,9 +29,10 @@ class Solution:
 
 
 def solve(question: str, style: int = 0) -> Solution | None:
-    """Read the question and solve it; `style` chooses between equally right wordings of the rationale.
+    """Read the question and solve it.
 
-    None when the text is no question of the task, or has no whole-number solution.
+    `style` chooses between equally right wordings of the rationale. Returns None when the text is no question of the
+    task, or has no whole-number solution.
     """
     found = read(question)
     if found is None:
@@ -43,7 +45,7 @@ def solve(question: str, style: int = 0) -> Solution | None:
 
 
 def read(question: str) -> tuple[Family, Slots] | None:
-    """The family that a question belongs to, and what its slots hold."""
+    """The family that a question belongs to, and what its slots hold; None for a text of no family."""
     for family in FAMILIES:
         for wording in family.wordings:
             slots = wording.read(question)
@@ -53,7 +55,10 @@ def read(question: str) -> tuple[Family, Slots] | None:
 
 
 def other_ways(question: str) -> list[Solution]:
-    """The question's solutions by other routes or in other words than `solve` gives; none for what it cannot solve."""
+    """The question's solutions by other routes or in other words than `solve` gives.
+
+    Returns none for what it cannot solve.
+    """
     found = read(question)
     if found is None:
         return []
@@ -81,7 +86,10 @@ class FaultyStep:
 
 
 def first_fault(solution: Solution, attempt: str) -> FaultyStep:
-    """The attempt's first fault; of one that has none, its conclusion."""
+    """Where `attempt` first leaves the way to `solution`.
+
+    Returns the first wrong step; of an attempt without one, its conclusion.
+    """
     found = list(_EQUATION.finditer(attempt))
     if not found:
         said = f"The attempt shows no calculation. It should begin with {solution.steps[0]}."
@@ -92,7 +100,7 @@ def first_fault(solution: Solution, attempt: str) -> FaultyStep:
         true = calculate(step.left, step.operator, step.right)
         if true != step.result:
             should = f"it should give {true}" if true is not None else f"{step.left} is not divisible by {step.right}"
-            slip = i < len(solution.steps) and _same(Step(*_parts(step), true or 0), solution.steps[i])
+            slip = i < len(solution.steps) and _same(replace(step, result=true or 0), solution.steps[i])
             begin = match.start() if slip else begin
             said = f"The calculation {step} is wrong: {should}."
             return FaultyStep(said, attempt[begin : match.end()], begin, min(i, len(solution.steps)), slip)
@@ -126,10 +134,6 @@ def _sentence(attempt: str, after: int, before: int) -> int:
     between = attempt[after:before]
     end = max((match.end() for match in re.finditer(r"[.!?;,]\s+|\n\s*", between)), default=0)
     return after + end + len(between[end:]) - len(between[end:].lstrip(" .;,"))
-
-
-def _parts(step: Step) -> tuple[int, str, int]:
-    return step.left, step.operator, step.right
 
 
 def _same(one: Step, other: Step) -> bool:
