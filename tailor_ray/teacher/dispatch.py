@@ -247,7 +247,9 @@ class Dispatcher:
         lane.series.clear()
         lane.health.succeeded(now, answered=outcome.code not in REFUSED)
         answered = lane.health.answered
-        if item.attempts < (outcome.rule.tries or 1) and self.stop is None:
+        if self.stop is not None and outcome.code in REFUSED:
+            return []  # it stays open: the next driver asks again
+        if item.attempts < (outcome.rule.tries or 1):
             lane.empty += 1
             if answered and lane.empty >= REFUSALS:
                 self.stop = refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
@@ -261,7 +263,7 @@ class Dispatcher:
         lane.refused[item.request.key] = item
         news = sum(not one.refused_before for one in lane.refused.values())
         if news >= (REFUSALS if answered else DENIALS):
-            self.stop = self.stop or refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
+            self.stop = refusal_error(lane.endpoint, outcome.code, outcome.detail, answered)
         return []
 
     def _without_verdict(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> list[Settled]:

@@ -99,7 +99,7 @@ def test_a_killed_driver_finds_what_its_actors_heard(store):
         from tailor_ray.storage import Store
         from tailor_ray.teacher.ledger_row import Journal
         from tailor_ray.teacher.ledger import Ledger
-        from tests.teacher.test_journal import ENTRY
+        from tests.teacher.test_actor import ENTRY
         from tests.teacher.test_ledger import row
         ledger = Ledger(Store.open({store.root!r}))
         pending = dict(outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0, sent=0.0)
