@@ -1,5 +1,6 @@
 """The teaching stage against servers as users meet them: what it commits, what stops it, what the next start asks."""
 
+import asyncio
 import itertools
 import json
 import re
@@ -158,13 +159,17 @@ def test_a_yield_that_is_only_low_is_left_alone_until_it_is_sure(tmp_path):
 
 
 def test_a_teacher_that_turns_useless_in_the_middle_is_not_paid_to_the_end(tmp_path):
-    """The share of all would still do: 20 of 120 are more than 15 %."""
-    useless = completion("I would rather not say anything about that at all.")
+    """The share of all would still do: 20 of 120 are more than 16 %."""
+
+    async def turns(n, body, _):
+        await asyncio.sleep(0.05)  # so that the pool is not far ahead of the stage
+        return 200, lesson(body) if n < 20 else completion("I would rather not say anything about that at all.")
+
     with (
-        serving(lambda n, body, _: (200, lesson(body) if n < 20 else useless)) as (url, bodies, _),
-        pytest.raises(StageError, match=r"only 0 of the last 9\d lessons were accepted"),
+        serving(turns) as (url, bodies, _),
+        pytest.raises(StageError, match=r"only 0 of the last \d+ lessons were accepted"),
     ):
-        run(tmp_path, url, max_in_flight=2, max_asks=1, min_accepted_share=0.15)
+        run(tmp_path, url, max_in_flight=2, max_asks=1, min_accepted_share=0.16)
     assert len(bodies) < 120
 
 
