@@ -243,8 +243,9 @@ def _window(model: Any, max_length: int) -> str:
     """Why windows rule the tree out: within a window as long as any sequence, attention is plain."""
     config = model.config.get_text_config(decoder=True)
     for name, width in vars(config).items():
-        # index_topk is a window; topk_group or num_experts_per_topk are about experts
-        if type(width) is int and 0 < width < max_length and name.endswith(WINDOWS) and "expert" not in name:
+        # index_topk is a window; topk_group, moe_topk or num_experts_per_topk are about experts
+        experts = "expert" in name or "moe" in name
+        if type(width) is int and 0 < width < max_length and name.endswith(WINDOWS) and not experts:
             return f"has {name}={width}, shorter than training.max_length={max_length}"
     return ""
 

@@ -102,6 +102,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: family, its se
     "helium": ("helium", {}, TREE),
     "minimax": ("minimax", {}, SEPARATE),
     "jetmoe": ("jetmoe", {}, TREE),
+    "aria": ("aria_text", {}, TREE),  # whose `moe_topk` is no window
 }  # fmt: skip
 
 
