@@ -176,7 +176,9 @@ def grade(
 
 
 @ledger_app.command("list", epilog="Example: tailor-ray ledger list runs/demo --limit 5")
-def ledger_list(run: RunArgument, limit: Annotated[int, typer.Option(help="Rows shown, the newest.")] = 20) -> None:
+def ledger_list(
+    run: RunArgument, limit: Annotated[int, typer.Option(min=0, help="Rows shown, the newest.")] = 20
+) -> None:
     """The newest requests and how they ended, a JSON object a line."""
     from tailor_ray.ops import ledger
 

@@ -1,4 +1,4 @@
-"""Where everything of a run lies: the only file that spells a run's paths. Nothing here reads or writes.
+"""Where everything of a run lies: the only file that spells a run's paths. No file's content is read or written here.
 
     <storage>/<run>/
       run.yaml, run.yaml.copy                           the resolved settings, and what stands in for them
@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tailor_ray.errors import DataError
 from tailor_ray.storage import Store
 
 RUN_FILE = "run.yaml"
@@ -71,6 +72,12 @@ def answered_folder(prefix: str) -> str:
 def ledger_folder(run: Store) -> Store:
     """The folder of what the teacher was asked, of all rounds."""
     return run.child("teacher")
+
+
+def check_is_run(folder: Store) -> None:
+    """Raise DataError where the folder is none of a run."""
+    if not folder.exists(RUN_FILE):
+        raise DataError(f"{folder.uri} is not a run folder: it has no {RUN_FILE}; give the folder <storage>/<name>")
 
 
 def rounds_begun(run: Store) -> list[int]:

@@ -82,6 +82,10 @@ def test_a_port_that_is_none(command, port, bound):
     refused(tailor(*command, "--port", port), "--port", bound)
 
 
+def test_a_mock_teacher_whose_access_log_cannot_be_written():
+    refused(tailor("mock-teacher", "--port", "0", "--access-log", "/proc/nobody/log"), "/proc/nobody/log")
+
+
 def test_unknown_key(run):
     refused(tailor(*run(), "--set", "training.epocs=3"), "training.epocs", "did you mean 'epochs'")
 

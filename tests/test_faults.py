@@ -90,6 +90,8 @@ def ray_errors():
         (failed(errno.ENAMETOOLONG, "/long"), UserError, "too long"),
         (failed(errno.ENOENT, "/gone"), UserError, "not there.*: /gone"),
         (failed(errno.ENOTDIR, "/file/x"), UserError, "/file/x"),
+        (OSError("Cannot open for reading: path '/runs/x' is a directory"), UserError, "not there.*/runs/x"),
+        (ValueError("embedded null byte"), UserError, "a path holds a NUL byte"),
         (failed(errno.EXDEV + 1000), Stopped, "the operating system refused"),
         (MemoryError(), Stopped, "memory ran out"),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), Stopped, "a connection failed"),

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "statistics": {"records"},
     "config": {"errors", "records"},
     "storage": {"errors", "once"},
-    "layout": {"storage"},
+    "layout": {"errors", "storage"},
     "answers": {"errors", "once", "records"},
     "prompts": {"errors", "records", "answers", "config"},
     "models": {"errors", "once", "config", "storage"},

@@ -103,8 +103,9 @@ def load_function(path: str) -> Judge:
     module_name, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"task.answer_function {path!r} cannot be loaded: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's own module may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"task.answer_function {path!r} cannot be loaded: {said}") from error
     if not callable(function):
         raise ConfigError(f"task.answer_function {path!r} is a {type(function).__name__}, not a function")
     return function

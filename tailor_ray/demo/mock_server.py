@@ -253,6 +253,8 @@ def serve_mock(options: MockOptions, output: TextIO) -> None:
     except KeyboardInterrupt:
         return
     except OSError as error:
+        if error.filename is not None:  # the access log's
+            raise
         raise UserError(
             f"cannot listen on {options.host}:{options.port}: {error.strerror}; choose another port"
         ) from None

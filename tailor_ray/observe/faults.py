@@ -143,6 +143,12 @@ FAULTS = (
         words=r"File name too long|AF_UNIX path",
     ),
     Fault(
+        "a path holds a NUL byte",
+        "take it out of the setting or argument that names the path",
+        UserError,
+        words=r"embedded null (byte|character)",
+    ),
+    Fault(
         "a file is damaged",
         "restore it, or delete it to have its work done again",
         UserError,
@@ -164,7 +170,7 @@ FAULTS = (
         UserError,
         codes=(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EXDEV, errno.EINVAL),
         types=("NotFoundError",),
-        words=r"AWS Error (NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND)|NoSuchBucket",
+        words=r"path '.*' is a directory|AWS Error (NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND)|NoSuchBucket",
     ),
     Fault(
         "a node of the Ray cluster, or a process on one, is gone",

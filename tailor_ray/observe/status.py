@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tailor_ray import layout
-from tailor_ray.errors import CorruptionError, DataError
+from tailor_ray.errors import CorruptionError
 from tailor_ray.layout import StageId
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.summary import load_run, summarize, wall_seconds
@@ -37,10 +37,7 @@ def status(store: Store) -> str:
 
 def status_document(store: Store) -> dict[str, Any]:
     """The same as plain data: report.json's document, and what is under way by the live driver's own account."""
-    if not store.exists(layout.RUN_FILE):
-        raise DataError(
-            f"{store.uri} is not a run folder: it has no {layout.RUN_FILE}; give the folder <storage>/<name>"
-        )
+    layout.check_is_run(store)
     document = summarize(load_run(store))
     parts = {}
     for stage in [*document["unfinished"], *_begun(store, document)]:

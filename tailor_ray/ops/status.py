@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tailor_ray.errors import DataError
-from tailor_ray.layout import RUN_FILE
+from tailor_ray.layout import check_is_run
 from tailor_ray.observe.status import status, status_document
 from tailor_ray.rounds.launch import log_file
 from tailor_ray.storage import Store
@@ -37,8 +37,7 @@ def show_log(run: str, lines: int, follow: bool, say: Callable[[str], None]) -> 
     store = Store.open(run)
     path = log_file(store)
     if not path.exists():
-        if not store.exists(RUN_FILE):
-            raise DataError(f"{store.uri} is not a run folder: it has no {RUN_FILE}; give the folder <storage>/<name>")
+        check_is_run(store)
         raise DataError(
             f"there is no log at {path}: a run with storage by URI keeps it on its driver's node; look there"
         )

@@ -8,7 +8,7 @@ from tailor_ray.config import RunConfig
 from tailor_ray.config.run import parse_config
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import DataError
-from tailor_ray.layout import RUN_FILE, rounds_begun, stage_folder, student_after
+from tailor_ray.layout import RUN_FILE, check_is_run, rounds_begun, stage_folder, student_after
 from tailor_ray.models import ModelRef, read_model
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.settings import read_settings
@@ -16,8 +16,7 @@ from tailor_ray.storage.settings import read_settings
 
 def config_of(run: Store) -> RunConfig:
     """The run's own configuration; raises DataError when the folder is no run, CorruptionError when it is damaged."""
-    if not run.exists(RUN_FILE):
-        raise DataError(f"{run.uri} is not a run folder: it has no {RUN_FILE}; give the folder <storage>/<name>")
+    check_is_run(run)
     return parse_config(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
 
 

@@ -68,6 +68,8 @@ class Store:
             filesystem, root = pafs.FileSystem.from_uri(uri)
         except (ValueError, OSError) as error:
             raise ConfigError(f"storage {uri!r} cannot be opened: {error}; give a local folder or a URI") from None
+        if filesystem.type_name in ("s3", "gcs", "abfs") and (not root or root.startswith("/")):
+            raise ConfigError(f"storage {uri!r} names no bucket; give it as s3://BUCKET/folder")
         return cls(filesystem, root.rstrip("/"), uri)
 
     def __reduce__(self) -> tuple[Any, ...]:

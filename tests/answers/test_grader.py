@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tailor_ray.answers import Grader, normalize_gold
+from tailor_ray.errors import ConfigError
 from tailor_ray.records import AnswerKind, Question, Verdict
 
 CHOICES = {"a": "race track", "b": "populated areas", "c": "the desert", "d": "apartment", "e": "roadblock"}
@@ -281,6 +282,15 @@ def test_a_function_that_raises_disputes_the_attempt_and_says_why():
     grade = grader.grade(Question("q", "?", "18"), "eighteen")
     assert grade.verdict is Verdict.DISPUTED
     assert grade.detail.startswith(f"task.answer_function {__name__}:stumbles raised ValueError: invalid literal")
+
+
+@pytest.mark.parametrize("text", ["def judge(:", "1 / 0", "raise SystemExit(4)", "import nothing_of_this_name"])
+def test_a_module_that_breaks_when_it_is_imported_is_named(tmp_path, monkeypatch, text):
+    name = f"broken_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"task\.answer_function '{name}:judge' cannot be loaded: \w+: "):
+        Grader(AnswerKind.PYTHON, f"{name}:judge").check()
 
 
 def test_a_function_of_the_user_judges_alone():

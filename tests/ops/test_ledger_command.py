@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tailor_ray.errors import RunFolderError, UserError
+from tailor_ray.errors import DataError, RunFolderError, UserError
 from tailor_ray.ops import ledger as command
 from tailor_ray.storage import Lease, Store
 from tailor_ray.teacher.budget import Spend
@@ -35,6 +35,21 @@ def test_rows_are_listed_and_totalled(ours):
     first, second = read(command.total(ours))
     assert (first["round"], first["requests"], first["cost_usd"], first["input_tokens"]) == (1, 3, 0.75, 30)
     assert (second["round"], second["outcome"]) == (2, "http_5xx")
+
+
+def test_what_is_no_run_is_said_and_stays_as_it_was(tmp_path):
+    nowhere, file = f"{tmp_path}/nowhere", tmp_path / "rows.parquet"
+    for ask in (
+        lambda: command.list_rows(nowhere, 2),
+        lambda: command.total(nowhere),
+        lambda: command.export(nowhere, file),
+        lambda: command.forget(nowhere, ["length"]),
+    ):
+        with pytest.raises(DataError, match=r"nowhere is not a run folder: it has no run\.yaml"):
+            ask()
+    with pytest.raises(DataError, match=r"rows\.parquet cannot be read: there is no such file"):
+        command.take_in(nowhere, file)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_run_takes_replies_in_and_asks_for_none_of_them(ours, tmp_path):

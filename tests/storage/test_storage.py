@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from tailor_ray.errors import CorruptionError, LeaseLost, RunFolderError
+from tailor_ray.errors import ConfigError, CorruptionError, LeaseLost, RunFolderError
 from tailor_ray.storage import (
     FileEntry,
     Lease,
@@ -79,6 +79,12 @@ def test_full_disk_leaves_the_last_commit_readable(store):
     assert "OSError" in failed.stderr
     assert store.read_bytes("data") == b"old"
     assert store.files() == ["data"]
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://", "s3://?region=eu"])
+def test_a_uri_without_a_bucket_is_refused(uri):
+    with pytest.raises(ConfigError, match="names no bucket"):
+        Store.open(uri)
 
 
 def test_store_survives_pickling_with_its_guard(store):
