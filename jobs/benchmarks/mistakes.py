@@ -131,8 +131,8 @@ def count(run: Store) -> list[dict[str, object]]:
 
 def share(name: str, part: int, whole: int) -> dict[str, object]:
     """A share with its interval; null where there is nothing to share."""
-    bounds = [round(bound, 4) for bound in wilson_interval(part, whole)]
-    return {name: round(part / whole, 4), f"{name}_ci95": bounds} if whole else {name: None, f"{name}_ci95": None}
+    bounds = [round(bound, 6) for bound in wilson_interval(part, whole)]
+    return {name: round(part / whole, 6), f"{name}_ci95": bounds} if whole else {name: None, f"{name}_ci95": None}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
