@@ -56,7 +56,7 @@ def classify(question: str, attempt: Attempt) -> str:
         return OTHER
     family, slots = found
     numbers = {slot: int(text) for slot, text in slots.items() if text.isdigit()}
-    ways = [family.steps, *(way.steps for way in family.others)]
+    ways = [way.steps for way in (family, *family.others)]
     if any(follows(way, numbers, shown) for way in ways):
         return SLIP
     operators = [step.operator for step in shown]
@@ -131,8 +131,8 @@ def count(run: Store) -> list[dict[str, object]]:
 
 def share(name: str, part: int, whole: int) -> dict[str, object]:
     """A share with its interval; null where there is nothing to share."""
-    interval = list(wilson_interval(part, whole))
-    return {name: part / whole, f"{name}_ci95": interval} if whole else {name: None, f"{name}_ci95": None}
+    bounds = [round(bound, 6) for bound in wilson_interval(part, whole)]
+    return {name: round(part / whole, 6), f"{name}_ci95": bounds} if whole else {name: None, f"{name}_ci95": None}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
