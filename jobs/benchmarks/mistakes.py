@@ -56,7 +56,7 @@ def classify(question: str, attempt: Attempt) -> str:
         return OTHER
     family, slots = found
     numbers = {slot: int(text) for slot, text in slots.items() if text.isdigit()}
-    ways = [way.steps for way in (family, *family.others)]
+    ways = [family.steps, *(way.steps for way in family.others)]
     if any(follows(way, numbers, shown) for way in ways):
         return SLIP
     operators = [step.operator for step in shown]
