@@ -73,6 +73,12 @@ class Run:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
+    def until_it_says(self, text):
+        deadline = time.monotonic() + 300
+        while text not in Path(self.store.path("run.log")).read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
     def ended(self, code):
         out, err = self.process.communicate(timeout=700)
         assert self.process.returncode == code, err[-3000:]
@@ -90,9 +96,10 @@ def test_a_local_cluster_that_is_lost_is_replaced_and_the_run_goes_on(tmp_path):
     """First its raylet is killed, then its GCS; of what was trained up to the last checkpoint nothing is lost."""
     run = Run(tmp_path)
     run.start(RAY_ADDRESS="local")
-    for name in ("raylet", "gcs_server"):
+    for count, name in enumerate(("raylet", "gcs_server"), 1):
         run.until_it_trains(after=run.steps())
         child(run.process, name).send_signal(signal.SIGKILL)
+        run.until_it_says(f"{count} of 3 times")  # till then a worker of the lost cluster may write a checkpoint more
     out, said = run.ended(0)
     assert "report: " in out
     assert len(said) == 2
