@@ -83,6 +83,8 @@ class Bench:
         self.begun = time.monotonic()
         self.summary: dict[str, Any] = {}
         self.file = Path(args.out, "training.jsonl") if args.out else None
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
 
     def say(self, section: str, **found: Any) -> None:
         line = json.dumps({"section": section, **found, "at_s": round(time.monotonic() - self.begun, 1)})
