@@ -70,6 +70,12 @@ def test_how_it_is_computed_changes_no_loss(folder, tmp_path, settings):
     assert steps(Worker(folder, tmp_path, **settings)) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_student_whose_output_layer_is_its_embedding_lies_in_shards_as_well(tmp_path):
+    tied = make_student(tmp_path / "tied", tie_word_embeddings=True)
+    expected = steps(Worker(tied, tmp_path))
+    assert steps(Worker(tied, tmp_path, zero_stage=3)) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3}, {"lora": {"rank": 2}}], ids=str)
 def test_logits_made_in_slices_change_no_loss(folder, tmp_path, monkeypatch, settings):
     expected = steps(Worker(folder, tmp_path, **settings))
