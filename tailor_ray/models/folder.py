@@ -82,8 +82,14 @@ def architecture(folder: Path) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder).to_dict()
     except (ValueError, KeyError, OSError):  # a family of its own code
         config = json.loads((folder / "config.json").read_text())
+    return _shape(config)
+
+
+def _shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a configuration, and of those in it, without precision, noise and habits of generation."""
     ignored = IGNORED_CONFIG | GENERATION | {name for name in config if re.search("drop|jitter|noise", name)}
-    return {name: value for name, value in config.items() if name not in ignored}
+    kept = {name: value for name, value in config.items() if name not in ignored}
+    return {name: _shape(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def context_length(folder: Path, wanted: int) -> int:

@@ -171,3 +171,18 @@ def test_a_trained_student_of_an_old_configuration_has_its_architecture(tmp_path
     assert architecture(tmp_path / "stage/student") == architecture(tmp_path / "given")
     file.write_text(json.dumps(config | OLD[kind] | {"vocab_size": 40}))
     assert architecture(tmp_path / "stage/student") != architecture(tmp_path / "given")
+
+
+def test_a_part_of_a_configuration_is_compared_as_the_whole_is(tmp_path):
+    """MPT keeps its attention's in one of its own, with noise and a precision that training changes."""
+    from tests.training.families import family_model
+
+    make_tokenizer(tmp_path / "given")
+    family_model("mpt").save_pretrained(tmp_path / "given")
+    export(tmp_path / "given", tmp_path)
+    assert architecture(tmp_path / "stage/student") == architecture(tmp_path / "given")
+    file = tmp_path / "given/config.json"
+    config = json.loads(file.read_text())
+    config["attn_config"]["clip_qkv"] = 3.0
+    file.write_text(json.dumps(config))
+    assert architecture(tmp_path / "stage/student") != architecture(tmp_path / "given")
