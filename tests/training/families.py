@@ -83,6 +83,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: family, its se
     # logits that are capped or scaled after the head, also where they are small
     "gemma2-softcap": ("gemma2", {"layer_types": ["sliding_attention", "full_attention"]}, REFUSED),
     "cohere-scale": ("cohere", {}, REFUSED),
+    "gemma2-attention-cap": ("gemma2", {"final_logit_softcapping": None}, SEPARATE),
+    "cohere": ("cohere", {"logit_scale": 1.0}, TREE),
     "granite": ("granite", {}, TREE),
     "granite-scale": ("granite", {"logits_scaling": 8.0}, REFUSED),
     # not causal, not attention, and the common ones
