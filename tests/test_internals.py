@@ -34,12 +34,7 @@ USES = [
     ),
     ("student/engine.py", "vllm.v1.worker.gpu_worker", "Worker.reload_weights", "weights are swapped in place"),
     ("student/engine.py", "vllm.v1.worker.worker_base", "WorkerBase.get_model", "to find the output head"),
-    (
-        "observe/logs.py",
-        "ray._private.worker",
-        "print_worker_logs",
-        "nothing else keeps it off stdout",
-    ),
+    ("observe/logs.py", "ray._private.worker", "print_worker_logs", "nothing else keeps it off stdout"),
     (
         "observe/logs.py",
         "ray._private.ray_logging",

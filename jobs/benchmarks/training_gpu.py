@@ -4,8 +4,7 @@
 
 It needs torch, transformers and pyarrow; neither ray, vllm, deepspeed nor pydantic. Sections, in this order:
   env        what it runs on
-  exact      families of models against the naive procedure in float64 on the CPU: float32 must be exact, bfloat16 no
-             further from the truth than separate padded rows are
+  exact      families of models against float64 on the CPU: float32 is exact, bfloat16 no further than separate rows
   speed      1.5 B, 0.5 B and 8 B in bfloat16, random weights, the 8 B with gradient checkpointing; forward and backward
              of passes that are laid out already, by turns:
                naive     the reference's procedure
@@ -20,8 +19,8 @@ It needs torch, transformers and pyarrow; neither ray, vllm, deepspeed nor pydan
   compile    training.compile, beside eager
   offload    AdamW on the CPU, fused and not, by threads
   disk       writing and hashing, and what an 8 B checkpoint would take of one writer
-Each finding is a line of JSON, printed and appended to FOLDER/training.jsonl as it is found; the last line sums up.
---tiny runs all of it on a CPU with the smallest student.
+Each finding is a line of JSON, printed and appended to FOLDER/training.jsonl; the last line sums up. --tiny runs all of
+it on a CPU with the smallest student.
 """
 
 from __future__ import annotations
@@ -44,16 +43,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from training_rivals import (  # beside this script
-    SETTINGS,
-    TRIPLET_MARGIN,
-    floor,
-    learn,
-    make_model,
-    measure,
-    naive,
-    pack_packed,
-)
+from training_rivals import SETTINGS, TRIPLET_MARGIN, floor, learn, make_model, measure, naive, pack_packed
 
 from tailor_ray.training.forward import StudentLoss, decoder_of, logits_at_once
 from tailor_ray.training.packing import Pack, pack_separate, pack_tree, target_count
