@@ -47,7 +47,7 @@ from tailor_ray.storage import (
     read_part,
     stage_parts,
 )
-from tailor_ray.storage.parts import part_name
+from tailor_ray.storage.commits import part_name
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.part_size import enough_to_know, questions_per_part
 from tailor_ray.student.sampling import Sampling

@@ -11,7 +11,7 @@ from tailor_ray.errors import DataError
 from tailor_ray.layout import RUN_FILE, check_is_run, rounds_begun, stage_folder, student_after
 from tailor_ray.models import ModelRef, read_model
 from tailor_ray.storage import Store, read_manifest
-from tailor_ray.storage.settings import read_settings
+from tailor_ray.storage.sealed import read_settings
 
 
 def config_of(run: Store) -> RunConfig:

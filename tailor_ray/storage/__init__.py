@@ -4,18 +4,21 @@ What always holds: a file that has its final name is whole; a part exists once i
 exists once its manifest does, and the manifest is written last.
 """
 
-from tailor_ray.storage.lease import Lease
-from tailor_ray.storage.manifest import Manifest, commit_manifest, read_manifest, stage_parts
-from tailor_ray.storage.parts import (
+from tailor_ray.storage.commits import (
+    Manifest,
     Part,
     PartsDigest,
+    commit_manifest,
     commit_part,
     committed_parts,
     drop_part,
     find_part,
     in_threads,
+    read_manifest,
     read_part,
+    stage_parts,
 )
+from tailor_ray.storage.lease import Lease
 from tailor_ray.storage.store import FileEntry, Store
 
 __all__ = [

@@ -162,9 +162,6 @@ class Store:
             finally:
                 temporary.unlink()
             return True
-        return self._create_remote(name, data)
-
-    def _create_remote(self, name: str, data: bytes) -> bool:
         try:
             obstore.put(self._objects(), name, data, mode="create")
         except AlreadyExistsError:

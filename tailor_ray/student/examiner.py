@@ -27,7 +27,7 @@ from tailor_ray.layout import ATTEMPTS, answered_folder
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import ATTEMPT_SCHEMA, Question, Verdict, from_table
 from tailor_ray.storage import Part, Store, commit_part, committed_parts, find_part, read_part
-from tailor_ray.storage.parts import part_name
+from tailor_ray.storage.commits import part_name
 from tailor_ray.student.sampling import Completions, Sampling, sample_seed, unaskable
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from tailor_ray.models import ModelRef, resolve
 from tailor_ray.observe import metrics
 from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
-from tailor_ray.storage.seal import canonical
+from tailor_ray.storage.sealed import canonical
 from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
 

@@ -29,7 +29,7 @@ from tailor_ray.storage import (
     stage_parts,
 )
 from tailor_ray.storage.lease import Fence
-from tailor_ray.storage.seal import seal
+from tailor_ray.storage.sealed import seal
 
 TABLE = pa.table({"x": [1, 2, 3]})
 

@@ -1,9 +1,13 @@
-"""Parts: a stage's rows as numbered parquet files, each committed by itself; the join key of all stages.
+"""What a stage commits: its parts one by one, and its manifest last.
 
-`prefix-00007.parquet` is written first, then the sealed record `prefix-00007.json` with its hash, rows and counts: the
-part exists when the record does. Whoever makes a part writes it and passes on its record alone. Part i of a stage
-belongs to part i of the questions, so what it depends on is found under the same number. A stage killed half-way finds
-its committed parts and makes only the others.
+A part is rows in a numbered parquet file. It is the join key of all stages: part i of a stage belongs to part i of the
+questions. `prefix-00007.parquet` is written first, then the sealed record `prefix-00007.json` with its hash, rows and
+counts. The part exists when the record does. Whoever makes a part writes it and passes on its record alone. A stage
+killed half-way finds its committed parts and makes only the others.
+
+A manifest names the stage's inputs by hash. It names what the stage made by one hash over its parts' records, and by
+the hash of the model it left. So a stage is found done without reading its parts. Whoever reads one checks it: records
+against the manifest, rows against their record.
 """
 
 from __future__ import annotations
@@ -15,18 +19,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailor_ray.errors import CorruptionError
-from tailor_ray.storage.seal import seal, unseal
+from tailor_ray.errors import CorruptionError, RunFolderError
+from tailor_ray.storage.sealed import canonical, seal, unseal
 from tailor_ray.storage.store import FileEntry, Store
 
 log = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json"
 T = TypeVar("T")
 R = TypeVar("R")
 READERS = 16  # records read at a time: on an object store each takes its 10 to 30 ms
@@ -153,3 +158,77 @@ def _read_record(store: Store, name: str, verify: bool) -> Part:
     if verify and (not store.exists(part.entry.path) or store.hash_file(part.entry.path) != part.entry.sha256):
         raise CorruptionError(f"{store.uri}/{part.entry.path} does not have the hash that {name} records")
     return part
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a stage did. `spec` hashes the `settings` that change its result, `inputs` maps stages to their digests.
+
+    `parts` holds a digest for each prefix, `model` the sha256 of the model that the stage left, if it left one.
+    """
+
+    stage: str
+    round: int
+    spec: str
+    inputs: dict[str, str]
+    parts: dict[str, PartsDigest]
+    seconds: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """What later stages name as their input: the content that was made, not the time it took."""
+        content = {
+            "stage": self.stage,
+            "round": self.round,
+            "spec": self.spec,
+            "inputs": self.inputs,
+            "parts": {prefix: parts.sha256 for prefix, parts in self.parts.items()},
+            "model": self.model,
+        }
+        return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def commit_manifest(store: Store, manifest: Manifest) -> None:
+    store.write_bytes(MANIFEST, seal(asdict(manifest)))
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The stage's manifest, None when it never committed.
+
+    Raises CorruptionError when it is damaged, and RunFolderError when version 0.1 wrote it.
+    """
+    if not store.exists(MANIFEST):
+        return None
+    data = unseal(store.read_bytes(MANIFEST), f"{store.uri}/{MANIFEST}")
+    if "parts" not in data:
+        raise RunFolderError(
+            f"{store.uri}/{MANIFEST} was written by version 0.1 of tailor_ray, whose run folders this version does not "
+            "read; give this run another name (--name)"
+        )
+    parts = {prefix: PartsDigest(**digest) for prefix, digest in data.pop("parts").items()}
+    return Manifest(parts=parts, **data)
+
+
+def stage_parts(store: Store, prefix: str) -> list[Part]:
+    """The parts of a committed stage by index.
+
+    Raises CorruptionError naming what is missing, damaged or another than the manifest says.
+    """
+    manifest = read_manifest(store)
+    if manifest is None or prefix not in manifest.parts:
+        raise CorruptionError(f"{store.uri} has no manifest that names parts {prefix}-*: the stage is not committed")
+    wanted, parts = manifest.parts[prefix], committed_parts(store, prefix, verify=False)
+    missing = sorted(set(range(wanted.count)) - {part.index for part in parts})
+    if missing:
+        raise CorruptionError(
+            f"{store.uri}/{part_name(prefix, missing[0])}.json is missing or damaged ({len(missing)} such parts), but "
+            f"its stage's manifest counts it; restore it, or delete the folder {store.uri} to do this stage again"
+        )
+    if PartsDigest.of(parts) != wanted:
+        raise CorruptionError(
+            f"the parts {prefix}-* of {store.uri} are not those that its manifest was written for; restore them, or "
+            "delete that folder to do this stage again"
+        )
+    return parts
