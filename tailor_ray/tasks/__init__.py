@@ -1,19 +1,22 @@
-"""Tasks: where questions come from. One module per task; `load_task` finds it by the name in the configuration.
+"""Tasks: where questions come from. `load_task` finds one by the name in the configuration.
 
 A task module offers `ANSWER_KIND`, `DEMOS` and `load(config, seed) -> TaskData`. The demos are 3 to 5 worked questions,
-right by the task's own grader. To add a task, add such a module and its name to `TaskConfig.name`.
+right by the task's own grader. To add a task, add such a module and its name to `TaskConfig.name`. The five public sets
+are alike and share `public.py`.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.records import AnswerKind, Question
 from tailor_ray.tasks.base import Findings, TaskData
+from tailor_ray.tasks.public import SETS, PublicSet
 
 __all__ = ["Findings", "TaskData", "answer_kind", "demos_for", "grader_for", "load_task"]
 
@@ -24,12 +27,12 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
     `seed` is the run's; it decides which questions are held out for validation. Raises DataError with the file, line
     and rule, and ConfigError for settings that do not fit the task.
     """
-    return _module(config).load(config, seed)
+    return _task(config).load(config, seed)
 
 
 def answer_kind(config: TaskConfig) -> AnswerKind:
     """How the task's answers are graded; reads no data."""
-    return config.answer_kind or _module(config).ANSWER_KIND
+    return config.answer_kind or _task(config).answer_kind
 
 
 def demos_for(config: TaskConfig) -> tuple[Question, ...]:
@@ -37,7 +40,7 @@ def demos_for(config: TaskConfig) -> tuple[Question, ...]:
 
     Raises ConfigError when there are none to show.
     """
-    demos = config.own_demos() or _module(config).DEMOS
+    demos = config.own_demos() or _task(config).demos
     if not demos:
         raise ConfigError("student.few_shot needs demos: give some in task.demos, or set it to false")
     return demos
@@ -48,5 +51,15 @@ def grader_for(config: TaskConfig) -> Grader:
     return Grader(answer_kind(config), config.answer_function)
 
 
-def _module(config: TaskConfig) -> ModuleType:
-    return importlib.import_module(f"tailor_ray.tasks.{config.name}")
+@dataclass(frozen=True)
+class _Task:
+    answer_kind: AnswerKind
+    demos: tuple[Question, ...]
+    load: Callable[[TaskConfig, int], TaskData]
+
+
+def _task(config: TaskConfig) -> PublicSet | _Task:
+    if config.name in SETS:
+        return SETS[config.name]
+    module = importlib.import_module(f"tailor_ray.tasks.{config.name}")
+    return _Task(module.ANSWER_KIND, module.DEMOS, module.load)

@@ -18,7 +18,7 @@ from tailor_ray.rounds.launch import run
 from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 from tailor_ray.student.sampling import Sampling
-from tailor_ray.tasks.svamp import DEMOS
+from tailor_ray.tasks.public import SVAMP_DEMOS
 from tests.integration.clusters import free_port
 from tests.integration.test_serve import Serve
 from tests.smollm2 import EXPECTED, Unavailable, smollm2
@@ -130,11 +130,11 @@ def test_the_exported_student_answers_alike_in_plain_transformers(finished):
 
 
 @pytest.mark.parametrize("style", ["chat", "plain"])
-@pytest.mark.parametrize("demos", [(), DEMOS[:2]], ids=["zero-shot", "few-shot"])
+@pytest.mark.parametrize("demos", [(), SVAMP_DEMOS[:2]], ids=["zero-shot", "few-shot"])
 def test_both_styles_are_asked_with_and_without_demos(finished, student, style, demos):
     _, pools, _ = finished
     prompt = StudentPrompt(style, AnswerKind.NUMBER, demos, ChatTemplate(identify(str(student))))
-    question = DEMOS[3]
+    question = SVAMP_DEMOS[3]
     asked = prompt.render(question)
     assert asked.startswith(prompt.prefix)
     assert bool(prompt.prefix) == bool(demos)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from tailor_ray.config.task import TaskConfig
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Verdict
-from tailor_ray.tasks import csqa, demos_for, grader_for, gsm8k, load_task, multiarith, strategyqa, svamp
-from tailor_ray.tasks.hub import HubSet
+from tailor_ray.tasks import demos_for, grader_for, load_task
+from tailor_ray.tasks.public import SETS
 
 NAMES = ["gsm8k", "svamp", "multiarith", "csqa", "strategyqa"]
 
@@ -123,7 +124,6 @@ HUB_ROWS = {
         {"id": "s1", "question": "Is it?", "answer": "yes", "rationale": "It is so."},
     ),
 }
-MODULES = {"gsm8k": gsm8k, "svamp": svamp, "multiarith": multiarith, "csqa": csqa, "strategyqa": strategyqa}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,17 +133,16 @@ def test_hub_rows_become_questions_through_datasets(name, tmp_path_factory, monk
         tmp_path_factory.mktemp("cache"),
         tmp_path_factory.mktemp("hub"),
     )  # `datasets` would read a "test" in the path as the split
-    module = MODULES[name]
     row, expected = HUB_ROWS[name]
     question = "Question" if name == "svamp" else "question"
     other = {**row, question: "Something else entirely?", "id": "o", "ID": "o", "qid": "o"}
     held_out = {**row, question: "Held out and unlike the others?", "id": "h", "ID": "h", "qid": "h"}
-    for split, rows in (("train", [row, other]), (module.HUB.test, [held_out])):
+    for split, rows in (("train", [row, other]), (SETS[name].test, [held_out])):
         kept = [{key: item[key] for key in row} for item in rows]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in kept))
     monkeypatch.delenv("TAILOR_RAY_DATA", raising=False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr(module, "HUB", HubSet(str(folder), module.from_hub, test=module.HUB.test))
+    monkeypatch.setitem(SETS, name, replace(SETS[name], dataset=str(folder), subset=None))
     task = load_task(TaskConfig(name=name), 1)
     questions = {q.text: q for q in [*task.train, *task.validation]}
     got = questions[expected["question"]]
@@ -155,18 +154,17 @@ def test_hub_rows_become_questions_through_datasets(name, tmp_path_factory, monk
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hub_set_with_other_columns_is_named_by_row(name, tmp_path_factory, monkeypatch):
     cache, folder = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("hub")
-    module = MODULES[name]
-    for split in ("train", module.HUB.test):
+    for split in ("train", SETS[name].test):
         (folder / f"{split}.jsonl").write_text('{"prompt": "Two and two?", "solution": "4"}\n')
     monkeypatch.delenv("TAILOR_RAY_DATA", raising=False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr(module, "HUB", HubSet(str(folder), module.from_hub, test=module.HUB.test))
+    monkeypatch.setitem(SETS, name, replace(SETS[name], dataset=str(folder), subset=None))
     with pytest.raises(DataError, match=r"line 1: there is no column '\w+', but prompt, solution"):
         load_task(TaskConfig(name=name), 1)
 
 
 def test_an_unreachable_hub_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.delenv("TAILOR_RAY_DATA", raising=False)
-    monkeypatch.setattr(gsm8k, "HUB", HubSet(str(tmp_path / "nowhere"), gsm8k.from_hub))
+    monkeypatch.setitem(SETS, "gsm8k", replace(SETS["gsm8k"], dataset=str(tmp_path / "nowhere"), subset=None))
     with pytest.raises(DataError, match=r"from the hub[\s\S]*task\.path"):
         load_task(TaskConfig(name="gsm8k"), 1)
