@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker i
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
-from tailor_ray.demo.mock_process import MockProcess
-from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tailor_ray.models import identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, from_table, to_table

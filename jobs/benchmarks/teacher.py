@@ -34,8 +34,7 @@ import psutil
 from teacher_rivals import ask, rivals
 
 from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
-from tailor_ray.demo.mock_process import MockProcess
-from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tailor_ray.storage import Store
 from tailor_ray.teacher.client import TeacherRequest, make_request
 from tailor_ray.teacher.ledger import Ledger

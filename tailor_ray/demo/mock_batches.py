@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tailor_ray.demo.mock_faults import error_response
+from tailor_ray.demo.mock_replies import error_response
 
 Answer = Callable[[dict[str, Any], str], Awaitable[tuple[int, dict[str, Any]] | None]]
 

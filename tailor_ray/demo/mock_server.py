@@ -1,36 +1,49 @@
 """The mock teacher: an OpenAI-compatible server for demos and tests, with limits, latency and faults on demand.
 
-`serve_mock(options)` runs until it is ended; `mock_process` starts it in a process of its own. It says where it
-listens in its first line of output. What it draws (wrong answers, faults, jitter) is a function of the
-request's hash, and of how often that request came, so a run with the same requests has the same accidents. Each call
-has a line in the access log once its end is known.
+`serve_mock(options)` runs until it is ended. It says where it listens in its first line of output. What it draws (wrong
+answers, faults, jitter) is a function of the request's hash, and of how often that request came. So a run with the same
+requests has the same accidents. Each call has a line in the access log once its end is known.
+
+`MockProcess` runs it in a process of its own, which never outlives its parent. The process is this module too: it takes
+its options from one JSON argument.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import dataclasses
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 from aiohttp import web
 
-from tailor_ray.config.teacher import MockConfig
+from tailor_ray.config.teacher import MOCK, MockConfig, TeacherConfig
 from tailor_ray.demo.mock_batches import Batches
-from tailor_ray.demo.mock_faults import FAULTS, IN_BATCHES, Call, completion, error_response
-from tailor_ray.demo.mock_replies import Answers, compose
+from tailor_ray.demo.mock_replies import FAULTS, IN_BATCHES, Answers, Call, completion, compose, error_response
 from tailor_ray.errors import UserError
 from tailor_ray.teacher.client import canonical
+
+PR_SET_PDEATHSIG = 1
+STOP_S = 10.0  # until a mock that does not end by itself is killed
 
 
 @dataclass(frozen=True, slots=True)
 class MockOptions:
-    """How the mock serves. `faults` are shares by name (see `mock_faults.FAULTS`) of requests whose first
+    """How the mock serves. `faults` are shares by name (see `mock_replies.FAULTS`) of requests whose first
     `fault_calls` calls meet that fault."""
 
     config: MockConfig = field(default_factory=MockConfig)
@@ -261,8 +274,6 @@ def serve_mock(options: MockOptions, output: TextIO) -> None:
 
 
 async def _serve(options: MockOptions, output: TextIO) -> None:
-    import signal
-
     runner, url = await start_mock(options)
     output.write(f"{url}\n")
     output.flush()
@@ -270,3 +281,95 @@ async def _serve(options: MockOptions, output: TextIO) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await ended.wait()
     await runner.cleanup()
+
+
+class MockProcess:
+    """Starts on `start` (or `with`) and answers once that returns; `base_url` says where."""
+
+    def __init__(self, options: MockOptions) -> None:
+        self._options = options
+        self._process: subprocess.Popen[str] | None = None
+        self.base_url = ""
+
+    def start(self) -> Self:
+        """Raises UserError with what the process said when it cannot serve."""
+        command = [sys.executable, "-m", __name__, encode_options(self._options), str(os.getpid())]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self._options.key is not None:
+            environment["TAILOR_RAY_MOCK_KEY"] = self._options.key
+        with tempfile.TemporaryFile("w+") as said:  # not a pipe: one that nobody reads fills up and stops the writer
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
+            assert self._process.stdout is not None
+            self.base_url = self._process.stdout.readline().strip()
+            if not self.base_url:
+                self._process.communicate()
+                said.seek(0)
+                raise UserError(f"the mock teacher did not start: {said.read().strip()[-500:]}")
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it; what it is saying it says and logs first, if that takes no longer than half a second."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextmanager
+def open_teacher(config: TeacherConfig) -> Iterator[TeacherConfig]:
+    """The configuration with a real address in place of `mock`, whose process lives as long as the block."""
+    if all(endpoint.base_url != MOCK for endpoint in config.teachers):
+        yield config
+        return
+    with MockProcess(MockOptions(config.mock)) as mock:
+        pointed = {"base_url": mock.base_url}
+        teachers = (one.model_copy(update=pointed if one.base_url == MOCK else {}) for one in config.teachers)
+        yield config.model_copy(update={"teachers": tuple(teachers)})
+
+
+def encode_options(options: MockOptions) -> str:
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in ("config", "key")}
+    return json.dumps(fields | {"config": options.config.model_dump()})
+
+
+def decode_options(text: str) -> MockOptions:
+    values: dict[str, Any] = json.loads(text)
+    values["config"] = MockConfig(**values["config"])
+    values["faults"] = tuple((str(name), float(share)) for name, share in values.get("faults", ()))
+    values["models"] = tuple(values.get("models", ()))
+    values["storm"] = tuple(values["storm"]) if values.get("storm") else None
+    return MockOptions(**values, key=os.environ.get("TAILOR_RAY_MOCK_KEY"))
+
+
+def main() -> None:
+    """`python -m tailor_ray.demo.mock_server OPTIONS [PARENT]`; with a parent's pid it dies when that does."""
+    if len(sys.argv) > 2:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(sys.argv[2]):  # it died before we asked
+            sys.exit(0)
+    try:
+        serve_mock(decode_options(sys.argv[1] if len(sys.argv) > 1 else "{}"), sys.stdout)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

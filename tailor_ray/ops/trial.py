@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tailor_ray.config import RunConfig
-from tailor_ray.demo.mock_process import open_teacher
+from tailor_ray.demo.mock_server import open_teacher
 from tailor_ray.errors import TailorError
 from tailor_ray.models import ModelRef, identify
 from tailor_ray.ops.line import Line

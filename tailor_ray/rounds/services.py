@@ -13,7 +13,7 @@ from typing import Any
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.teacher import TeacherConfig
-from tailor_ray.demo.mock_process import open_teacher
+from tailor_ray.demo.mock_server import open_teacher
 from tailor_ray.layout import ledger_folder
 from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output

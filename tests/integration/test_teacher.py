@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailor_ray.config.teacher import MockConfig, PriceConfig
-from tailor_ray.demo.mock_process import MockProcess
-from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
 from tailor_ray.teacher.ledger_files import decode, encode, table_of

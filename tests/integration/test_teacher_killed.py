@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from tailor_ray.config.teacher import MockConfig
-from tailor_ray.demo.mock_process import MockProcess
-from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tests.integration.teaching import BATCH, CANARY, answered, holds_no_key, ledger, run, settings, shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

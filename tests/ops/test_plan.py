@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tailor_ray.config import RunConfig
-from tailor_ray.demo.mock_process import open_teacher
+from tailor_ray.demo.mock_server import open_teacher
 from tailor_ray.layout import StageId, ledger_folder, stage_folder
 from tailor_ray.ops.plan import SAMPLED_PARTS, plan, run_forecast
 from tailor_ray.records import ATTEMPT_SCHEMA, Attempt, Verdict, to_table

@@ -7,8 +7,7 @@ import time
 import pytest
 
 from tailor_ray.config.teacher import MockConfig, PriceConfig
-from tailor_ray.demo.mock_process import MockProcess
-from tailor_ray.demo.mock_server import MockOptions
+from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.storage import Store
 from tailor_ray.teacher.batch import BatchPool

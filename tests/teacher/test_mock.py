@@ -15,9 +15,16 @@ import pytest
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
-from tailor_ray.demo.mock_process import MockProcess, decode_options, encode_options, open_teacher
 from tailor_ray.demo.mock_replies import Answers, compose
-from tailor_ray.demo.mock_server import Limiter, MockOptions, start_mock
+from tailor_ray.demo.mock_server import (
+    Limiter,
+    MockOptions,
+    MockProcess,
+    decode_options,
+    encode_options,
+    open_teacher,
+    start_mock,
+)
 from tailor_ray.errors import DataError, UserError
 from tailor_ray.prompts.parse import parse_reply
 from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
@@ -232,7 +239,7 @@ def test_its_process_dies_with_its_parent():
         """
         import os, signal
         from tailor_ray.demo.mock_server import MockOptions
-        from tailor_ray.demo.mock_process import MockProcess
+        from tailor_ray.demo.mock_server import MockProcess
         mock = MockProcess(MockOptions()).start()
         print(mock.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
