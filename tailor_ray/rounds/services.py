@@ -20,7 +20,7 @@ from tailor_ray.observe.logs import adopt_ray_output
 from tailor_ray.observe.progress import Progress
 from tailor_ray.rounds.cluster import connected
 from tailor_ray.rounds.nodes import Nodes
-from tailor_ray.serving.teachers import hosted_teachers
+from tailor_ray.serving.served import hosted_teachers
 from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.tasks import grader_for, load_task

@@ -58,7 +58,7 @@ class FolderOfThisNode(CallbackBase):
         self.ctx.run_init_node = False
 
 
-class Engine(VLLMEngine):
+class ServingEngine(VLLMEngine):
     """Ray's engine; on CPU its core runs the model itself, where Ray asks for a worker process beside it."""
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
@@ -89,7 +89,7 @@ class StudentServer(LLMServer):
         self._known_tokenizer: Any = None
         self._length = context_length(folder, self._served.engine.max_model_len)
         llm_config.update_engine_kwargs(max_model_len=self._length)
-        await super().__init__(llm_config, engine_cls=Engine)
+        await super().__init__(llm_config, engine_cls=ServingEngine)
         self._watching = asyncio.create_task(self._watch())
 
     async def context_length(self) -> int:

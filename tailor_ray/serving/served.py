@@ -1,15 +1,23 @@
-"""What is served: a run's student as a round left it, found by the run's manifests, or any model. No Ray in here."""
+"""What is served: a run's student as a round left it, any model, or the open-weight teachers of a run.
+
+A student is found by the run's manifests. Teachers that `teacher.serve` names are up while lessons are asked for, and
+no longer. Importing this module imports neither Ray nor vLLM.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tailor_ray.config import RunConfig
 from tailor_ray.config.run import parse_config
 from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import DataError
 from tailor_ray.layout import RUN_FILE, check_is_run, rounds_begun, stage_folder, student_after
 from tailor_ray.models import ModelRef, read_model
+from tailor_ray.observe.logs import own_handlers
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.sealed import read_settings
 
@@ -58,3 +66,49 @@ class Served:
         run = Store.open(self.run or "")
         number = newest_round(run) if self.round is None else self.round
         return number, student_of(run, number)
+
+
+@contextmanager
+def hosted_teachers(config: TeacherConfig, run: str, models: Mapping[str, ModelRef]) -> Iterator[TeacherConfig]:
+    """The configuration with addresses of what `serve` names; `models` holds them by that name.
+
+    Needs a connected cluster. Costs nothing without any.
+    """
+    with ExitStack() as opened:
+        teachers = [_hosted(one, f"{run}-{n}", models, opened) for n, one in enumerate(config.teachers, 1)]
+        yield config.model_copy(update={"teachers": tuple(teachers)})
+
+
+def _hosted(endpoint: EndpointConfig, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> EndpointConfig:
+    if endpoint.serve is None:
+        return endpoint
+    with own_handlers():
+        from tailor_ray.serving.deployment import hosted
+    own = endpoint.serving
+    served = Served(
+        name=endpoint.model,
+        model=models[endpoint.serve],
+        replicas=own.replicas,
+        engine=StudentConfig(
+            max_model_len=own.max_model_len,
+            tensor_parallel=own.tensor_parallel,
+            gpu_memory_utilization=own.gpu_memory_utilization,
+            kv_cache_gib=own.kv_cache_gib,
+            max_num_seqs=min(256, endpoint.max_in_flight),
+        ),
+        application=f"teacher-{name}",
+    )
+    url = opened.enter_context(hosted(served, _address(), own.port, f"/teacher-{name}"))
+    # The key of another teacher has no business there.
+    return endpoint.model_copy(update={"base_url": url, "api_key_env": None, "api_key_file": None})
+
+
+def _address() -> str:
+    """Where every node finds the head's proxy: loopback while the cluster is this machine."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    addresses = {node["NodeManagerAddress"] for node in nodes}
+    if len(addresses) == 1:
+        return "127.0.0.1"
+    return next(node["NodeManagerAddress"] for node in nodes if "node:__internal_head__" in node["Resources"])

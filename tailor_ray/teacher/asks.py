@@ -19,8 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.prompts.parse import parse_reply, parse_score, strip_thinking
-from tailor_ray.prompts.plain import plain_text, typeset
+from tailor_ray.prompts.parse import parse_reply, parse_score, plain_text, strip_thinking, typeset
 from tailor_ray.prompts.teacher import CONTINUE, Messages, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.budget import CAP_GROWTH

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tailor_ray.prompts.plain import plain_text, typeset
+from tailor_ray.prompts.parse import plain_text, typeset
 
 
 @pytest.mark.parametrize(
