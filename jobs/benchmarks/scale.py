@@ -39,7 +39,7 @@ from tailor_ray.rounds.spec import stages_of
 from tailor_ray.storage import Manifest, Part, PartsDigest, Store, commit_manifest, commit_part
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.limits import RateLimiter
 
 TEST = 200

@@ -26,7 +26,7 @@ from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.teach import TeachJob
 from tailor_ray.training.launch import Trainers
 

@@ -21,8 +21,7 @@ from tailor_ray.errors import DataError, UserError
 from tailor_ray.layout import check_is_run, ledger_folder
 from tailor_ray.storage import Lease, Store
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles, decode, table_of
-from tailor_ray.teacher.ledger_row import SCHEMA, LedgerRow
+from tailor_ray.teacher.ledger_rows import ROWS_PER_FILE, SCHEMA, LedgerFiles, LedgerRow, decode, table_of
 
 SUMS = ("attempts", "input_tokens", "output_tokens", "cost_usd", "lost_usd")
 

@@ -19,7 +19,7 @@ from tailor_ray.records import Verdict
 from tailor_ray.storage import Store, find_part, read_manifest, read_part
 from tailor_ray.tasks import load_task
 from tailor_ray.teacher.forecast import Amount, Basis, Forecast, forecast
-from tailor_ray.teacher.ledger_files import LedgerFiles
+from tailor_ray.teacher.ledger_rows import LedgerFiles
 
 SAMPLE = 200  # questions whose length stands for all
 SAMPLED_PARTS = 32  # of an exam, spread over all of it: some 8,000 questions say what share has mistakes

@@ -1,10 +1,10 @@
 """`TeacherActor`: the Ray actor that sends. It makes the attempts it is given and says how they ended; no more.
 
-Driver and actor exchange leases and outcomes many at a time, so that Ray's cost a request stays small. At most `share`
-calls an endpoint hold a slot here; further leases wait for a free one, so that it is not idle until the driver asks
-again. A slot is free once its outcome is safe: written into the actor's journal, or, where there is none because the
-actor is on another node than the driver, committed by the driver. So a kill of either has asked in vain for at most
-what held a slot. Once the driver has ended nothing more is sent, for nobody would write the replies down.
+Driver and actor exchange assignments and outcomes many at a time, so that Ray's cost per request stays small. At most
+`share` calls an endpoint hold a slot here. Further assignments wait for a free one, so that it is not idle until the
+driver asks again. A slot is free once its outcome is safe. It is safe in the actor's journal; or, where there is none
+because the actor is on another node than the driver, once the driver has committed it. So a kill of either has asked
+in vain for at most what held a slot. Once the driver has ended nothing more is sent: nobody would write replies down.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.teacher.budget import outcome_usd
 from tailor_ray.teacher.client import Sender, connections_that_fit
-from tailor_ray.teacher.dispatch import Lease
-from tailor_ray.teacher.ledger_row import Journal
-from tailor_ray.teacher.outcomes import Outcome
+from tailor_ray.teacher.dispatch import Assignment
+from tailor_ray.teacher.outcomes import Journal, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ START_S = 120.0  # for a worker process to start and read its keys
 class Senders(Protocol):
     """Who makes attempts for a pool, wherever it is."""
 
-    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
         """Start these attempts; return what has ended. Raises SendersLost when nobody answers any more."""
 
     async def close(self) -> None:
@@ -51,7 +50,7 @@ class SendersLost(Exception):
 
 @dataclass(frozen=True)
 class Driver:
-    """Who leases to an actor, and where on its node the actor keeps its journal."""
+    """Who assigns attempts to an actor, and where on its node the actor keeps its journal."""
 
     node: str
     pid: int
@@ -64,7 +63,7 @@ class TeacherActor:
     def __init__(
         self, endpoints: Sequence[EndpointConfig], shares: Mapping[str, int], driver: Driver | None = None
     ) -> None:
-        """`shares` are calls in flight by model; `driver` is who leases to this actor."""
+        """`shares` are calls in flight by model; `driver` is who assigns to this actor."""
         self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
         self._shares = dict(shares)
         self._senders: dict[str, Sender] = {}
@@ -100,7 +99,7 @@ class TeacherActor:
         for sender in self._senders.values():
             await sender.close()
 
-    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
         """Start these attempts; return what has ended, waiting at most `wait_s` for the first.
 
         The driver has committed what the last call returned.
@@ -110,8 +109,8 @@ class TeacherActor:
         for slot in self._told:
             slot.release()
         self._told = []
-        for lease in leases:
-            task = asyncio.create_task(self._attempt(lease))
+        for assignment in assignments:
+            task = asyncio.create_task(self._attempt(assignment))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         try:
@@ -126,28 +125,28 @@ class TeacherActor:
             self._journal.hand_over()
         return ended
 
-    async def _attempt(self, lease: Lease) -> None:
-        if lease.delay > 0:
-            await asyncio.sleep(lease.delay)
-        slot = self._slots[lease.model]
+    async def _attempt(self, assignment: Assignment) -> None:
+        if assignment.delay > 0:
+            await asyncio.sleep(assignment.delay)
+        slot = self._slots[assignment.model]
         await slot.acquire()
         if self._orphaned:
             slot.release()
             return
-        outcome = await self._senders[lease.model].attempt(lease.key, lease.body, lease.sent_as)
-        if self._write_down(lease, outcome):
+        outcome = await self._senders[assignment.model].attempt(assignment.key, assignment.body, assignment.sent_as)
+        if self._write_down(assignment, outcome):
             slot.release()
         else:
             self._unsafe.append(slot)
         self._ended.append(outcome)
         self._news.set()
 
-    def _write_down(self, lease: Lease, outcome: Outcome) -> bool:
+    def _write_down(self, assignment: Assignment, outcome: Outcome) -> bool:
         """Whether it is in the journal now."""
         if self._journal is None:
             return False
         try:
-            self._journal.write(lease.attempt, outcome, outcome_usd(self._endpoints[lease.model], outcome))
+            self._journal.write(assignment.attempt, outcome, outcome_usd(self._endpoints[assignment.model], outcome))
         except OSError as error:  # the driver hears of the outcome all the same, and has its own disk to complain of
             log.warning("the journal of a teacher actor cannot be written: %s", error)
             return False
@@ -202,8 +201,8 @@ class _RemoteSenders:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def exchange(self, leases: list[Lease], wait_s: float) -> list[Outcome]:
-        outcomes: list[Outcome] = await _answer(self._actor.exchange.remote(leases, wait_s))
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
+        outcomes: list[Outcome] = await _answer(self._actor.exchange.remote(assignments, wait_s))
         return outcomes
 
     async def close(self) -> None:

@@ -27,7 +27,7 @@ from tailor_ray.teacher.client import TeacherRequest, cap_of
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import access_error, quota_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, Usage, check_status
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,14 @@
 """The pool's decisions, without its network: which request is sent next, by whom, when, and what follows from its end.
 
-In: requests, rooms of actors, outcomes, deaths. Out: leases to send, and settled requests with their ledger rows.
-What always holds: a request is with at most one actor; before a lease goes out its limiter granted it, the budget
-reserved its worst case, and its row is staged as pending; every request given in comes out settled once, or the pool
-stops with an error that says why. What ended without a verdict (an outage, a used-up quota, a key that is refused)
-never comes out as one: it is sent again, comes out `undecided` where it failed too often while others were answered,
-or stays for the next driver. The caller commits the ledger before it acts on what comes out, and tells the time.
+In: requests, rooms of actors, outcomes, deaths. Out: assignments to send, and settled requests with their ledger rows.
+
+- A request is with at most one actor.
+- Before an assignment goes out its limiter granted it, the budget reserved its worst case, and its row is pending.
+- Every request given in comes out settled once, or the pool stops with an error that says why.
+- What ended without a verdict (an outage, a used-up quota, a refused key) never comes out as one. It is sent again, or
+  stays for the next driver. It comes out `undecided` where it failed too often while others were answered.
+
+The caller commits the ledger before it acts on what comes out, and tells the time.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from tailor_ray.teacher.budget import Budget, Spend, WorstCase, outcome_usd
 from tailor_ray.teacher.client import TeacherRequest
 from tailor_ray.teacher.errors import access_error, clock_time, denied_error, outage_error, quota_error, refusal_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import JournalEntries, LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.limits import WINDOW_S, Grant, Health, RateLimiter
-from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, codes
+from tailor_ray.teacher.outcomes import NO_VERDICT, Category, JournalEntries, Outcome, codes
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +38,12 @@ BACKOFF_MAX_S = 30.0
 LONG_PAUSE_S = 60.0  # from which a pause is told
 DENIALS = 3  # in a row before an endpoint is taken to refuse us, and not one request
 REFUSALS = 16  # in a row after replies: where every second request is refused for itself, once in 65,000
+PASSING = codes(Category.RETRYABLE)  # what another attempt may not meet
 REFUSED = codes(Category.BAD_REQUEST) | {"http_403"}  # a request, and by a 403 perhaps us
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Assignment:
     """One attempt that an actor is to make, `delay` seconds from when it was given. `attempt` is its row's number."""
 
     key: str
@@ -130,7 +134,7 @@ class Dispatcher:
                 self._enqueue(request, row)
         return settled
 
-    def lease(self, actor: str, model: str, room: int, now: float) -> list[Lease]:
+    def assign(self, actor: str, model: str, room: int, now: float) -> list[Assignment]:
         """At most `room` attempts at the `model`'s requests for this actor to make, the most valuable first.
 
         Their rows are staged as pending, and their worst case is reserved. Sets `stop` when the budget allows none any
@@ -140,8 +144,8 @@ class Dispatcher:
         while lane.delayed and lane.delayed[0][0] <= now:
             _, order, key = heapq.heappop(lane.delayed)
             heapq.heappush(lane.ready, (self._open[key].request.priority, order, key))
-        leases: list[Lease] = []
-        while lane.ready and len(leases) < room and self.stop is None:
+        assignments: list[Assignment] = []
+        while lane.ready and len(assignments) < room and self.stop is None:
             item = self._open[lane.ready[0][2]]
             item.worst = lane.worst.of(item.request.prompt_tokens, item.request.max_tokens)
             if not lane.health.allows(lane.limiter.in_flight, now) or not self._affordable(item, lane):
@@ -150,25 +154,25 @@ class Dispatcher:
             if grant is None:
                 break
             heapq.heappop(lane.ready)
-            leases.append(self._give(item, lane, grant, actor, now))
-        self._ledger.stage(self._open[lease.key].row for lease in leases)
-        return leases
+            assignments.append(self._give(item, lane, grant, actor, now))
+        self._ledger.stage(self._open[assignment.key].row for assignment in assignments)
+        return assignments
 
     def settle(self, outcomes: Iterable[Outcome], now: float) -> list[Settled]:
         """Take in how attempts ended; returns the requests that are settled by it.
 
-        Outcomes of leases that were given up are left out. Sets `stop` where an outcome ends the run.
+        Outcomes of assignments that were given up are left out. Sets `stop` where an outcome ends the run.
         """
         settled: list[Settled] = []
         for outcome in outcomes:
             item = self._open.get(outcome.key)
             if item is None or item.grant is None:
-                continue  # an actor given up for dead was only slow: its lease was already counted as lost
+                continue  # an actor given up for dead was only slow: its assignment was already counted as lost
             settled += self._end_attempt(item, outcome, now)
         return settled
 
     def actor_died(self, actor: str, journaled: JournalEntries, now: float) -> list[Settled]:
-        """Give a dead actor's leases back, save for what it `journaled`; what the others may have cost is counted."""
+        """Give back a dead actor's assignments that it has not `journaled`; what they may have cost is counted."""
         outcomes = []
         for key in self._held[actor]:
             outcome, _ = journaled.get((key, self._open[key].row.attempts), (None, 0.0))
@@ -189,12 +193,12 @@ class Dispatcher:
         return bool(self._held[actor])
 
     @property
-    def leased_count(self) -> int:
+    def assigned_count(self) -> int:
         return sum(len(keys) for keys in self._held.values())
 
     def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
         lane = self._lanes[request.model]
-        gave_up = row is not None and row.attempts >= self._config.max_attempts and row.may_pass
+        gave_up = row is not None and row.attempts >= self._config.max_attempts and row.outcome in PASSING
         refused = row is not None and row.outcome in REFUSED
         row = replace(row or LedgerRow.of(request), key=request.key, round=request.round, request=request.body)
         self._open[request.key] = _Open(request, row, gave_up, refused)
@@ -203,13 +207,13 @@ class Dispatcher:
 
     def _affordable(self, item: _Open, lane: _Lane) -> bool:
         """Whether the budget allows one more attempt; if it never will, since nothing is in flight, stop."""
-        alone = self.leased_count == 0
+        alone = self.assigned_count == 0
         cap = self.budget.binding(item.worst, 1.0 if alone else lane.worst.slack)
         if cap is not None and alone:
             self.stop = Stopped(self.budget.exhausted_message(cap, item.worst))
         return cap is None
 
-    def _give(self, item: _Open, lane: _Lane, grant: Grant, actor: str, now: float) -> Lease:
+    def _give(self, item: _Open, lane: _Lane, grant: Grant, actor: str, now: float) -> Assignment:
         self.budget.reserve(item.worst)
         item.grant, item.actor = grant, actor
         item.first = lane.health.clock(now) if item.first is None else item.first
@@ -218,7 +222,7 @@ class Dispatcher:
         self._held[actor].add(item.request.key)
         request = item.request
         delay = max(grant.at - now, 0.0)
-        return Lease(request.key, request.model, request.body, delay, item.row.attempts, request.sent_as)
+        return Assignment(request.key, request.model, request.body, delay, item.row.attempts, request.sent_as)
 
     def _end_attempt(self, item: _Open, outcome: Outcome, now: float) -> list[Settled]:
         """Settle money, limits and row; returns the request, if it is settled, and others that are by its end."""

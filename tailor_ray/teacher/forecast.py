@@ -18,7 +18,7 @@ from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.records import AnswerKind, Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import cost_usd, price_of
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.outcomes import Usage
 
 CHARACTERS_A_TOKEN = 4.0

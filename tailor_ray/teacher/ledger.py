@@ -29,18 +29,18 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.client import TeacherRequest
-from tailor_ray.teacher.ledger_files import ROWS_PER_FILE, LedgerFiles
-from tailor_ray.teacher.ledger_row import (
+from tailor_ray.teacher.ledger_rows import (
+    ANSWERED,
     COLUMNS,
     CUT,
     FINAL,
-    JournalEntries,
+    ROWS_PER_FILE,
+    LedgerFiles,
     LedgerRow,
     Values,
     is_whole,
-    read_journals,
-    standing_in_sql,
-)
+)  # fmt: skip
+from tailor_ray.teacher.outcomes import JournalEntries, read_journals
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,21 @@ FLUSH_S = 0.5
 _NAMES = ", ".join(COLUMNS)
 _INSERT = f"INSERT INTO ledger ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _REPLACE = f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS if name != 'key')}"
-_IF_FURTHER = f"{_REPLACE} WHERE {standing_in_sql('excluded')} > {standing_in_sql('ledger')}"
 _KEY, _OUTCOME, _HASH = (list(COLUMNS).index(name) for name in ("key", "outcome", "row_hash"))
 SAMPLE = 20_000  # rows that a forecast learns from
 WAL_PAGES = 10_000  # 40 MiB between checkpoints: by SQLite's own 1,000 nearly every commit would make one
 CACHE_KIB = 32 * 1024
+
+
+def _standing(table: str) -> str:
+    """`LedgerRow.standing` as a row value of SQLite."""
+    outcome = f"{table}.outcome"
+    final, answered = (f"{outcome} IN ({','.join(map(repr, sorted(codes)))})" for codes in (FINAL, ANSWERED))
+    ended = f"({outcome} != 'pending') + ({outcome} NOT IN ('pending', 'lost'))"
+    return f"(({final}) + ({answered}), {table}.attempts, {ended}, {table}.settled)"
+
+
+_IF_FURTHER = f"{_REPLACE} WHERE {_standing('excluded')} > {_standing('ledger')}"
 
 
 class Ledger:

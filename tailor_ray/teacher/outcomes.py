@@ -1,16 +1,22 @@
 """How one call to a teacher ended: the error table, and the checks that a reply must pass.
 
 In: an HTTP status with its body, or the exception instead of one. Out: an Outcome. Every code that can end a call
-stands in TABLE with what follows from it; nowhere else is it decided what is retried. Servers put errors under many
-names, also into a 200: the words are read by `errors`, and an error means the same wherever it stands.
+stands in TABLE with what follows from it. Nowhere else is it decided what is retried. Servers put errors under many
+names, also into a 200. Their words are read by `errors`, and an error means the same wherever it stands.
+
+An actor writes outcomes into its journal, on the disk of the driver's node, before their slots are free for others. So
+a kill of actor or driver loses no reply that came: whoever goes on reads the journals and settles what is pending.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from tailor_ray.teacher.errors import error_code, error_object, finish_kind, has_error, retry_hint
@@ -281,3 +287,48 @@ def _cost(usage: dict[str, Any]) -> float | None:
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
     return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
+
+
+JournalEntries = dict[tuple[str, int], tuple[Outcome, float]]  # by key and number of the attempt: its end, and dollars
+
+
+class Journal:
+    """One actor's outcomes until they are committed. `stem` is the path of its two files, without their endings.
+
+    The files take turns: the driver has committed one hand-over when it asks for the next, and what ends in between
+    must stay. They are written without fsync. They outlive processes; what a power cut takes counts as in flight.
+    """
+
+    def __init__(self, stem: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        self._files = [os.open(f"{stem}.{turn}.jsonl", flags, 0o600) for turn in (0, 1)]
+        self._turn = 0
+
+    def write(self, attempt: int, outcome: Outcome, cost: float) -> None:
+        """Append how this attempt (the row's number) ended, and its dollars. Raises OSError when the disk refuses."""
+        line = {"attempt": attempt, "cost": cost, **asdict(outcome)}
+        os.write(self._files[self._turn], json.dumps(line).encode() + b"\n")
+
+    def hand_over(self) -> None:
+        """All written so far is on its way to the driver."""
+        self._turn = 1 - self._turn
+
+    def committed(self) -> None:
+        """What was handed over last is in the ledger."""
+        os.ftruncate(self._files[1 - self._turn], 0)
+
+
+def read_journals(paths: Iterable[Path]) -> JournalEntries:
+    """What these files say; a last line that a kill cut short does not count."""
+    journaled: JournalEntries = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            attempt, cost = said.pop("attempt"), said.pop("cost")
+            usage = said.pop("usage")
+            outcome = Outcome(**said, usage=usage and Usage(**usage))
+            journaled[outcome.key, attempt] = outcome, cost
+    return journaled

@@ -1,12 +1,12 @@
 """`TeacherPool`: requests in, settled requests out, through senders: Ray actors, or one in this process.
 
-One thread of the driver runs an event loop that owns intake, dispatch and settlement; each sender has a loop of its own
-in it: settle the last outcomes, lease, commit both, hand on what is settled, exchange the leases for outcomes. So a
-reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times, and its leases go
-to whoever asks next.
+One thread of the driver runs an event loop that owns intake, dispatch and settlement. Each sender has a loop of its own
+in it. It settles the last outcomes, assigns, commits both, hands on what is settled, and exchanges the assignments for
+outcomes. So a reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times. Its
+assignments go to whoever asks next.
 
 `check_access` asks each teacher for a lesson before the first exam is spent. The request is the first that round 1 will
-make, with all its parameters, and its reply stays in the ledger: so it is paid for once, and a run that goes on asks
+make, with all its parameters, and its reply stays in the ledger. So it is paid for once, and a run that goes on asks
 nothing. What an endpoint says of its models is a hint in an error, no more: many refuse that and answer lessons.
 """
 
@@ -29,7 +29,7 @@ from tailor_ray.teacher.actor import Senders, SendersLost, StartSenders, start_a
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.budget import Budget, Spend, check_prices
 from tailor_ray.teacher.client import Sender, TeacherRequest, send_once
-from tailor_ray.teacher.dispatch import Dispatcher, Lease, Settled
+from tailor_ray.teacher.dispatch import Assignment, Dispatcher, Settled
 from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome, codes
@@ -93,7 +93,7 @@ class TeacherPool:
         return self._budget.lasts(round_total)
 
     def close(self) -> None:
-        """Stop leasing, wait for what is in flight, end the actors."""
+        """Assign nothing more, wait for what is in flight, end the actors."""
         self._closing = True
         self._thread.join()
 
@@ -111,7 +111,7 @@ class TeacherPool:
                 group.create_task(self._serve(f"teacher-{number}", share))
                 for number, share in enumerate(split_shares(self._config))
             ]
-            while not (self._ends and self._dispatcher.leased_count == 0):
+            while not (self._ends and self._dispatcher.assigned_count == 0):
                 self._take_inbox()
                 await asyncio.sleep(IDLE_S)
             for loop in loops:
@@ -143,12 +143,12 @@ class TeacherPool:
     async def _exchange(
         self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
     ) -> list[Outcome]:
-        leases = [] if self._ends or self._held else self._lease(name, share)
+        assignments = [] if self._ends or self._held else self._assign(name, share)
         await self._hand_on(settled)
-        if not leases and not self._dispatcher.holds(name):
+        if not assignments and not self._dispatcher.holds(name):
             await asyncio.sleep(IDLE_S)
             return []
-        return await senders.exchange(leases, WAIT_S)
+        return await senders.exchange(assignments, WAIT_S)
 
     @property
     def _ends(self) -> bool:
@@ -163,16 +163,16 @@ class TeacherPool:
             self._export(known)
             self._on_settled(known)
 
-    def _lease(self, name: str, share: dict[str, int]) -> list[Lease]:
+    def _assign(self, name: str, share: dict[str, int]) -> list[Assignment]:
         self._take_inbox()
         now = time.monotonic()
-        leases = []
+        assignments = []
         for model, at_once in share.items():
-            leases += self._dispatcher.lease(name, model, self._dispatcher.room(name, model, at_once), now)
-        return leases
+            assignments += self._dispatcher.assign(name, model, self._dispatcher.room(name, model, at_once), now)
+        return assignments
 
     async def _hand_on(self, settled: list[Settled]) -> None:
-        """Commit all that was decided, leases too, then tell of what is settled."""
+        """Commit all that was decided, assignments too, then tell of what is settled."""
         await self._commit()
         self._export(settled)
         if settled:
@@ -188,7 +188,7 @@ class TeacherPool:
             metrics.observe("teacher_latency_seconds", one.row.seconds, outcome=one.row.outcome)
             metrics.count("teacher_tokens", one.row.input_tokens, direction="input")
             metrics.count("teacher_tokens", one.row.output_tokens, direction="output")
-        metrics.gauge("teacher_in_flight", self._dispatcher.leased_count)
+        metrics.gauge("teacher_in_flight", self._dispatcher.assigned_count)
         metrics.gauge("teacher_spent_usd", self._budget.run_spent.usd)
         if self._config.budget_usd is not None:
             metrics.gauge("teacher_left_usd", self._config.budget_usd - self._budget.run_spent.usd)
@@ -286,7 +286,8 @@ def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfi
         raise event
     (settled,) = event
     if settled.undecided:
-        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {settled.row.words}")
+        said = f"{settled.row.outcome}: {settled.row.detail}"
+        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {said}")
     return settled
 
 

@@ -231,9 +231,8 @@ class _Stage:
         state = self._state
         while not state.ended or len(state.done) < state.parts:
             if state.ended and len(state.done) + state.stuck == state.parts:
-                raise undecided_error(
-                    [one.row.words for one in state.undecided.values()], self._job.config.max_attempts
-                )
+                words = [f"{one.row.outcome}: {one.row.detail}" for one in state.undecided.values()]
+                raise undecided_error(words, self._job.config.max_attempts)
             event = self._intake.take()
             if isinstance(event, Part):
                 self._take_shard(self._job.read(event))

@@ -14,7 +14,7 @@ from tailor_ray.config.teacher import MockConfig, PriceConfig
 from tailor_ray.demo.mock_server import MockOptions, MockProcess
 from tailor_ray.errors import StageError, Stopped, TeacherAccessError
 from tailor_ray.records import Verdict
-from tailor_ray.teacher.ledger_files import decode, encode, table_of
+from tailor_ray.teacher.ledger_rows import decode, encode, table_of
 from tailor_ray.teacher.parts import OPEN_PARTS
 from tailor_ray.teacher.teach import Shard
 from tests.integration.teaching import (

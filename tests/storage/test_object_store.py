@@ -22,7 +22,7 @@ from tailor_ray.storage import (
     stage_parts,
 )
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles
+from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tests.integration.engines import make_student, ref
 from tests.storage.s3 import s3_server
 from tests.teacher.test_ledger import row, wait_for

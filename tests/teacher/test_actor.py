@@ -17,10 +17,9 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.actor import TeacherActor, _open_journal
 from tailor_ray.teacher.budget import Spend
-from tailor_ray.teacher.dispatch import Lease
+from tailor_ray.teacher.dispatch import Assignment
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_row import Journal, read_journals
-from tailor_ray.teacher.outcomes import Outcome, Usage
+from tailor_ray.teacher.outcomes import Journal, Outcome, Usage, read_journals
 from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row
@@ -77,7 +76,7 @@ def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_
     ledger = Ledger(store)
     subject = make(ledger, price=PriceConfig(input=1.0, output=1.0))
     subject.submit([request(number=n) for n in range(3)])
-    first, second, third = subject.lease("a", MODEL, 3, 0.0)
+    first, second, third = subject.assign("a", MODEL, 3, 0.0)
     journaled = {
         (first.key, 1): (answer(first.key, usage=Usage(10, 0, 5)), 0.0),
         (second.key, 0): (answer(second.key), 0.0),  # of an attempt before this one
@@ -85,7 +84,7 @@ def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_
     (settled,) = subject.actor_died("a", journaled, 1.0)
     assert (settled.row.key, settled.row.outcome, settled.row.lost_tokens) == (first.key, "answered", 0)
     assert settled.row.cost_usd == pytest.approx(15e-6)
-    assert {lease.key for lease in subject.lease("b", MODEL, 3, 5.0)} == {second.key, third.key}
+    assert {assignment.key for assignment in subject.assign("b", MODEL, 3, 5.0)} == {second.key, third.key}
     ledger.close()
 
 
@@ -97,7 +96,7 @@ def test_a_killed_driver_finds_what_its_actors_heard(store):
         import os, signal
         from dataclasses import replace
         from tailor_ray.storage import Store
-        from tailor_ray.teacher.ledger_row import Journal
+        from tailor_ray.teacher.outcomes import Journal
         from tailor_ray.teacher.ledger import Ledger
         from tests.teacher.test_actor import ENTRY
         from tests.teacher.test_ledger import row
@@ -128,7 +127,7 @@ def test_a_full_disk_costs_no_reply(stem, caplog):
     actor = TeacherActor([EndpointConfig()], {EndpointConfig().model: 1})
     actor._journal = Journal(stem)
     actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
-    assert not actor._write_down(Lease("k", EndpointConfig().model, "{}", 0.0, 1), ENTRY)
+    assert not actor._write_down(Assignment("k", EndpointConfig().model, "{}", 0.0, 1), ENTRY)
     assert "cannot be written: [Errno 28]" in caplog.text
 
 
@@ -141,13 +140,13 @@ async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driv
     actor = TeacherActor([endpoint], {endpoint.model: 2})
     await actor.ready()
     actor._journal = Journal(stem) if kept else None
-    leases = [Lease(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(6)]
-    came = await actor.exchange(leases, 5.0)
+    assignments = [Assignment(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(6)]
+    came = await actor.exchange(assignments, 5.0)
     await asyncio.sleep(0.3)
     assert sum(answered(log).values()) == (6 if kept else 2)
     while len(came) < 6:
         came += await actor.exchange([], 5.0)
-    assert {outcome.key for outcome in came} == {lease.key for lease in leases}
+    assert {outcome.key for outcome in came} == {assignment.key for assignment in assignments}
     assert {outcome.code for outcome in came} == {"answered"}
     await actor._senders[endpoint.model].close()
     await runner.cleanup()

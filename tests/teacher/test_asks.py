@@ -9,7 +9,7 @@ from tailor_ray.errors import ConfigError
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.teacher.asks import Asker
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerRow
 from tailor_ray.teacher.parts import lesson_rows, part_metrics, request_rows
 from tests.teacher.helpers import QUESTION, mistake, reply
 

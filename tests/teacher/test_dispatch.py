@@ -34,22 +34,31 @@ def test_the_most_valuable_questions_go_first(ledger):
     subject = make(ledger)
     order = [(-0.5, 0, "b"), (-1.0, 1, "c"), (-1.0, 0, "d"), (0.0, 0, "a")]
     subject.submit([request(number=n, priority=p) for n, p in enumerate(order)])
-    leases = subject.lease("a", MODEL, 10, 0.0)
-    sent = [order[int(row.question_id[1:])] for lease in leases for row in [ledger.get([lease.key])[lease.key]]]
+    assignments = subject.assign("a", MODEL, 10, 0.0)
+    sent = [
+        order[int(row.question_id[1:])]
+        for assignment in assignments
+        for row in [ledger.get([assignment.key])[assignment.key]]
+    ]
     assert sent == sorted(order)
 
 
-def test_a_lease_is_pending_in_the_ledger_before_it_goes_out(ledger):
+def test_a_assignment_is_pending_in_the_ledger_before_it_goes_out(ledger):
     subject = make(ledger, price=PriceConfig(input=1.0, output=2.0))
     wanted = request()
     subject.submit([wanted])
-    (lease,) = subject.lease("a", MODEL, 1, 0.0)
+    (assignment,) = subject.assign("a", MODEL, 1, 0.0)
     ledger.commit()
     (row,) = ledger.rows()
-    assert (row.key, row.outcome, row.attempts, row.pending_tokens) == (lease.key, "pending", 1, wanted.worst_tokens)
+    assert (row.key, row.outcome, row.attempts, row.pending_tokens) == (
+        assignment.key,
+        "pending",
+        1,
+        wanted.worst_tokens,
+    )
     assert row.pending_usd == pytest.approx((wanted.prompt_tokens + 2 * wanted.max_tokens) / 1e6)
-    assert subject.lease("b", MODEL, 1, 0.0) == []
-    (settled,) = subject.settle([answer(lease.key)], 1.0)
+    assert subject.assign("b", MODEL, 1, 0.0) == []
+    (settled,) = subject.settle([answer(assignment.key)], 1.0)
     ledger.commit()
     assert ledger.rows() == [settled.row.sealed()]
     assert settled.row.cost_usd == pytest.approx((10 + 2 * 5) / 1e6)
@@ -59,8 +68,8 @@ def test_a_lease_is_pending_in_the_ledger_before_it_goes_out(ledger):
 def test_the_ledger_answers_what_it_knows(ledger):
     subject = make(ledger)
     subject.submit([request()])
-    (lease,) = subject.lease("a", MODEL, 1, 0.0)
-    subject.settle([answer(lease.key)], 1.0)
+    (assignment,) = subject.assign("a", MODEL, 1, 0.0)
+    subject.settle([answer(assignment.key)], 1.0)
     ledger.commit()
     (known,) = make(ledger).submit([request()])
     assert known.from_ledger
@@ -72,9 +81,13 @@ def fail_at(subject, poison, healthy, code="http_5xx"):
     subject.submit([poison, *healthy])
     now, tries, ended = 0.0, 0, None
     while ended is None:
-        for lease in subject.lease("a", MODEL, 2, now):
-            tries += lease.key == poison.key
-            outcome = answer(lease.key, code, detail="HTTP 500") if lease.key == poison.key else answer(lease.key)
+        for assignment in subject.assign("a", MODEL, 2, now):
+            tries += assignment.key == poison.key
+            outcome = (
+                answer(assignment.key, code, detail="HTTP 500")
+                if assignment.key == poison.key
+                else answer(assignment.key)
+            )
             ended = next((one for one in subject.settle([outcome], now) if one.request == poison), ended)
         now += 1.0
     ledger = subject._ledger
@@ -98,9 +111,9 @@ def test_retries_are_bounded_by_time(ledger):
     subject.submit([request(), *(request(number=n) for n in range(1, 200))])
     now, ended = 0.0, []
     while not ended:
-        for lease in subject.lease("a", MODEL, 2, now):
-            poison = lease.key == request().key
-            ended += [one for one in subject.settle([answer(lease.key, "timeout" if poison else "answered")], now)
+        for assignment in subject.assign("a", MODEL, 2, now):
+            poison = assignment.key == request().key
+            ended += [one for one in subject.settle([answer(assignment.key, "timeout" if poison else "answered")], now)
                       if one.undecided]  # fmt: skip
         now += 0.5
     assert ended[0].request == request()
@@ -111,39 +124,39 @@ def test_the_minute_of_an_earlier_round_or_driver_counts(ledger):
     subject, now = make(ledger, requests_per_minute=6), 0.0
     subject.submit([request(number=n) for n in range(6)])
     while subject.open_count:
-        for lease in subject.lease("a", MODEL, 10, now):
-            subject.settle([replace(answer(lease.key), sent=time.time())], now)
+        for assignment in subject.assign("a", MODEL, 10, now):
+            subject.settle([replace(answer(assignment.key), sent=time.time())], now)
         now += 10.0
     ledger.commit()
     later = make(ledger, requests_per_minute=6)  # its clock begins at 0, the ledger knows what was sent just now
     later.submit([request(number=n) for n in range(6, 9)])
-    assert later.lease("a", MODEL, 10, 0.0) == later.lease("a", MODEL, 10, 55.0) == []
-    assert len(later.lease("a", MODEL, 10, 61.0)) == 1
+    assert later.assign("a", MODEL, 10, 0.0) == later.assign("a", MODEL, 10, 55.0) == []
+    assert len(later.assign("a", MODEL, 10, 61.0)) == 1
     other = make(ledger, requests_per_minute=6, model="other")
     assert other.submit([request(config(model="other"))]) == []
-    assert len(other.lease("a", "other", 10, 0.0)) == 1  # another model's minute is its own
+    assert len(other.assign("a", "other", 10, 0.0)) == 1  # another model's minute is its own
 
 
 def test_a_filtered_reply_is_terminal_and_kept(ledger):
     subject = make(ledger)
     subject.submit([request()])
-    (lease,) = subject.lease("a", MODEL, 1, 0.0)
-    (settled,) = subject.settle([answer(lease.key, "content_filter", usage=Usage(10, 0, 0))], 0.1)
+    (assignment,) = subject.assign("a", MODEL, 1, 0.0)
+    (settled,) = subject.settle([answer(assignment.key, "content_filter", usage=Usage(10, 0, 0))], 0.1)
     assert settled.row.is_final
     ledger.commit()
     (known,) = make(ledger).submit([request()])
     assert known.row.outcome == "content_filter"
 
 
-def test_a_dead_actors_leases_go_to_another_and_are_counted_at_their_worst(ledger):
+def test_a_dead_actors_assignments_go_to_another_and_are_counted_at_their_worst(ledger):
     subject = make(ledger, price=PriceConfig(input=1.0, output=1.0))
     wanted = [request(number=n) for n in range(4)]
     subject.submit(wanted)
-    first = subject.lease("a", MODEL, 4, 0.0)
+    first = subject.assign("a", MODEL, 4, 0.0)
     assert subject.actor_died("a", {}, 1.0) == []
-    again = subject.lease("b", MODEL, 4, 5.0)
-    assert {lease.key for lease in again} == {lease.key for lease in first}
-    settled = subject.settle([answer(lease.key) for lease in again], 6.0)
+    again = subject.assign("b", MODEL, 4, 5.0)
+    assert {assignment.key for assignment in again} == {assignment.key for assignment in first}
+    settled = subject.settle([answer(assignment.key) for assignment in again], 6.0)
     assert len(settled) == 4
     assert all(one.row.attempts == 2 for one in settled)
     assert all(one.row.lost_tokens == one.request.worst_tokens for one in settled)
@@ -161,11 +174,11 @@ def test_a_dead_actors_leases_go_to_another_and_are_counted_at_their_worst(ledge
 def test_what_ends_the_run(ledger, code, error, names):
     subject = make(ledger)
     subject.submit([request(number=n) for n in range(3)])
-    leases = subject.lease("a", MODEL, 1, 0.0)
-    subject.settle([answer(leases[0].key, code)], 0.1)
+    assignments = subject.assign("a", MODEL, 1, 0.0)
+    subject.settle([answer(assignments[0].key, code)], 0.1)
     assert isinstance(subject.stop, error)
     assert all(name in str(subject.stop) for name in names)
-    assert subject.lease("a", MODEL, 2, 1.0) == []
+    assert subject.assign("a", MODEL, 2, 1.0) == []
 
 
 class Bank:
@@ -175,22 +188,22 @@ class Bank:
         self.draw, self.price = random.Random(seed), price
         self.usd, self.tokens, self.most = 0.0, 0, 0.0
 
-    def serve(self, lease, wanted):
+    def serve(self, assignment, wanted):
         """One attempt; returns its outcome, or None when the driver dies before it arrives."""
         what = self.draw.choice(["good"] * 6 + ["lost", "refused", "garbled", "length", "killed"])
         if what == "refused":
-            return answer(lease.key, "http_429")
+            return answer(assignment.key, "http_429")
         cached = self.draw.randint(0, 40)
         usage = Usage(self.draw.randint(cached, wanted.prompt_tokens), cached, self.draw.randint(1, wanted.max_tokens))
         self.usd += cost_usd(self.price, usage)
         self.tokens += usage.input + usage.output
         if what == "lost":
-            return answer(lease.key, "timeout")
+            return answer(assignment.key, "timeout")
         if what == "garbled":
-            return answer(lease.key, "malformed_json")
+            return answer(assignment.key, "malformed_json")
         if what == "killed":
             return None
-        return answer(lease.key, "length" if what == "length" else "answered", usage=usage)
+        return answer(assignment.key, "length" if what == "length" else "answered", usage=usage)
 
 
 def spend_all(ledger, wanted, bank, seed, **settings):
@@ -199,9 +212,9 @@ def spend_all(ledger, wanted, bank, seed, **settings):
     subject, now, by_key = make(ledger, max_attempts=50, **settings), 0.0, {one.key: one for one in wanted}
     subject.submit(wanted)
     while subject.open_count and subject.stop is None:
-        leases = subject.lease("a", MODEL, draw.randint(1, 6), now)
+        assignments = subject.assign("a", MODEL, draw.randint(1, 6), now)
         ledger.commit()
-        outcomes = [bank.serve(lease, by_key[lease.key]) for lease in leases]
+        outcomes = [bank.serve(assignment, by_key[assignment.key]) for assignment in assignments]
         if None in outcomes:  # SIGKILL: nothing of this batch arrives; a new driver finds pending rows
             ledger._recover(keep_batches=False)
             subject = make(ledger, max_attempts=50, **settings)
@@ -257,7 +270,7 @@ def test_the_bill_never_exceeds_the_budget_by_a_cent_and_a_raise_goes_on(tmp_pat
 class Liar(Bank):
     """A server that ignores caps, counts less than it bills, or says nothing; what it bills shows in some replies."""
 
-    def serve(self, lease, wanted):
+    def serve(self, assignment, wanted):
         """Bills up to six times the cap; `largest` is the dearest reply in dollars and in tokens."""
         output = self.draw.randint(1, 6 * wanted.max_tokens)
         bill = Usage(self.draw.randint(1, wanted.prompt_tokens), 0, output)
@@ -274,8 +287,8 @@ class Liar(Bank):
             "honest": {"prompt_tokens": float(bill.input), "completion_tokens": float(bill.output)},
         }.get(form)
         if form == "lost":
-            return answer(lease.key, "timeout")
-        return replace(answer(lease.key), text=text[: 4 * bill.output], usage=read_usage(said))
+            return answer(assignment.key, "timeout")
+        return replace(answer(assignment.key), text=text[: 4 * bill.output], usage=read_usage(said))
 
 
 @pytest.mark.parametrize("block", range(3))
@@ -303,12 +316,12 @@ def test_each_budget_stops_cleanly_and_names_its_setting(ledger, setting):
         ledger, price=PriceConfig(input=1, output=1), **{setting: int(limit) if "tokens" in setting else limit}
     )
     subject.submit(wanted)
-    leases = subject.lease("a", MODEL, 10, 0.0)
-    assert len(leases) == 1  # a server that was never heard of may ignore the cap: more is left free
+    assignments = subject.assign("a", MODEL, 10, 0.0)
+    assert len(assignments) == 1  # a server that was never heard of may ignore the cap: more is left free
     assert subject.stop is None  # waits for what is in flight, which may give some back
     for now in (1.0, 2.0):
-        subject.settle([answer(lease.key, usage=Usage(worst - 1, 0, 1)) for lease in leases], now)
-        leases = subject.lease("a", MODEL, 10, now)
+        subject.settle([answer(assignment.key, usage=Usage(worst - 1, 0, 1)) for assignment in assignments], now)
+        assignments = subject.assign("a", MODEL, 10, now)
     assert f"teacher.{setting}" in str(subject.stop)
 
 
@@ -336,7 +349,7 @@ def test_reservations_given_back_are_spent_again(ledger):
     subject.submit(wanted)
     now = 0.0
     while subject.open_count and subject.stop is None:
-        subject.settle([answer(lease.key) for lease in subject.lease("a", MODEL, 10, now)], now)
+        subject.settle([answer(assignment.key) for assignment in subject.assign("a", MODEL, 10, now)], now)
         now += 1.0
     assert subject.budget.run_spent == Spend(0.0, 30 * 15)
     assert subject.stop is None

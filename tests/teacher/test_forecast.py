@@ -14,7 +14,7 @@ from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of
 from tailor_ray.teacher.client import make_request
 from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles
+from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tailor_ray.teacher.outcomes import Usage
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row

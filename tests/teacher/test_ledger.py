@@ -22,8 +22,7 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles, decode, encode, table_of
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerFiles, LedgerRow, decode, encode, table_of
 
 ROW = LedgerRow("", "answered", "m", "q", 1, '{"a":1}', "reply é\u0000 <b>", "stop", sent=1.0, settled=2.0, attempts=1)
 
@@ -225,7 +224,7 @@ def test_rows_reach_storage_while_files_are_merged(store, monkeypatch):
                 assert go_on.wait(30)
             return super().read_bytes(name)
 
-    monkeypatch.setattr("tailor_ray.teacher.ledger_files.SEGMENTS_PER_MERGE", 2)
+    monkeypatch.setattr("tailor_ray.teacher.ledger_rows.SEGMENTS_PER_MERGE", 2)
     ledger = Ledger(Slow.open(store.uri))
     for number in (1, 2):
         ledger.stage([row(number)])

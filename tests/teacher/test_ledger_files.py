@@ -6,7 +6,7 @@ import pytest
 from tailor_ray.ops.ledger import newest_rows
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_files import LedgerFiles
+from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tests.teacher.test_ledger import row, write
 
 
@@ -30,7 +30,7 @@ WANTED = [(n, 2 if n % 3 == 0 or n >= 30 else 1) for n in range(40)]
 
 def prepare(store, monkeypatch):
     """Three merged files of 10 rows, and segments with newer rows of some of them and with rows of their own."""
-    monkeypatch.setattr("tailor_ray.teacher.ledger_files.ROWS_PER_FILE", 10)
+    monkeypatch.setattr("tailor_ray.teacher.ledger_rows.ROWS_PER_FILE", 10)
     files = LedgerFiles(store)
     files.write_segment(sealed(range(30), outcome="timeout", reply=None))
     files.compact()
@@ -69,7 +69,7 @@ def test_a_merge_that_is_killed_leaves_no_row_twice_and_loses_none(store, monkey
 
 
 def test_many_segments_are_merged_some_at_a_time(store, monkeypatch):
-    monkeypatch.setattr("tailor_ray.teacher.ledger_files.ROWS_PER_MERGE", 20)
+    monkeypatch.setattr("tailor_ray.teacher.ledger_rows.ROWS_PER_MERGE", 20)
     files, most = LedgerFiles(store), []
     merge = LedgerFiles._merge
     monkeypatch.setattr(LedgerFiles, "_merge", lambda self, names: (most.append(len(names)), merge(self, names)))

@@ -33,14 +33,14 @@ class Played:
                 _, _, outcome = heapq.heappop(flying)
                 self.settled += self.subject.settle([outcome], now)
             room = 64 - len(flying)
-            for lease in self.subject.lease("a", MODEL, room, now) if room > 0 else []:
-                code, seconds, more = self.serve(len(self.calls), lease.key, now)
-                self.calls.append((now, lease.key, code))
+            for assignment in self.subject.assign("a", MODEL, room, now) if room > 0 else []:
+                code, seconds, more = self.serve(len(self.calls), assignment.key, now)
+                self.calls.append((now, assignment.key, code))
                 usage = Usage(30, 0, 5) if code == "answered" else None
                 outcome = Outcome(
-                    code, f"it said {code}", "text" if usage else None, "stop", usage, key=lease.key, **more
+                    code, f"it said {code}", "text" if usage else None, "stop", usage, key=assignment.key, **more
                 )
-                heapq.heappush(flying, (now + lease.delay + seconds, next(order), outcome))
+                heapq.heappush(flying, (now + assignment.delay + seconds, next(order), outcome))
             now = min([now + 0.5, *(at for at, _, _ in flying[:1])])
         self.ledger.commit()
         return self

@@ -29,9 +29,9 @@ async def ask_all(url, ledger, count):
     subject.submit([request(number=number) for number in range(count)])
     settled = []
     while subject.open_count:
-        leases = subject.lease("a", MODEL, subject.room("a", MODEL, 32), time.monotonic())
+        assignments = subject.assign("a", MODEL, subject.room("a", MODEL, 32), time.monotonic())
         await asyncio.to_thread(ledger.commit)
-        settled += subject.settle(await actor.exchange(leases, 0.1), time.monotonic())
+        settled += subject.settle(await actor.exchange(assignments, 0.1), time.monotonic())
     assert subject.stop is None
     await actor._senders[MODEL].close()
     return settled, subject.budget

@@ -11,8 +11,7 @@ from tailor_ray.records import Lesson, from_table
 from tailor_ray.storage import PartsDigest, Store, committed_parts, read_part
 from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.dispatch import Settled
-from tailor_ray.teacher.ledger_files import LedgerFiles
-from tailor_ray.teacher.ledger_row import LedgerRow
+from tailor_ray.teacher.ledger_rows import LedgerFiles, LedgerRow
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
