@@ -117,9 +117,7 @@ def test_files_and_functions_are_short(path):  # that they are typed is ruff's t
 
 
 ROOMS = sorted({room_of(path) for path in FILES} - {"__init__", "__main__"})
-# Names that still stand for two things, and what rooms do not keep to yet. Both may only shrink: an entry that is no
-# longer needed fails the test until it is deleted.
-NAMES_TWICE = set()
+# What rooms do not keep to yet. It may only shrink: an entry that is no longer needed fails the test until it is deleted.
 ALL = {"multiline", "naming", "sentences", "used once"}
 NOT_YET = {
     "answers": {"used once"},
@@ -142,9 +140,7 @@ LEAST = 10  # functions or sentences; of fewer a share says nothing
 
 def test_no_class_name_stands_for_two_things():
     classes, _ = house_figures.names_in_several_files(ROOT)
-    new, gone = classes.keys() - NAMES_TWICE, NAMES_TWICE - classes.keys()
-    assert not new, f"rename one of {[(name, classes[name]) for name in sorted(new)]}"
-    assert not gone, f"delete {sorted(gone)} from NAMES_TWICE"
+    assert not classes, f"rename one of {classes}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

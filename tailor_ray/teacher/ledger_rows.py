@@ -177,7 +177,6 @@ def is_whole(values: Values) -> bool:
 
 _SQL = {"str": "TEXT NOT NULL", "str | None": "TEXT", "int": "INTEGER NOT NULL", "float": "REAL NOT NULL"}
 _ARROW = {"str": pa.string(), "str | None": pa.string(), "int": pa.int64(), "float": pa.float64()}
-
 COLUMNS: dict[str, str] = {field.name: _SQL[str(field.type)] for field in fields(LedgerRow)}
 SCHEMA = pa.schema([pa.field(field.name, _ARROW[str(field.type)]) for field in fields(LedgerRow)])
 _GET = attrgetter(*COLUMNS)
