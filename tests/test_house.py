@@ -117,7 +117,7 @@ def test_files_and_functions_are_short(path):  # that they are typed is ruff's t
 
 
 ROOMS = sorted({room_of(path) for path in FILES} - {"__init__", "__main__"})
-# What rooms do not keep to yet. It may only shrink: an entry that is no longer needed fails the test until it is deleted.
+# What rooms do not keep to yet. It may only shrink: an entry that is no longer needed fails the test.
 ALL = {"multiline", "naming", "sentences", "used once"}
 NOT_YET = {
     "answers": {"used once"},

@@ -245,7 +245,7 @@ def teacher(config: RunConfig) -> Iterator[Line]:
     from tailor_ray.config.teacher import MOCK
     from tailor_ray.models import identify
     from tailor_ray.teacher.budget import check_prices
-    from tailor_ray.teacher.pool import try_lesson
+    from tailor_ray.teacher.preflight import try_lesson
 
     for endpoint in config.teacher.teachers:
         where = endpoint.serve or f"{endpoint.model} at {endpoint.base_url}"

@@ -18,8 +18,8 @@ from tailor_ray.observe.progress import duration
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Store, find_part, read_manifest, read_part
 from tailor_ray.tasks import load_task
-from tailor_ray.teacher.forecast import Amount, Basis, Forecast, forecast
 from tailor_ray.teacher.ledger_rows import LedgerFiles
+from tailor_ray.teacher.preflight import Amount, Basis, Forecast, forecast
 
 SAMPLE = 200  # questions whose length stands for all
 SAMPLED_PARTS = 32  # of an exam, spread over all of it: some 8,000 questions say what share has mistakes

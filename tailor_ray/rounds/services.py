@@ -25,7 +25,7 @@ from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.pool import check_access
+from tailor_ray.teacher.preflight import check_access
 from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
 

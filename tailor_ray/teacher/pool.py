@@ -5,45 +5,233 @@ in it. It settles the last outcomes, assigns, commits both, hands on what is set
 outcomes. So a reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times. Its
 assignments go to whoever asks next.
 
-`check_access` asks each teacher for a lesson before the first exam is spent. The request is the first that round 1 will
-make, with all its parameters, and its reply stays in the ledger. So it is paid for once, and a run that goes on asks
-nothing. What an endpoint says of its models is a hint in an error, no more: many refuse that and answer lessons.
+`TeacherActor` is the Ray actor that sends. It makes the attempts it is given and says how they ended, many at a time,
+so that Ray's cost per request stays small. At most `share` calls an endpoint hold a slot there. Further assignments
+wait for a free one, so that it is not idle until the driver asks again. A slot is free once its outcome is safe: in the
+actor's journal; or, where there is none because the actor is on another node than the driver, once the driver has
+committed it. So a kill of either has asked in vain for at most what held a slot. Once the driver has ended nothing more
+is sent: nobody would write replies down.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import queue
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from tailor_ray.answers import Grader
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
-from tailor_ray.errors import StageError, TailorError, TeacherAccessError
+from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
-from tailor_ray.records import AnswerKind, Question
-from tailor_ray.teacher.actor import Senders, SendersLost, StartSenders, start_actor, start_local
-from tailor_ray.teacher.asks import Asker
-from tailor_ray.teacher.budget import Budget, Spend, check_prices
-from tailor_ray.teacher.client import Sender, TeacherRequest, send_once
+from tailor_ray.teacher.budget import Budget, Spend, outcome_usd
+from tailor_ray.teacher.client import Sender, TeacherRequest, connections_that_fit
 from tailor_ray.teacher.dispatch import Assignment, Dispatcher, Settled
-from tailor_ray.teacher.errors import Outage, access_error
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Outcome, codes
+from tailor_ray.teacher.outcomes import Journal, Outcome
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 20
 WAIT_S = 0.1  # an exchange with nothing to say returns after so long
 IDLE_S = 0.05  # between looks at an empty queue
-TRIES = 3
-PATIENCE_S = 20.0  # with a server that answers nobody
-MODELS_S = 5.0
-FORM_REFUSED = codes(Category.BAD_REQUEST) - {"no_content"}
-EXAMPLE = Question("doctor", "Tom has 3 apples. He buys 4 more. How many apples does Tom have?", "7")
+GATHER_S = 0.02  # after the first outcome, so long for others to come along
+START_S = 120.0  # for a worker process to start and read its keys
+
+
+class Senders(Protocol):
+    """Who makes attempts for a pool, wherever it is."""
+
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
+        """Start these attempts; return what has ended. Raises SendersLost when nobody answers any more."""
+
+    async def close(self) -> None:
+        """End it; calls in flight are broken off."""
+
+
+StartSenders = Callable[[TeacherConfig, Mapping[str, int], str], Awaitable[Senders]]
+
+
+class SendersLost(Exception):
+    """The process or node that was sending is gone."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who assigns attempts to an actor, and where on its node the actor keeps its journal."""
+
+    node: str
+    pid: int
+    journal: str
+
+
+class TeacherActor:
+    """One async client for each endpoint. Methods run in the actor's event loop."""
+
+    def __init__(
+        self, endpoints: Sequence[EndpointConfig], shares: Mapping[str, int], driver: Driver | None = None
+    ) -> None:
+        """`shares` are calls in flight by model; `driver` is who assigns to this actor."""
+        self._endpoints = {endpoint.model: endpoint for endpoint in endpoints}
+        self._shares = dict(shares)
+        self._senders: dict[str, Sender] = {}
+        fit = connections_that_fit(sum(shares.values())) / sum(shares.values())
+        self._slots = {model: asyncio.Semaphore(max(int(share * fit), 1)) for model, share in shares.items()}
+        self._unsafe: list[asyncio.Semaphore] = []  # slots whose outcomes the driver has not been told of …
+        self._told: list[asyncio.Semaphore] = []  # … and those that it is about to commit
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended: list[Outcome] = []
+        self._news = asyncio.Event()
+        self._driver = driver
+        self._orphaned = False
+        self._journal: Journal | None = None
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and log lines call this actor."""
+        return f"TeacherActor({', '.join(self._endpoints)})"
+
+    async def ready(self) -> None:
+        """Returns once the actor is up, with its keys read; raises TeacherAccessError where one is missing."""
+        for model, endpoint in self._endpoints.items():
+            self._senders[model] = Sender(endpoint, self._shares[model])
+        if self._driver is not None and self._driver.node == ray.get_runtime_context().get_node_id():
+            self._journal = _open_journal(self._driver.journal)
+            self._watch(self._driver.pid)
+
+    async def close(self) -> None:
+        """End the clients, in the loop that they are used in."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for sender in self._senders.values():
+            await sender.close()
+
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
+        """Start these attempts; return what has ended, waiting at most `wait_s` for the first.
+
+        The driver has committed what the last call returned.
+        """
+        if self._journal is not None:
+            self._journal.committed()
+        for slot in self._told:
+            slot.release()
+        self._told = []
+        for assignment in assignments:
+            task = asyncio.create_task(self._attempt(assignment))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        try:
+            await asyncio.wait_for(self._news.wait(), wait_s)
+            await asyncio.sleep(GATHER_S)
+        except TimeoutError:
+            pass
+        ended, self._ended = self._ended, []
+        self._told, self._unsafe = self._unsafe, []
+        self._news.clear()
+        if self._journal is not None:
+            self._journal.hand_over()
+        return ended
+
+    async def _attempt(self, assignment: Assignment) -> None:
+        if assignment.delay > 0:
+            await asyncio.sleep(assignment.delay)
+        slot = self._slots[assignment.model]
+        await slot.acquire()
+        if self._orphaned:
+            slot.release()
+            return
+        outcome = await self._senders[assignment.model].attempt(assignment.key, assignment.body, assignment.sent_as)
+        if self._write_down(assignment, outcome):
+            slot.release()
+        else:
+            self._unsafe.append(slot)
+        self._ended.append(outcome)
+        self._news.set()
+
+    def _write_down(self, assignment: Assignment, outcome: Outcome) -> bool:
+        """Whether it is in the journal now."""
+        if self._journal is None:
+            return False
+        try:
+            self._journal.write(assignment.attempt, outcome, outcome_usd(self._endpoints[assignment.model], outcome))
+        except OSError as error:  # the driver hears of the outcome all the same, and has its own disk to complain of
+            log.warning("the journal of a teacher actor cannot be written: %s", error)
+            return False
+        return True
+
+    def _watch(self, driver: int) -> None:
+        """Hear of the driver's end at once; Ray's own notice takes long enough for hundreds of requests."""
+        if not hasattr(os, "pidfd_open"):
+            return
+        loop, handle = asyncio.get_running_loop(), os.pidfd_open(driver)
+
+        def ended() -> None:
+            loop.remove_reader(handle)
+            self._orphaned = True
+
+        loop.add_reader(handle, ended)
+
+
+def _open_journal(stem: str) -> Journal | None:
+    """None where the driver's folder is not there for this process: another user's, or outside its container."""
+    try:
+        return Journal(stem)
+    except OSError as error:
+        log.warning(
+            "a teacher actor keeps no journal, so its calls wait for the driver to write replies down: %s", error
+        )
+        return None
+
+
+async def start_local(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:  # noqa: ARG001
+    """Send from this process and event loop; for few requests, where there is no cluster."""
+    senders = TeacherActor(config.teachers, share)
+    await senders.ready()
+    return senders
+
+
+async def start_actor(config: TeacherConfig, share: Mapping[str, int], journal: str) -> Senders:
+    """A new actor, up and answering. It takes no CPU of the cluster's count: it waits for the network.
+
+    Raises SendersLost when it is not up after START_S: a node that was lost meanwhile may never say so.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": 8, "scheduling_strategy": "SPREAD"}
+    driver = Driver(ray.get_runtime_context().get_node_id(), os.getpid(), journal)
+    actor: Any = ray.remote(TeacherActor).options(**options).remote(config.teachers, share, driver)
+    await _answer(asyncio.wait_for(actor.ready.remote(), START_S))
+    return _RemoteSenders(actor)
+
+
+class _RemoteSenders:
+    """An actor's handle as Senders."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def exchange(self, assignments: list[Assignment], wait_s: float) -> list[Outcome]:
+        return list(await _answer(self._actor.exchange.remote(assignments, wait_s)))
+
+    async def close(self) -> None:
+        ray.kill(self._actor)
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    """What an actor's method returns or raises; SendersLost where the actor is gone."""
+    try:
+        return await call
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayActorError as error:
+        raise SendersLost(str(error)) from error
+    except TimeoutError as error:
+        raise SendersLost(f"it was not up after {START_S:.0f} s") from error
 
 
 class TeacherPool:
@@ -70,8 +258,7 @@ class TeacherPool:
         self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
         self._inbox: list[TeacherRequest] = []
         self._inbox_lock = threading.Lock()
-        self._held = False
-        self._closing = False
+        self._held = self._closing = False
         self._deaths = 0
         self._thread = threading.Thread(target=self._run, name="teacher-pool", daemon=True)
         self._thread.start()
@@ -101,7 +288,10 @@ class TeacherPool:
         try:
             asyncio.run(self._serve_all())
         except (TailorError, ExceptionGroup) as error:  # the stage raises it, for nobody waits on this thread
-            self._on_error(_first(error))
+            first: BaseException = error
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            self._on_error(first)
 
     async def _serve_all(self) -> None:
         """Take in requests and watch over the actors' loops until all is done that was begun."""
@@ -130,7 +320,11 @@ class TeacherPool:
                     outcomes = await self._exchange(senders, name, share, settled)
                 except SendersLost as error:
                     senders = None
-                    self._count_death(name, error)
+                    self._deaths += 1
+                    log.warning("%s is lost and replaced (%d of at most %d): %s", name, self._deaths, MAX_DEATHS, error)
+                    if self._deaths > MAX_DEATHS:
+                        said = f"teacher actors were lost {self._deaths} times, the last time: {error}"
+                        raise StageError(said) from error
                     journaled = self._ledger.journaled(name)
                     await self._hand_on(self._dispatcher.actor_died(name, journaled, time.monotonic()))
                     settled = []
@@ -143,7 +337,13 @@ class TeacherPool:
     async def _exchange(
         self, senders: Senders, name: str, share: dict[str, int], settled: list[Settled]
     ) -> list[Outcome]:
-        assignments = [] if self._ends or self._held else self._assign(name, share)
+        assignments: list[Assignment] = []
+        if not self._ends and not self._held:
+            self._take_inbox()
+            now = time.monotonic()
+            for model, at_once in share.items():
+                room = self._dispatcher.room(name, model, at_once)
+                assignments += self._dispatcher.assign(name, model, room, now)
         await self._hand_on(settled)
         if not assignments and not self._dispatcher.holds(name):
             await asyncio.sleep(IDLE_S)
@@ -163,17 +363,10 @@ class TeacherPool:
             self._export(known)
             self._on_settled(known)
 
-    def _assign(self, name: str, share: dict[str, int]) -> list[Assignment]:
-        self._take_inbox()
-        now = time.monotonic()
-        assignments = []
-        for model, at_once in share.items():
-            assignments += self._dispatcher.assign(name, model, self._dispatcher.room(name, model, at_once), now)
-        return assignments
-
     async def _hand_on(self, settled: list[Settled]) -> None:
         """Commit all that was decided, assignments too, then tell of what is settled."""
-        await self._commit()
+        if self._ledger.has_staged:
+            await asyncio.get_running_loop().run_in_executor(None, self._ledger.commit)
         self._export(settled)
         if settled:
             self._on_settled(settled)
@@ -193,16 +386,6 @@ class TeacherPool:
         if self._config.budget_usd is not None:
             metrics.gauge("teacher_left_usd", self._config.budget_usd - self._budget.run_spent.usd)
 
-    async def _commit(self) -> None:
-        if self._ledger.has_staged:
-            await asyncio.get_running_loop().run_in_executor(None, self._ledger.commit)
-
-    def _count_death(self, name: str, error: Exception) -> None:
-        self._deaths += 1
-        log.warning("%s is lost and replaced (%d of at most %d): %s", name, self._deaths, MAX_DEATHS, error)
-        if self._deaths > MAX_DEATHS:
-            raise StageError(f"teacher actors were lost {self._deaths} times, the last time: {error}") from error
-
 
 def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
     """Calls in flight by actor and model; in sum each endpoint's `max_in_flight`. No actor is left without any."""
@@ -214,108 +397,3 @@ def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
         }
         for number in range(actors)
     ]
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, questions: Sequence[Question]) -> None:
-    """Ask each teacher for the rationale of a question; of the next one where a request is refused for itself.
-
-    Raises TeacherAccessError when an endpoint refuses connections, the key, the model or the request's form, Stopped
-    when the quota or the budget is used up, and ConfigError when a dollar budget is set without a price. A server that
-    is only busy passes. A teacher that the cluster is to serve is not up yet.
-    """
-    check_prices(config)
-    for endpoint in config.teachers:
-        if endpoint.serve is not None:
-            continue
-        said: Settled | None = None
-        for question in questions:
-            said = _ask(config, lesson_request(config, endpoint, grader, question), endpoint, ledger)
-            if said is None or said.row.outcome not in FORM_REFUSED:
-                break
-        if said is not None:
-            _judge(endpoint, said.row.outcome, said.row.detail, bool(said.row.reply))
-
-
-def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
-    """Ask one teacher for the lesson of an example; nothing is kept. Returns the seconds to its reply.
-
-    Raises TeacherAccessError where it gives none.
-    """
-    request = lesson_request(config, endpoint, Grader(AnswerKind.NUMBER), EXAMPLE)
-
-    outcome = send_once(endpoint, request)
-    if outcome.rule.category in NO_VERDICT:
-        raise access_error(endpoint, f"{outcome.code}: {outcome.detail}{_offered(endpoint, outcome.code)}")
-    _judge(endpoint, outcome.code, outcome.detail, bool(outcome.text))
-    return outcome.seconds
-
-
-def lesson_request(
-    config: TeacherConfig, endpoint: EndpointConfig, grader: Grader, question: Question
-) -> TeacherRequest:
-    """The first request that round 1 makes for a question."""
-    asker = Asker(config.model_copy(update={"teachers": (endpoint,), "peer_scores": False}), grader, 1)
-    return asker.first(asker.asks([question], [], frozenset())[0])
-
-
-def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfig, ledger: Ledger) -> Settled | None:
-    """How it ended; None where the server is only busy."""
-    settings = {"actors": 1, "max_attempts": TRIES, "outage_s": PATIENCE_S, "teachers": (endpoint,)}
-    events: queue.SimpleQueue[list[Settled] | BaseException] = queue.SimpleQueue()
-    pool = TeacherPool(config.model_copy(update=settings), ledger, 1, events.put, events.put, start_local)
-    try:
-        pool.submit([request])
-        event = events.get()
-    finally:
-        pool.close()
-        ledger.commit()
-    if isinstance(event, TeacherAccessError):
-        raise TeacherAccessError(f"{event}{_offered(endpoint, 'http_404')}")
-    if isinstance(event, Outage):
-        if "http_429" in str(event):
-            log.warning("%s is busy: %s", endpoint.model, event)
-            return None
-        raise access_error(endpoint, f"no answer in {PATIENCE_S:.0f} s ({event})")
-    if isinstance(event, BaseException):
-        raise event
-    (settled,) = event
-    if settled.undecided:
-        said = f"{settled.row.outcome}: {settled.row.detail}"
-        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {said}")
-    return settled
-
-
-def _judge(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> None:
-    """Raise where every request would be refused alike; tell where every reply would be empty."""
-    if code in FORM_REFUSED:
-        raise TeacherAccessError(
-            f"the teacher {endpoint.model} at {endpoint.base_url} refuses the request for a lesson: {code}: {detail}; "
-            "change what it names among its settings in teacher.teachers: cap_parameter, max_tokens, temperature (null "
-            "sends none), top_p, reasoning_effort, output, extra_body, or teacher.prompts"
-        )
-    if not has_text and TABLE[code].category is not Category.REFUSED:
-        log.warning("%s sent a reply without text (%s): raise max_tokens if others do", endpoint.model, detail or code)
-
-
-def _offered(endpoint: EndpointConfig, code: str) -> str:
-    """The models that the endpoint says it has, for a message; "" where it says none, or the model is among them."""
-    if code != "http_404":
-        return ""
-
-    async def ask() -> bytes:
-        async with Sender(endpoint, connections=1) as sender:
-            return await sender.models(MODELS_S)
-
-    try:
-        names = [str(one["id"]) for one in json.loads(asyncio.run(ask()))["data"]]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    if not names or endpoint.model in names:
-        return ""
-    return f" (it offers {', '.join(names[:10])}{', …' if len(names) > 10 else ''})"

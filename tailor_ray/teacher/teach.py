@@ -35,11 +35,11 @@ from tailor_ray.teacher.budget import Spend, check_prices
 from tailor_ray.teacher.client import TeacherRequest, canonical
 from tailor_ray.teacher.dispatch import Settled
 from tailor_ray.teacher.errors import undecided_error, yield_error
-from tailor_ray.teacher.forecast import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Category, codes
 from tailor_ray.teacher.parts import REQUEST_SCHEMA, End, Intake, lesson_rows, part_metrics, request_rows
 from tailor_ray.teacher.pool import TeacherPool
+from tailor_ray.teacher.preflight import FEEDBACK, RATIONALE, Amount, Learned, Sizes, learn, reply_guess, round_amount
 
 log = logging.getLogger(__name__)
 

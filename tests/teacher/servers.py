@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from tailor_ray.storage import Store
-from tailor_ray.teacher.actor import start_local
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.pool import TeacherPool
+from tailor_ray.teacher.pool import TeacherPool, start_local
 from tests.teacher.helpers import config, reply, request
 
 GOOD = reply("There are 3 + 4 = 7 of them in all.", "7")

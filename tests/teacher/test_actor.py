@@ -15,11 +15,11 @@ from tailor_ray.config.teacher import EndpointConfig, MockConfig, PriceConfig
 from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
-from tailor_ray.teacher.actor import TeacherActor, _open_journal
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.dispatch import Assignment
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Journal, Outcome, Usage, read_journals
+from tailor_ray.teacher.pool import TeacherActor, _open_journal
 from tests.integration.teaching import answered
 from tests.teacher.test_dispatch import MODEL, answer, make, request
 from tests.teacher.test_ledger import row

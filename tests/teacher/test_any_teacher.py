@@ -13,7 +13,7 @@ from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
 from tailor_ray.teacher.budget import check_prices
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.pool import EXAMPLE, check_access, try_lesson
+from tailor_ray.teacher.preflight import EXAMPLE, check_access, try_lesson
 from tests.teacher.servers import GOOD, ask, completion, error, serving
 
 DOCUMENT = Path(__file__).parent.parent.parent / "jobs" / "teachers.md"

@@ -12,10 +12,10 @@ from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
 from tailor_ray.teacher.budget import PRICES, check_prices, cost_usd, price_of
 from tailor_ray.teacher.client import make_request
-from tailor_ray.teacher.forecast import FEEDBACK_SHARE, Amount, Basis, forecast
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tailor_ray.teacher.outcomes import Usage
+from tailor_ray.teacher.preflight import FEEDBACK_SHARE, Amount, Basis, forecast
 from tests.teacher.helpers import QUESTION, config
 from tests.teacher.test_ledger import row
 

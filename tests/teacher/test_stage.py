@@ -16,10 +16,10 @@ from tailor_ray.records import AnswerKind, Question
 from tailor_ray.rounds.loop import claim_folder
 from tailor_ray.storage import Store, committed_parts
 from tailor_ray.tasks import grader_for
-from tailor_ray.teacher.actor import start_local
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.parts import Intake
-from tailor_ray.teacher.pool import TeacherPool, check_access, try_lesson
+from tailor_ray.teacher.pool import TeacherPool, start_local
+from tailor_ray.teacher.preflight import check_access, try_lesson
 from tailor_ray.teacher.teach import TeachJob, teach
 from tests.integration.teaching import TASK, parts, shards
 from tests.teacher.helpers import reply

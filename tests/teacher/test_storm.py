@@ -9,10 +9,10 @@ import pytest
 from tailor_ray.config.teacher import MockConfig
 from tailor_ray.demo.mock_server import MockOptions, start_mock
 from tailor_ray.storage import Store
-from tailor_ray.teacher.actor import TeacherActor
 from tailor_ray.teacher.budget import Budget
 from tailor_ray.teacher.dispatch import Dispatcher
 from tailor_ray.teacher.ledger import Ledger
+from tailor_ray.teacher.pool import TeacherActor
 from tests.teacher.helpers import config, request
 
 MODEL = "mock-teacher"

@@ -1,13 +1,22 @@
-"""What teaching will take: requests, tokens, dollars and time, from the data and, once there is one, from the ledger.
+"""Before the teacher is paid: what teaching will take, and whether each teacher answers.
 
-Calls nobody. Without a ledger, tokens are counted as a quarter of the characters (English text; the server's count is
-the truth) and an assumed length of reply. With one, its rows take their place, by model and by kind of request: how
+`forecast` says how many requests, tokens, dollars and seconds, from the data and, once there is one, from the ledger.
+It calls nobody. Without a ledger, tokens are counted as a quarter of the characters (English text; the server's count
+is the truth) and an assumed length of reply. With one, its rows take their place, by model and by kind of request: how
 many tokens a character makes, how long replies are, how many tries a lesson takes, how many lessons went on to the next
 teacher. Rounds that are done count as what they took. Every assumption made is listed, so that a reader can judge it.
+
+`check_access` asks each teacher for a lesson before the first exam is spent. The request is the first that round 1 will
+make, with all its parameters, and its reply stays in the ledger. So it is paid for once, and a run that goes on asks
+nothing. What an endpoint says of its models is a hint in an error, no more: many refuse that and answer lessons.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+import queue
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from operator import add
@@ -15,20 +24,33 @@ from typing import Any
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
+from tailor_ray.errors import TeacherAccessError
 from tailor_ray.records import AnswerKind, Attempt, LessonKind, Question, Verdict
 from tailor_ray.teacher.asks import Asker
-from tailor_ray.teacher.budget import cost_usd, price_of
+from tailor_ray.teacher.budget import check_prices, cost_usd, price_of
+from tailor_ray.teacher.client import Sender, TeacherRequest, send_once
+from tailor_ray.teacher.dispatch import Settled
+from tailor_ray.teacher.errors import Outage, access_error
+from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerRow
-from tailor_ray.teacher.outcomes import Usage
+from tailor_ray.teacher.outcomes import NO_VERDICT, TABLE, Category, Usage, codes
+from tailor_ray.teacher.pool import TeacherPool, start_local
 
-CHARACTERS_A_TOKEN = 4.0
+log = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 4.0
 REPLY_TOKENS = 150.0
 FEEDBACK_SHARE = 1.5  # of a reply that says what went wrong too, beside a rationale alone
 SCORE_TOKENS = 10.0
 MISTAKE_SHARE = 0.5  # of a question's attempts, before there is an exam
 MISTAKE_CHARACTERS = 300.0
-SECONDS_A_CALL = 5.0
+SECONDS_PER_CALL = 5.0
 RATIONALE, FEEDBACK, SCORE = LessonKind.RATIONALE.value, LessonKind.FEEDBACK.value, "score"
+TRIES = 3
+PATIENCE_S = 20.0  # with a server that answers nobody
+MODELS_S = 5.0
+FORM_REFUSED = codes(Category.BAD_REQUEST) - {"no_content"}
+EXAMPLE = Question("doctor", "Tom has 3 apples. He buys 4 more. How many apples does Tom have?", "7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +197,7 @@ def _amount(endpoint: EndpointConfig, kind: str, lessons: float, sizes: Sizes, l
         tokens = Usage(*(round(requests * total / seen.requests) for total in (seen.input, seen.cached, seen.output)))
         seconds = seen.seconds / seen.requests
     else:
-        of_a_character, reply, seconds, tries = 1 / CHARACTERS_A_TOKEN, sizes.reply, SECONDS_A_CALL, 1.0
+        of_a_character, reply, seconds, tries = 1 / CHARACTERS_PER_TOKEN, sizes.reply, SECONDS_PER_CALL, 1.0
         if like is not None:
             of_a_character, reply = like.input / like.characters, like.output / like.requests
             seconds, tries = like.seconds / like.requests, like.requests / max(1, like.firsts)
@@ -192,7 +214,7 @@ def _amount(endpoint: EndpointConfig, kind: str, lessons: float, sizes: Sizes, l
 
 def reply_guess(question: Question) -> float:
     """Tokens of a rationale of this question, by the gold one's length where there is one."""
-    return 1.5 * len(question.rationale) / CHARACTERS_A_TOKEN + 20 if question.rationale else REPLY_TOKENS
+    return 1.5 * len(question.rationale) / CHARACTERS_PER_TOKEN + 20 if question.rationale else REPLY_TOKENS
 
 
 def _body(config: TeacherConfig, endpoint: EndpointConfig, basis: Basis, kind: str) -> float:
@@ -228,8 +250,106 @@ def _assumptions(config: TeacherConfig, basis: Basis, learned: Learned) -> Seque
         if (endpoint.model, RATIONALE) in learned:
             said += [f"{endpoint.model}: tokens of {kind} are estimated from its rationales" for kind in unknown]
         elif unknown:
-            said.append(f"{endpoint.model}: tokens are estimated from text length, {SECONDS_A_CALL:.0f} s a call")
+            said.append(f"{endpoint.model}: tokens are estimated from text length, {SECONDS_PER_CALL:.0f} s a call")
             said.append(f"{endpoint.model}: each lesson is accepted at the first request; further tries come on top")
         if price_of(endpoint) is None:
             said.append(f"{endpoint.model}: its price is not known and counted as 0; set teacher.price")
     return said
+
+
+def check_access(config: TeacherConfig, grader: Grader, ledger: Ledger, questions: Sequence[Question]) -> None:
+    """Ask each teacher for the rationale of a question; of the next one where a request is refused for itself.
+
+    Raises TeacherAccessError when an endpoint refuses connections, the key, the model or the request's form, Stopped
+    when the quota or the budget is used up, and ConfigError when a dollar budget is set without a price. A server that
+    is only busy passes. A teacher that the cluster is to serve is not up yet.
+    """
+    check_prices(config)
+    for endpoint in config.teachers:
+        if endpoint.serve is not None:
+            continue
+        said: Settled | None = None
+        for question in questions:
+            said = _ask(config, lesson_request(config, endpoint, grader, question), endpoint, ledger)
+            if said is None or said.row.outcome not in FORM_REFUSED:
+                break
+        if said is not None:
+            _check_usable(endpoint, said.row.outcome, said.row.detail, bool(said.row.reply))
+
+
+def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
+    """Ask one teacher for the lesson of an example; nothing is kept. Returns the seconds to its reply.
+
+    Raises TeacherAccessError where it gives none.
+    """
+    request = lesson_request(config, endpoint, Grader(AnswerKind.NUMBER), EXAMPLE)
+    outcome = send_once(endpoint, request)
+    if outcome.rule.category in NO_VERDICT:
+        raise access_error(endpoint, f"{outcome.code}: {outcome.detail}{_offered(endpoint, outcome.code)}")
+    _check_usable(endpoint, outcome.code, outcome.detail, bool(outcome.text))
+    return outcome.seconds
+
+
+def lesson_request(
+    config: TeacherConfig, endpoint: EndpointConfig, grader: Grader, question: Question
+) -> TeacherRequest:
+    """The first request that round 1 makes for a question."""
+    asker = Asker(config.model_copy(update={"teachers": (endpoint,), "peer_scores": False}), grader, 1)
+    return asker.first(asker.asks([question], [], frozenset())[0])
+
+
+def _ask(config: TeacherConfig, request: TeacherRequest, endpoint: EndpointConfig, ledger: Ledger) -> Settled | None:
+    """How it ended; None where the server is only busy."""
+    settings = {"actors": 1, "max_attempts": TRIES, "outage_s": PATIENCE_S, "teachers": (endpoint,)}
+    events: queue.SimpleQueue[list[Settled] | BaseException] = queue.SimpleQueue()
+    pool = TeacherPool(config.model_copy(update=settings), ledger, 1, events.put, events.put, start_local)
+    try:
+        pool.submit([request])
+        event = events.get()
+    finally:
+        pool.close()
+        ledger.commit()
+    if isinstance(event, TeacherAccessError):
+        raise TeacherAccessError(f"{event}{_offered(endpoint, 'http_404')}")
+    if isinstance(event, Outage):
+        if "http_429" in str(event):
+            log.warning("%s is busy: %s", endpoint.model, event)
+            return None
+        raise access_error(endpoint, f"no answer in {PATIENCE_S:.0f} s ({event})")
+    if isinstance(event, BaseException):
+        raise event
+    (settled,) = event
+    if settled.undecided:
+        said = f"{settled.row.outcome}: {settled.row.detail}"
+        raise access_error(endpoint, f"no answer after {TRIES} tries, the last one: {said}")
+    return settled
+
+
+def _check_usable(endpoint: EndpointConfig, code: str, detail: str, has_text: bool) -> None:
+    """Raise where every request would be refused alike; tell where every reply would be empty."""
+    if code in FORM_REFUSED:
+        raise TeacherAccessError(
+            f"the teacher {endpoint.model} at {endpoint.base_url} refuses the request for a lesson: {code}: {detail}; "
+            "change what it names among its settings in teacher.teachers: cap_parameter, max_tokens, temperature (null "
+            "sends none), top_p, reasoning_effort, output, extra_body, or teacher.prompts"
+        )
+    if not has_text and TABLE[code].category is not Category.REFUSED:
+        log.warning("%s sent a reply without text (%s): raise max_tokens if others do", endpoint.model, detail or code)
+
+
+def _offered(endpoint: EndpointConfig, code: str) -> str:
+    """The models that the endpoint says it has, for a message; "" where it says none, or the model is among them."""
+    if code != "http_404":
+        return ""
+
+    async def ask() -> bytes:
+        async with Sender(endpoint, connections=1) as sender:
+            return await sender.models(MODELS_S)
+
+    try:
+        names = [str(one["id"]) for one in json.loads(asyncio.run(ask()))["data"]]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    if not names or endpoint.model in names:
+        return ""
+    return f" (it offers {', '.join(names[:10])}{', …' if len(names) > 10 else ''})"
