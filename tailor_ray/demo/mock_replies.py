@@ -51,7 +51,11 @@ class Answers:
 
     @classmethod
     def read(cls, path: str) -> Answers:
-        """Read JSONL with `question`, `answer`, `rationale` (null: a short statement) and, if any, `choices`."""
+        """Read the JSONL file at `path`.
+
+        Its fields are question, answer, rationale (null: a short statement) and, if any, choices. Raises DataError with
+        the line that cannot be read.
+        """
         rows = {}
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -80,7 +84,11 @@ class Answers:
 
 
 def compose(body: Mapping[str, Any], answers: Answers | None, wrong: bool, draw: int) -> str:
-    """The reply to a request; `draw` is a number of the request's hash, by which wordings and errors vary."""
+    """The reply to the request `body`.
+
+    Where there are `answers` the question is looked up, else solved. `wrong` asks for another conclusion. `draw` is a
+    number of the request's hash, by which wordings and errors vary.
+    """
     messages: Sequence[Mapping[str, Any]] = body.get("messages", [])
     question = section(messages, "question") or _last_user(messages)
     attempt, earlier = section(messages, "attempt"), section(messages, "earlier")
@@ -203,7 +211,10 @@ class MockFault:
 
 
 def completion(call: Call, finish_reason: str | None = "stop", **message: Any) -> dict[str, Any]:
-    """A chat completion as the API documents it; `message` replaces fields of the message."""
+    """A chat completion of the `call`'s text, as the API documents it.
+
+    `message` replaces fields of the message.
+    """
     return {
         "id": "chatcmpl-mock",
         "object": "chat.completion",
@@ -231,13 +242,13 @@ def error_response(status: int, message: str, code: str, headers: dict[str, str]
     )
 
 
-async def _cut(call: Call) -> web.StreamResponse:
+async def cut(call: Call) -> web.StreamResponse:
     """Valid headers and the first half of the JSON, with a length to match: only reading it shows the damage."""
     data = json.dumps(completion(call)).encode()
     return web.Response(body=data[: len(data) // 2], content_type="application/json")
 
 
-async def _short(call: Call) -> web.StreamResponse:
+async def short(call: Call) -> web.StreamResponse:
     """A body that ends before its announced length."""
     data = json.dumps(completion(call)).encode()
     response = web.StreamResponse(headers={"Content-Length": str(len(data)), "Content-Type": "application/json"})
@@ -247,7 +258,7 @@ async def _short(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _drip(call: Call) -> web.StreamResponse:
+async def drip(call: Call) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(_connection(call))
     for byte in json.dumps(completion(call)).encode():
@@ -256,12 +267,12 @@ async def _drip(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _hang(call: Call) -> web.StreamResponse:
+async def hang(call: Call) -> web.StreamResponse:
     await asyncio.sleep(3600)
     return web.json_response(completion(call))
 
 
-async def _reset(call: Call) -> web.StreamResponse:
+async def reset(call: Call) -> web.StreamResponse:
     _hang_up(call)
     return web.Response(status=500)
 
@@ -318,11 +329,11 @@ FAULTS: dict[str, MockFault] = {
     "413": _error(413, "request_too_large"),
     "422": _error(422, "unprocessable"),
     "425": _error(425, "too_early"),
-    "truncated": MockFault(200, _cut),
-    "short": MockFault(200, _short),
-    "drip": MockFault(200, _drip),
-    "hang": MockFault(200, _hang),
-    "reset": MockFault(0, _reset),
+    "truncated": MockFault(200, cut),
+    "short": MockFault(200, short),
+    "drip": MockFault(200, drip),
+    "hang": MockFault(200, hang),
+    "reset": MockFault(0, reset),
     "html": _text("<html><body>It works!</body></html>", "text/html"),
     "html_as_json": _text("<html><body>It works!</body></html>", "application/json"),
     "empty": _json(lambda _: {}),

@@ -4,8 +4,8 @@
 answers, faults, jitter) is a function of the request's hash, and of how often that request came. So a run with the same
 requests has the same accidents. Each call has a line in the access log once its end is known.
 
-`MockProcess` runs it in a process of its own, which never outlives its parent. The process is this module too: it takes
-its options from one JSON argument.
+`MockProcess` runs it in a process of its own, which never outlives its parent. That process runs this module too. It
+takes its options from one JSON argument.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Limiter:
         self._sum = 0.0
 
     def admit(self, now: float, tokens: float) -> list[float] | None:
-        """The entry of an admitted call, whose tokens `settle` amends; None when a limit is reached."""
+        """Count a call at the time `now` (seconds) that takes so many `tokens` at most.
+
+        Returns its entry, whose tokens `settle` amends; None when a limit is reached.
+        """
         while self._log and self._log[0][0] + self._window <= now:
             self._sum -= self._log.popleft()[1]
         if self._requests is not None and len(self._log) + 1 > self._requests:
@@ -120,7 +123,10 @@ class MockServer:
         return app
 
     async def answer_line(self, body: dict[str, Any], digest: str) -> tuple[int, dict[str, Any]] | None:
-        """Answer one line of a batch: as a call is answered, but for faults that only a connection can have."""
+        """Answer one line of a batch as a call is answered, but for faults that only a connection can have.
+
+        Returns status and body; None for a line that the batch does not reach.
+        """
         number = self._calls[digest]
         self._calls[digest] += 1
         if number == 0 and _share(digest, "expire") < self.options.batch_expires:
@@ -250,7 +256,10 @@ def _model(name: str) -> dict[str, Any]:
 
 
 async def start_mock(options: MockOptions) -> tuple[web.AppRunner, str]:
-    """Serve in the running event loop; returns the runner (to `cleanup`) and the base URL."""
+    """Serve in the running event loop.
+
+    Returns the runner, whose `cleanup` ends it, and the base URL.
+    """
     runner = web.AppRunner(MockServer(options).app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, options.host, options.port, backlog=4096)
@@ -260,7 +269,10 @@ async def start_mock(options: MockOptions) -> tuple[web.AppRunner, str]:
 
 
 def serve_mock(options: MockOptions, output: TextIO) -> None:
-    """Serve until SIGINT or SIGTERM; the base URL is the first line of `output`. Raises UserError for bad options."""
+    """Serve until SIGINT or SIGTERM; the base URL is the first line of `output`.
+
+    Raises UserError for bad options.
+    """
     try:
         asyncio.run(_serve(options, output))
     except KeyboardInterrupt:
@@ -292,7 +304,10 @@ class MockProcess:
         self.base_url = ""
 
     def start(self) -> Self:
-        """Raises UserError with what the process said when it cannot serve."""
+        """Start the process and wait until it serves.
+
+        Raises UserError with what it said when it cannot.
+        """
         command = [sys.executable, "-m", __name__, encode_options(self._options), str(os.getpid())]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self._options.key is not None:
@@ -313,7 +328,10 @@ class MockProcess:
         return self._process.pid
 
     def stop(self) -> None:
-        """End it; what it is saying it says and logs first, if that takes no longer than half a second."""
+        """End the process.
+
+        What it is saying it says and logs first, if that takes no longer than half a second.
+        """
         if self._process is None:
             return
         self._process.terminate()
@@ -335,7 +353,10 @@ class MockProcess:
 
 @contextmanager
 def open_teacher(config: TeacherConfig) -> Iterator[TeacherConfig]:
-    """The configuration with a real address in place of `mock`, whose process lives as long as the block."""
+    """The configuration with a real address in place of `mock`.
+
+    The process behind it lives as long as the block.
+    """
     if all(endpoint.base_url != MOCK for endpoint in config.teachers):
         yield config
         return

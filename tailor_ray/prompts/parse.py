@@ -1,10 +1,11 @@
 """Reading a teacher's reply: JSON by schema, tagged text, text under headings, or plain prose with a conclusion.
 
-In: the reply's text as received. Out: a Reply with the rationale (its conclusion line removed), the answer that it
+In: the reply's text as received. Out: a Reply. It holds the rationale without its conclusion line, the answer that it
 states, and for feedback what went wrong and the student's first wrong step. Thinking that a model left in its reply is
-cut away; an object or tags are found wherever they stand. Nothing is judged here, and any text at all is read without
-an error, in time that grows with its length and not faster: what cannot be found is None or empty. `Reply.markup` is
-what of our form is left in a text that should have none.
+cut away. An object or tags are found wherever they stand.
+
+Nothing is judged here. Any text at all is read without an error, in time that grows with its length and not faster.
+What cannot be found is None or empty. `Reply.markup` is what of our form is left in a text that should have none.
 
 `plain_text` writes a rationale as the student is to write it. It keeps the words and numbers, and takes away `**`,
 headings, code fences, `\\boxed` and the commands that arithmetic takes. A text that is plain stays what it is, to the
@@ -114,7 +115,10 @@ class Reply:
 
 
 def parse_reply(text: str) -> Reply:
-    """Read a reply in whichever form it came."""
+    """Read a reply in whichever form it came: JSON, tags, headings or prose.
+
+    Returns what was found; what was not is None, or empty for the rationale.
+    """
     text = strip_thinking(text)
     found = ((form, read(text)) for form, read in _FORMS)
     form, fields = next(((form, fields) for form, fields in found if fields is not None), ("prose", {}))
@@ -127,14 +131,20 @@ def parse_reply(text: str) -> Reply:
 
 
 def parse_score(text: str) -> int | None:
-    """A peer's score from 1 to 5; None when the reply gives none."""
+    """A peer's score.
+
+    Returns a whole number from 1 to 5, and None when the reply gives none.
+    """
     text = strip_thinking(text).rpartition("</reasons>")[2]
     found = re.search(r"<score>\s*([1-5])\s*</score>", text) or re.search(r"(?<![\d.])([1-5])(?![\d.]|\s*/\s*10)", text)
     return int(found.group(1)) if found else None
 
 
 def strip_thinking(text: str) -> str:
-    """The reply without its thinking: what stands behind the last mark that closes it, and before one that never is."""
+    """The reply without its thinking.
+
+    Returns what stands behind the last mark that closes a thought, and before one that is never closed.
+    """
     final = _last(_FINAL, text)
     if final is not None:
         text = text[final.end() :]
@@ -148,7 +158,10 @@ def strip_thinking(text: str) -> str:
 
 
 def split_conclusion(rationale: str) -> tuple[str, str | None]:
-    """The rationale without a last line that only states the answer, and that answer."""
+    """The rationale without a last line that only states the answer, and that answer.
+
+    Returns None for the answer where no line states it.
+    """
     head, _, last = rationale.rstrip().rpartition("\n")
     found = _CONCLUSION.match(" ".join(last.split()))
     if found is None:
@@ -157,7 +170,10 @@ def split_conclusion(rationale: str) -> tuple[str, str | None]:
 
 
 def plain_text(text: str, latex: bool = False) -> str:
-    """The text without what can be taken away; `latex`: LaTeX stays."""
+    """The text without the Markdown and LaTeX that can be taken away.
+
+    Where answers are LaTeX themselves (`latex`) Markdown alone goes.
+    """
     for pattern, instead in _MARKDOWN:
         text = pattern.sub(instead, text)
     if not latex and ("\\" in text or "$" in text):
@@ -272,18 +288,13 @@ def _prose(text: str) -> Mapping[str, str | None]:
             fields[name] = text[mark.end() : end.start()].strip()
             begin = end.end()
     kept.append(text[begin:])
-    body = _unfenced("".join(kept).strip())
+    body = "".join(kept).strip()
+    lines = body.split("\n")
+    if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":  # all of it stands in one fence
+        body = "\n".join(lines[1:-1]).strip()
     label = re.match(r"(?:reasoning|rationale)\s{0,4}:", body, re.IGNORECASE)
     fields["rationale"] = body[label.end() :].strip() if label else body
     return fields
-
-
-def _unfenced(text: str) -> str:
-    """A text that stands in one fence, without it."""
-    lines = text.split("\n")
-    if len(lines) > 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
-        return "\n".join(lines[1:-1]).strip()
-    return text
 
 
 _FORMS = (("json", _json_fields), ("tagged", _tagged), ("headed", _headed))

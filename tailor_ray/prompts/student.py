@@ -1,9 +1,9 @@
 """What the student is shown and what it is to write back, for the exam, the evaluation and training alike.
 
-Always holds: every rendered prompt starts with `prefix`, which is the same for all questions, so that engines and
-training may compute it once; `render(q) + completion(…)` is one training row; a completion ends where the
-end-of-sequence token belongs; the conclusion is written once, as the last line, in the form that the grader reads.
-Picklable; needs no tokenizer in plain style.
+Always holds. Every rendered prompt starts with `prefix`, which is the same for all questions. So engines and training
+may compute it once. `render(q) + completion(…)` is one training row. A completion ends where the end-of-sequence token
+belongs. The conclusion is written once, as the last line, in the form that the grader reads. A prompt is picklable, and
+needs no tokenizer in plain style.
 """
 
 from __future__ import annotations
@@ -67,12 +67,18 @@ class StudentPrompt:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end a completion: a student that was never trained goes on with a question of its own."""
+        """Strings that end a completion.
+
+        A student that was never trained goes on with a question of its own.
+        """
         return ("\nQuestion:",) if self.style == "plain" else ()
 
     @cached_property
     def begun(self) -> str:
-        """What the prompt has already written of every completion: the opening of a thought, or ""."""
+        """What the prompt has already written of every completion.
+
+        Returns the opening of a thought, or "".
+        """
         if self.chat is None or self.style == "plain":
             return ""
         opened = _OPENED.search(self.chat([{"role": "user", "content": "?"}], True))
@@ -85,7 +91,10 @@ class StudentPrompt:
         return self.chat([*self._demo_turns(), {"role": "user", "content": self._asked(question)}], True)
 
     def critique(self, question: Question, mistake: str, feedback: str) -> str:
-        """The prompt of a second try, after an own mistake and what a teacher said of it; for training alone."""
+        """The prompt of a second try, after an own `mistake` and what a teacher said of it (`feedback`).
+
+        It is for training alone.
+        """
         if self.chat is None or self.style == "plain":
             return f"{self.prefix}{self._block(question)}{mistake.rstrip()}\nFeedback: {feedback.strip()}\nReasoning:"
         turns = [
@@ -96,7 +105,10 @@ class StudentPrompt:
         return self.chat([*self._demo_turns(), *turns], True)
 
     def completion(self, rationale: str, answer: str) -> str:
-        """What the student is to write after `render`: the rationale, and the conclusion once, as the last line."""
+        """What the student is to write after `render`.
+
+        That is the `rationale`, and the conclusion with the `answer` once, as the last line.
+        """
         if self.style == "plain":
             return f" {self._worked(rationale, answer)}"
         if self.begun:

@@ -1,9 +1,9 @@
 """What the teacher is asked: chat messages for a rationale, for feedback on a mistake, and for another try.
 
 In: a Question, for feedback also the student's attempt, for another try the rejected reply and what was wrong with
-it. Out: messages of the chat completions API. The parts of a prompt stand in tags of their own, so that the teacher
-tells the student's words from ours; a tag of ours inside those words is defused. The same input gives the same
-messages, for they are part of the ledger's key.
+it. Out: messages of the chat completions API. The parts of a prompt stand in tags of their own. So the teacher tells
+the student's words from ours, and a tag of ours inside those words is defused. The same input gives the same messages,
+for they are part of the ledger's key.
 """
 
 from __future__ import annotations
@@ -113,7 +113,11 @@ ANSWER_FORMS: Mapping[AnswerKind, str] = {
     AnswerKind.PYTHON: "the answer alone",
 }
 
-WRONG_STEP = "the student's first wrong step, copied word for word"
+TEXTS: Mapping[str, str] = {
+    "feedback": "where the student's reasoning first goes wrong",
+    "wrong_step": "the student's first wrong step, copied word for word",
+    "rationale": "the reasoning, step by step",
+}
 
 _TAGS = re.compile(
     r"<(/?)(question|attempt|hint|earlier|feedback|wrong_step|rationale|answer|reasoning|reasons|score)>", re.IGNORECASE
@@ -144,18 +148,24 @@ class TeacherPrompt:
     words: int | None = None
 
     def rationale(self, question: Question, earlier: Sequence[str] = ()) -> Messages:
-        """Where there are `earlier` rationales they are shown, and another route is asked for."""
+        """Asks for a rationale of the question.
+
+        Where there are `earlier` ones they are shown, and another route is asked for.
+        """
         return _below(self._messages(self.templates.rationale, question, LessonKind.RATIONALE), earlier)
 
     def hinted(self, question: Question, earlier: Sequence[str] = ()) -> Messages:
-        """The same, and shows the answer."""
+        """Asks for a rationale and shows the answer; `earlier` as in `rationale`."""
         return _below(self._messages(self.templates.hinted, question, LessonKind.RATIONALE), earlier)
 
     def feedback(self, question: Question, attempt: str) -> Messages:
         return self._messages(self.templates.feedback, question, LessonKind.FEEDBACK, attempt)
 
     def score(self, question: Question, rationale: str) -> Messages:
-        """Asks a peer what another teacher's rationale is worth."""
+        """Asks a peer what another teacher's `rationale` is worth, from 1 to 5.
+
+        The reply is for `parse_score`.
+        """
         values = {"question": _defuse(with_choices(question)), "reasoning": _defuse(rationale)}
         return [{"role": "user", "content": _fill(SCORE, values)}]
 
@@ -172,15 +182,13 @@ class TeacherPrompt:
         return [*messages, {"role": "assistant", "content": shown}, {"role": "user", "content": content}]
 
     def response_format(self, lesson: LessonKind) -> dict[str, Any] | None:
-        """The JSON schema to send along; None for tagged text."""
+        """The JSON schema to send along with the request for a `lesson` of this kind.
+
+        Returns None where tagged text is asked for.
+        """
         if not self.structured:
             return None
-        texts = {
-            "feedback": "where the student's reasoning first goes wrong",
-            "wrong_step": WRONG_STEP,
-            "rationale": "the reasoning, step by step",
-            "answer": ANSWER_FORMS[self.kind],
-        }
+        texts = {**TEXTS, "answer": ANSWER_FORMS[self.kind]}
         names = self._fields(lesson)
         schema = {
             "type": "object",
@@ -191,40 +199,25 @@ class TeacherPrompt:
         return {"type": "json_schema", "json_schema": {"name": lesson.value, "strict": True, "schema": schema}}
 
     def _messages(self, template: str, question: Question, lesson: LessonKind, attempt: str = "") -> Messages:
+        names, texts = self._fields(lesson), {**TEXTS, "answer": ANSWER_FORMS[self.kind]}
+        if self.structured:
+            fields = ", ".join(f"`{name}` ({texts[name]})" for name in names)
+            layout = f"Reply with one JSON object and nothing else. Its fields are texts: {fields}."
+        else:
+            texts["feedback"] = "where it goes wrong"
+            tags = [f"<{name}>{texts[name]}</{name}>" for name in names]
+            layout = "\n".join(["Reply in exactly this form:", *tags])
+        without = "Markdown" if self.kind is AnswerKind.MATH else "Markdown or LaTeX"
+        bound = f", in at most {self.words} words" if self.words else ""
         values = {
             "question": _defuse(with_choices(question) if "{choices}" not in template else question.text),
             "choices": _defuse(choice_lines(question)),
             "attempt": _defuse(attempt.strip()),
             "answer": question.answer,
-            "form": self._form(lesson),
+            "form": f"Write the reasoning as plain text without {without}{bound}. {layout}",
         }
         system = [{"role": "system", "content": self.templates.system}] if self.templates.system else []
         return [*system, {"role": "user", "content": _fill(template, values)}]
-
-    def _form(self, lesson: LessonKind) -> str:
-        form = ANSWER_FORMS[self.kind]
-        without = "Markdown" if self.kind is AnswerKind.MATH else "Markdown or LaTeX"
-        bound = f", in at most {self.words} words" if self.words else ""
-        return f"Write the reasoning as plain text without {without}{bound}. {self._layout(lesson, form)}"
-
-    def _layout(self, lesson: LessonKind, form: str) -> str:
-        if self.structured:
-            first = "where the student's reasoning first goes wrong"
-            texts = {
-                "feedback": first,
-                "wrong_step": WRONG_STEP,
-                "rationale": "the reasoning, step by step",
-                "answer": form,
-            }
-            names = ", ".join(f"`{name}` ({texts[name]})" for name in self._fields(lesson))
-            return f"Reply with one JSON object and nothing else. Its fields are texts: {names}."
-        texts = {
-            "feedback": "where it goes wrong",
-            "wrong_step": WRONG_STEP,
-            "rationale": "the reasoning, step by step",
-        }
-        tags = [f"<{name}>{(texts | {'answer': form})[name]}</{name}>" for name in self._fields(lesson)]
-        return "\n".join(["Reply in exactly this form:", *tags])
 
     def _fields(self, lesson: LessonKind) -> list[str]:
         """What a reply consists of, in order."""
@@ -239,13 +232,15 @@ def choice_lines(question: Question) -> str:
 
 
 def with_choices(question: Question) -> str:
-    """The question's text with its choices below it."""
     choices = choice_lines(question)
     return f"{question.text}\n{choices}" if choices else question.text
 
 
 def section(messages: Sequence[Mapping[str, Any]], tag: str) -> str | None:
-    """What stands in a tag of a built-in prompt's first user message; None when it has no such tag."""
+    """What stands in a `tag` of a built-in prompt's first user message.
+
+    Returns None when it has no such tag.
+    """
     for message in messages:
         content = message.get("content")
         if message.get("role") == "user" and isinstance(content, str):

@@ -1,8 +1,10 @@
 """A model behind an OpenAI-compatible API: Ray Serve's LLM deployment, on a run's student or on an open-weight teacher.
 
-In: `Served`, plain data. Out: an application for Ray Serve. What always holds: a request is answered to its end by
-the weights that it began with, for a swap lets those under way finish, holds new ones back meanwhile and drops none;
-an application that a driver deployed (`hosted`) ends with that driver, even when it is killed.
+In: `Served`, plain data. Out: an application for Ray Serve.
+
+Always holds. A request is answered to its end by the weights that it began with. A swap lets requests under way finish,
+holds new ones back meanwhile and drops none. An application that a driver deployed (`hosted`) ends with that driver,
+even when it is killed.
 
 Importing this module imports vLLM, through Ray.
 """
@@ -97,7 +99,10 @@ class StudentServer(LLMServer):
         return self._length
 
     async def tokens(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Of a prompt or of chat messages, as vLLM's /tokenize gives them."""
+        """The tokens of `body`: of its prompt, or of its messages as the chat template puts them.
+
+        Returns what vLLM's own /tokenize does.
+        """
         tokenizer = await self._tokenizer()
         if "messages" in body:
             text = tokenizer.apply_chat_template(
@@ -126,7 +131,10 @@ class StudentServer(LLMServer):
         await self.engine.start()
 
     async def check_health(self) -> None:
-        """Raise what ended the watch: Serve replaces a replica that says so three times."""
+        """Raise what ended the watch.
+
+        Serve replaces a replica that says so three times.
+        """
         if self._watching.done():
             self._watching.result()
         await super().check_health()
@@ -186,7 +194,10 @@ def application(args: dict[str, Any]) -> serve.Application:
 
 
 def from_arguments(args: dict[str, Any]) -> Served:
-    """`model` may be given as its name: a local folder, a hub id or a storage URI."""
+    """What `args`, the fields of Served, ask to serve.
+
+    Their `model` may be given as its name: a local folder, a hub id or a storage URI.
+    """
     if isinstance(args.get("model"), str):
         args = {**args, "model": identify(args["model"], setting="model")}
     served = TypeAdapter(Served).validate_python(args)
@@ -196,13 +207,15 @@ def from_arguments(args: dict[str, Any]) -> Served:
 
 
 def build(served: Served) -> serve.Application:
-    """OpenAI's API over StudentServer."""
     ingress = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 10_000}
     return application_of(configuration(served), ingress)
 
 
 def configuration(served: Served) -> ServedConfig:
-    """How Ray is to serve it: on GPUs where the cluster has them, else on CPUs."""
+    """How Ray is to serve it.
+
+    Where `served` does not say, it is on GPUs if the cluster has enough of them for one replica, else on CPUs.
+    """
     resources = ray.cluster_resources()
     engine = served.engine
     on_gpu = served.gpu if served.gpu is not None else resources.get("GPU", 0) >= engine.tensor_parallel
@@ -259,7 +272,10 @@ def hosted(served: Served, host: str, port: int, route: str) -> Iterator[str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigError where the proxy could not listen; its own error is a traceback in an actor that is retried."""
+    """Raise ConfigError where the proxy could not listen.
+
+    Its own error is a traceback in an actor that is retried.
+    """
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass

@@ -1,8 +1,8 @@
 """The HTTP side of what is served: OpenAI's API over Ray Serve's handles, with errors in OpenAI's form.
 
-What always holds: what a client sent is answered by 2xx or 4xx, never by 500, and every error is
-`{"error": {"message", "type", "param", "code"}}`. No other origin's scripts may ask (no CORS headers: Ray's own app
-allows every origin with credentials). Ports that Ray opens beside the API listen on loopback.
+Always holds. What a client sent is answered by 2xx or 4xx, never by 500. Every error is
+`{"error": {"message", "type", "param", "code"}}`. No other origin's scripts may ask: there are no CORS headers, where
+Ray's own app allows every origin with credentials. Ports that Ray opens beside the API listen on loopback.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class StudentIngress(OpenAiIngress):
         return {**card, "max_model_len": self._lengths[name]}
 
     async def tokens(self, request: Request) -> Response:
-        """`prompt`, or `messages` as the chat template puts them, as vLLM's own server counts them."""
+        """Count tokens as vLLM's own server does.
+
+        The body of `request` holds `prompt`, or `messages`, which the chat template puts into one text.
+        """
         return await self._ask(request, "tokens", "prompt", "messages")
 
     async def text(self, request: Request) -> Response:
@@ -129,7 +132,10 @@ ENDPOINTS = {
 
 
 def application_of(config: Any, options: dict[str, Any]) -> serve.Application:
-    """The ingress over one model's deployment; `config` is Ray's LLMConfig, `options` the ingress deployment's."""
+    """The ingress over one model's deployment.
+
+    `config` is Ray's LLMConfig, `options` are those of the ingress's own deployment.
+    """
     ingress = make_fastapi_ingress(StudentIngress, endpoint_map=ENDPOINTS, app=http_app())
     deployment: Any = serve.deployment(ingress, **options)
     return deployment.bind(
@@ -139,31 +145,30 @@ def application_of(config: Any, options: dict[str, Any]) -> serve.Application:
 
 
 def http_app() -> FastAPI:
+    """The application that the endpoints are added to, with every error in OpenAI's form."""
     app = FastAPI(title="tailor_ray", openapi_url=None)
-    app.add_exception_handler(RequestValidationError, _unreadable)
-    app.add_exception_handler(StarletteHTTPException, _refused)
-    app.add_exception_handler(OpenAIHTTPException, _refused)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_: Request, error: Any) -> Response:
+        found = [(".".join(map(str, one["loc"])), str(one["msg"])) for one in error.errors()]
+        return failure(400, "; ".join(f"{where}: {what}" for where, what in found), found[0][0] if found else None)
+
+    @app.exception_handler(StarletteHTTPException)
+    @app.exception_handler(OpenAIHTTPException)
+    async def refused(_: Request, error: Any) -> Response:
+        return failure(error.status_code, str(getattr(error, "detail", None) or getattr(error, "message", error)))
+
+    async def unfit(_: Request, error: Exception) -> Response:
+        return failure(400, str(error), getattr(error, "parameter", None))
+
     for kind in REFUSED:  # of its request models, which pydantic lets through
-        app.add_exception_handler(kind, _unfit)
-    app.add_exception_handler(Exception, _broken)
+        app.add_exception_handler(kind, unfit)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return failure(500, f"{type(error).__name__}; the replica's log says more")
+
     return app
-
-
-async def _unreadable(_: Request, error: Any) -> Response:
-    found = [(".".join(map(str, one["loc"])), str(one["msg"])) for one in error.errors()]
-    return failure(400, "; ".join(f"{where}: {what}" for where, what in found), found[0][0] if found else None)
-
-
-async def _refused(_: Request, error: Any) -> Response:
-    return failure(error.status_code, str(getattr(error, "detail", None) or getattr(error, "message", error)))
-
-
-async def _unfit(_: Request, error: Exception) -> Response:
-    return failure(400, str(error), getattr(error, "parameter", None))
-
-
-async def _broken(_: Request, error: Exception) -> Response:
-    return failure(500, f"{type(error).__name__}; the replica's log says more")
 
 
 def failure(code: int, message: str, param: str | None = None) -> Response:
@@ -174,7 +179,10 @@ def failure(code: int, message: str, param: str | None = None) -> Response:
 
 
 def check_text(value: Any) -> None:
-    """Raise a 400 for text that is none: half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Refuse text that is none: half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+
+    Raises HTTPException with status 400.
+    """
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError) as error:

@@ -23,13 +23,19 @@ from tailor_ray.storage.sealed import read_settings
 
 
 def config_of(run: Store) -> RunConfig:
-    """The run's own configuration; raises DataError when the folder is no run, CorruptionError when it is damaged."""
+    """The run's own configuration.
+
+    Raises DataError when the folder is no run, and CorruptionError when it is damaged.
+    """
     check_is_run(run)
     return parse_config(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
 
 
 def newest_round(run: Store) -> int:
-    """The last round whose training is committed; 0 is the student as given. Raises DataError before there is one."""
+    """The last round whose training is committed; 0 is the student as given.
+
+    Raises DataError before there is one.
+    """
     for number in reversed(rounds_begun(run)):
         if read_manifest(stage_folder(run, student_after(number))) is not None:
             return number
@@ -37,7 +43,10 @@ def newest_round(run: Store) -> int:
 
 
 def student_of(run: Store, round_: int) -> ModelRef:
-    """The student after a round. Raises DataError when that round has none."""
+    """The student after the round `round_`.
+
+    Raises DataError when that round has none.
+    """
     folder = stage_folder(run, student_after(round_))
     if read_manifest(folder) is None:
         raise DataError(f"{run.uri} has no student of round {round_}; its newest is round {newest_round(run)}")
@@ -75,32 +84,32 @@ def hosted_teachers(config: TeacherConfig, run: str, models: Mapping[str, ModelR
     Needs a connected cluster. Costs nothing without any.
     """
     with ExitStack() as opened:
-        teachers = [_hosted(one, f"{run}-{n}", models, opened) for n, one in enumerate(config.teachers, 1)]
+        teachers: list[EndpointConfig] = []
+        for number, endpoint in enumerate(config.teachers, 1):
+            if endpoint.serve is None:
+                teachers.append(endpoint)
+                continue
+            with own_handlers():
+                from tailor_ray.serving.deployment import hosted
+            own = endpoint.serving
+            served = Served(
+                name=endpoint.model,
+                model=models[endpoint.serve],
+                replicas=own.replicas,
+                engine=StudentConfig(
+                    max_model_len=own.max_model_len,
+                    tensor_parallel=own.tensor_parallel,
+                    gpu_memory_utilization=own.gpu_memory_utilization,
+                    kv_cache_gib=own.kv_cache_gib,
+                    max_num_seqs=min(256, endpoint.max_in_flight),
+                ),
+                application=f"teacher-{run}-{number}",
+            )
+            url = opened.enter_context(hosted(served, _address(), own.port, f"/{served.application}"))
+            # The key of another teacher has no business there.
+            here = {"base_url": url, "api_key_env": None, "api_key_file": None}
+            teachers.append(endpoint.model_copy(update=here))
         yield config.model_copy(update={"teachers": tuple(teachers)})
-
-
-def _hosted(endpoint: EndpointConfig, name: str, models: Mapping[str, ModelRef], opened: ExitStack) -> EndpointConfig:
-    if endpoint.serve is None:
-        return endpoint
-    with own_handlers():
-        from tailor_ray.serving.deployment import hosted
-    own = endpoint.serving
-    served = Served(
-        name=endpoint.model,
-        model=models[endpoint.serve],
-        replicas=own.replicas,
-        engine=StudentConfig(
-            max_model_len=own.max_model_len,
-            tensor_parallel=own.tensor_parallel,
-            gpu_memory_utilization=own.gpu_memory_utilization,
-            kv_cache_gib=own.kv_cache_gib,
-            max_num_seqs=min(256, endpoint.max_in_flight),
-        ),
-        application=f"teacher-{name}",
-    )
-    url = opened.enter_context(hosted(served, _address(), own.port, f"/teacher-{name}"))
-    # The key of another teacher has no business there.
-    return endpoint.model_copy(update={"base_url": url, "api_key_env": None, "api_key_file": None})
 
 
 def _address() -> str:

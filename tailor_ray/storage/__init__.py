@@ -1,7 +1,7 @@
 """A run's files on any pyarrow filesystem: atomic writes, committed parts, manifests, the lease.
 
-What always holds: a file that has its final name is whole; a part exists once its sealed record does; a stage
-exists once its manifest does, and the manifest is written last.
+Always holds. A file that has its final name is whole. A part exists once its sealed record does. A stage exists once
+its manifest does, and the manifest is written last.
 """
 
 from tailor_ray.storage.commits import (

@@ -69,7 +69,10 @@ class PartsDigest:
 
     @classmethod
     def of(cls, parts: Iterable[Part]) -> PartsDigest:
-        """Of parts in any order: they are taken by index. Raises CorruptionError where a number is missing."""
+        """The digest of `parts`, given in any order: they are taken by index.
+
+        Raises CorruptionError where a number is missing or there twice.
+        """
         ordered = sorted((part.index, part.rows, part.entry.path, part.entry.sha256) for part in parts)
         digest = hashlib.sha256()
         for place, (index, rows, path, sha256) in enumerate(ordered):
@@ -84,7 +87,10 @@ def part_name(prefix: str, index: int) -> str:
 
 
 def commit_part(store: Store, prefix: str, index: int, table: pa.Table, info: Mapping[str, Any] | None = None) -> Part:
-    """Write rows and then their record; doing it again with the same rows gives the same files."""
+    """Write the rows of `table`, and then their record, which keeps `info`.
+
+    Returns the part. Doing it again with the same rows gives the same files.
+    """
     name = part_name(prefix, index)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -122,7 +128,10 @@ def committed_parts(store: Store, prefix: str, verify: bool = True) -> list[Part
 
 
 def find_part(store: Store, prefix: str, index: int) -> Part:
-    """The record of part `index` of a finished stage. Raises CorruptionError when it is missing or damaged."""
+    """The record of part `index` of a finished stage.
+
+    Raises CorruptionError when it is missing or damaged.
+    """
     name = f"{part_name(prefix, index)}.json"
     try:
         return _read_record(store, name, verify=False)
@@ -131,7 +140,10 @@ def find_part(store: Store, prefix: str, index: int) -> Part:
 
 
 def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-    """The part's rows; raises CorruptionError when the bytes are missing or not the committed ones."""
+    """The part's rows, of all columns or of `columns` alone.
+
+    Raises CorruptionError when the bytes are missing or not the committed ones.
+    """
     try:
         data = store.read_bytes(part.entry.path)
     except FileNotFoundError:
@@ -178,7 +190,10 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """What later stages name as their input: the content that was made, not the time it took."""
+        """What later stages name as their input.
+
+        It hashes the content that was made, not the time it took.
+        """
         content = {
             "stage": self.stage,
             "round": self.round,

@@ -1,10 +1,10 @@
-"""The lease: one driver a run folder, and a fencing number that rejects a loser's late writes.
+"""The lease: one driver per run folder, and a fencing number that rejects a loser's late writes.
 
-A driver claims number n+1 by creating `lease-<n+1>` exclusively, then writes lease.json and renews its beat.
+A driver claims number n+1 by creating `lease-<n+1>` exclusively. Then it writes lease.json and renews its beat.
 Another driver takes over only when the owner released it, is a dead process of the same machine, or let a whole
-`ttl` pass without a beat; clocks of different machines are never compared. A beat that fails is tried again until the
+`ttl` pass without a beat. Clocks of different machines are never compared. A beat that fails is tried again until the
 owner can no longer be sure of its lease; then it is told to stop. A damaged lease.json stands for what the highest
-claim says, and a live owner's next beat mends it.
+claim says. A live owner's next beat mends it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Let others take over at once. Raises nothing, for it is called while an error is on its way."""
+        """Let others take over at once.
+
+        Raises nothing, for it is called while an error is on its way.
+        """
         self._stop.set()
         for thread in self._threads:
             thread.join(self._ttl_s)
@@ -189,7 +192,10 @@ def _claims(store: Store) -> list[int]:
 
 
 def read_lease(store: Store) -> dict[str, Any] | None:
-    """What lease.json says, None where there is none. Raises CorruptionError when it says nothing of a lease."""
+    """What lease.json says, None where there is none.
+
+    Raises CorruptionError when it says nothing of a lease.
+    """
     try:
         state = store.read_json(NAME)
     except FileNotFoundError:

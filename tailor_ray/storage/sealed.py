@@ -1,8 +1,8 @@
 """Files that carry the hash of their own content, so that one flipped byte in them is found.
 
-A sealed record is JSON with its hash among its keys. A run's settings are YAML for people: the first line carries the
+A sealed record is JSON with its hash among its keys. A run's settings are YAML for people. Their first line carries the
 hash of the rest, and a copy lies beside the file. So an empty or cut-off file is named as damaged and never taken for
-changed settings; the copy stands in for it. Settings without that line were written by hand and are taken as they are.
+changed settings. The copy stands in for it. Settings without that line were written by hand and are taken as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def seal(record: Mapping[str, Any]) -> bytes:
 
 
 def unseal(data: bytes, where: str) -> dict[str, Any]:
-    """The inverse of `seal`; raises CorruptionError naming `where` when the hash does not match."""
+    """The record that `seal` made `data` of.
+
+    Raises CorruptionError naming `where` when it is cut off or its hash does not match.
+    """
     try:
         record = json.loads(data)
         sealed = record.pop("sealed")

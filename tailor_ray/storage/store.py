@@ -1,8 +1,8 @@
 """`Store`: one folder on any pyarrow filesystem, with atomic writes.
 
-In: paths relative to the folder, with `/`. Out: bytes. A write is a temporary file, fsync and rename on a local
-filesystem, and a single put (atomic by the service's contract) elsewhere. A store that carries a guard asks it
-before each change, so that a driver which lost its lease cannot write any more.
+In: paths relative to the folder, with `/`. Out: bytes. On a local filesystem a write is a temporary file, fsync and
+rename. Elsewhere it is a single put, atomic by the service's contract. A store that carries a guard asks it before
+each change. So a driver which lost its lease cannot write any more.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ class Store:
         return Store(self.filesystem, "/".join((self.root, *names)), uri, self._guard)
 
     def guarded(self, guard: Guard) -> Store:
-        """The same folder; `guard` is called before each change and raises when the lease is lost."""
+        """The same folder, guarded.
+
+        `guard` is called before each change, and raises LeaseLost when the lease is lost.
+        """
         return Store(self.filesystem, self.root, self.uri, guard)
 
     @property
@@ -135,7 +138,10 @@ class Store:
         return json.loads(bytes(obstore.get(self._objects(), name).bytes()))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> FileEntry:
-        """Write atomically; an existing file is replaced."""
+        """Write `data` as the file `name`, atomically; an existing file is replaced.
+
+        Returns its entry. Raises LeaseLost where this store's lease is no longer ours, as all that changes files does.
+        """
         self.check()
         if self.is_local:
             _write_local(Path(self.path(name)), data)
@@ -148,7 +154,10 @@ class Store:
         return self.write_bytes(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write only if there is no such file; False, and nothing changed, when there is one."""
+        """Write `data` only if there is no file `name`.
+
+        Returns False, with nothing changed, when there is one.
+        """
         self.check()
         if self.is_local:
             target = Path(self.path(name))
@@ -182,12 +191,18 @@ class Store:
             self.filesystem.delete_dir(self.path(name))
 
     def upload_folder(self, local: Path, name: str) -> list[FileEntry]:
-        """Copy a local folder's files to the folder `name`; entries carry paths relative to this store."""
+        """Copy the files of the folder `local` to the folder `name`.
+
+        Returns their entries, with paths relative to this store.
+        """
         files = sorted(path for path in local.rglob("*") if path.is_file())
         return [self.upload_file(file, f"{name}/{file.relative_to(local).as_posix()}") for file in files]
 
     def upload_file(self, file: Path, name: str) -> FileEntry:
-        """Copy a local file to `name`, atomically; in place it is only hashed."""
+        """Copy a local `file` to `name`, atomically; in place it is only hashed.
+
+        Returns its entry.
+        """
         self.check()
         target = Path(self.path(name))
         if not self.is_local:
@@ -200,7 +215,10 @@ class Store:
         return FileEntry(name, file_sha256(file), file.stat().st_size)
 
     def local_folder(self, name: str) -> Path:
-        """The folder `name` as a local path: itself, or a copy in this node's cache keyed by sizes and times."""
+        """The folder `name` as a local path.
+
+        A remote one is copied to this node's cache, once per node. Sizes and times of its files are the copy's key.
+        """
         if self.is_local:
             return Path(self.path(name))
         selector = pafs.FileSelector(self.path(name), recursive=True)

@@ -72,7 +72,7 @@ GSM8K_DEMOS = (
 )
 
 
-def _gsm8k_row(row: Row, default_id: str) -> Row:
+def gsm8k_row(row: Row, default_id: str) -> Row:
     rationale, answer = split_solution(row["answer"])
     return {"id": f"gsm8k-{default_id}", "question": row["question"], "answer": answer, "rationale": rationale}
 
@@ -104,7 +104,7 @@ SVAMP_DEMOS = (
 )
 
 
-def _svamp_row(row: Row, default_id: str) -> Row:
+def svamp_row(row: Row, default_id: str) -> Row:
     body = row["Body"].strip()
     return {
         "id": row.get("ID") or f"svamp-{default_id}",
@@ -135,7 +135,7 @@ MULTIARITH_DEMOS = (
 )
 
 
-def _multiarith_row(row: Row, default_id: str) -> Row:
+def multiarith_row(row: Row, default_id: str) -> Row:
     return {
         "id": f"multiarith-{default_id}",
         "question": row["question"].strip(),
@@ -178,7 +178,7 @@ CSQA_DEMOS = (
 )
 
 
-def _csqa_row(row: Row, default_id: str) -> Row:
+def csqa_row(row: Row, default_id: str) -> Row:
     return {
         "id": row.get("id") or f"csqa-{default_id}",
         "question": row["question"].strip(),
@@ -213,7 +213,7 @@ STRATEGYQA_DEMOS = (
 )
 
 
-def _strategyqa_row(row: Row, default_id: str) -> Row:
+def strategyqa_row(row: Row, default_id: str) -> Row:
     facts = row.get("facts") or []
     facts = [facts] if isinstance(facts, str) else facts
     stripped = [fact.strip() for fact in facts if fact.strip()]
@@ -226,9 +226,9 @@ def _strategyqa_row(row: Row, default_id: str) -> Row:
 
 
 SETS = {
-    "gsm8k": PublicSet(AnswerKind.NUMBER, GSM8K_DEMOS, "openai/gsm8k", _gsm8k_row, subset="main"),
-    "svamp": PublicSet(AnswerKind.NUMBER, SVAMP_DEMOS, "ChilleD/SVAMP", _svamp_row),
-    "multiarith": PublicSet(AnswerKind.NUMBER, MULTIARITH_DEMOS, "ChilleD/MultiArith", _multiarith_row),
-    "csqa": PublicSet(AnswerKind.CHOICE, CSQA_DEMOS, "tau/commonsense_qa", _csqa_row, test="validation"),
-    "strategyqa": PublicSet(AnswerKind.YES_NO, STRATEGYQA_DEMOS, "ChilleD/StrategyQA", _strategyqa_row),
+    "gsm8k": PublicSet(AnswerKind.NUMBER, GSM8K_DEMOS, "openai/gsm8k", gsm8k_row, subset="main"),
+    "svamp": PublicSet(AnswerKind.NUMBER, SVAMP_DEMOS, "ChilleD/SVAMP", svamp_row),
+    "multiarith": PublicSet(AnswerKind.NUMBER, MULTIARITH_DEMOS, "ChilleD/MultiArith", multiarith_row),
+    "csqa": PublicSet(AnswerKind.CHOICE, CSQA_DEMOS, "tau/commonsense_qa", csqa_row, test="validation"),
+    "strategyqa": PublicSet(AnswerKind.YES_NO, STRATEGYQA_DEMOS, "ChilleD/StrategyQA", strategyqa_row),
 }
