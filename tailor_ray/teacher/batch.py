@@ -137,7 +137,10 @@ class BatchPool:
             "submitted": False, "tokens": len(data) // BYTES_PER_TOKEN,
         }  # fmt: skip
         # The worst case is in the ledger before there is a record by which the next driver would submit.
-        self._ledger.stage(self._pending_row(request) for request in chosen)
+        for request in chosen:
+            row = self._ledger.get([request.key]).get(request.key) or LedgerRow.of(request)
+            row = replace(row, mode="batch", round=request.round, sent=row.sent or time.time())
+            self._ledger.stage([row.sending(self._worst(request))])
         self._ledger.commit()
         self._store.write_bytes(f"{name}.jsonl", data)
         self._store.write_json(f"{name}.json", record)
@@ -259,16 +262,23 @@ class BatchPool:
         """Put a batch's replies into the ledger and hand them on; what it did not reach is asked again."""
         endpoint = self._endpoints[record["model"]]
         rows = self._ledger.get(record["keys"])
-        bodies = _bodies(self._store.read_bytes(f"{record['name']}.jsonl"))
+        lines = [json.loads(line) for line in self._store.read_bytes(f"{record['name']}.jsonl").splitlines()]
+        bodies = {line["custom_id"]: json.dumps(line["body"], ensure_ascii=False) for line in lines}
         settled = []
         missing = "batch_lost" if ended.status == "gone" else "expired"
         for key in record["keys"]:
             outcome = ended.replies.get(key, Outcome(missing, f"the batch ended as {ended.status} before it"))
             row = rows.get(key) or LedgerRow(key, "pending", endpoint.model, "", 0, bodies[key], mode="batch")
-            new = self._ended_row(endpoint, row, outcome)
+            worst = Spend(row.pending_usd, row.pending_tokens)
+            unknown = self._worsts[endpoint.model].learn(len(row.request), cap_of(row.request), outcome, worst)
+            row = replace(row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
+            cost = cost_usd(price_of(endpoint), outcome.usage or Usage(), batch=True)
+            new = row.ended(outcome, cost, time.time())
+            self._give_back(key, worst, new.spend - row.spend)
             self._ledger.stage([new])
-            request = self._take(key)
-            if request is not None:
+            with self._lock:
+                request = self._batched.pop(key, None) or self._waiting.pop(key, None)
+            if request is not None:  # else only a dead driver knew of it
                 settled.append((request, new, outcome))
         self._ledger.commit()
         self._forget(record)
@@ -291,11 +301,6 @@ class BatchPool:
             if outcome.rule.category is Category.QUOTA:
                 raise quota_error(endpoint, outcome.detail)
 
-    def _take(self, key: str) -> TeacherRequest | None:
-        """The request of this driver that a batch's line answers; None for one that only a dead driver knew."""
-        with self._lock:
-            return self._batched.pop(key, None) or self._waiting.pop(key, None)
-
     def _hand_on(self, ended: Sequence[tuple[TeacherRequest, LedgerRow, Outcome]]) -> None:
         settled = []
         for request, row, outcome in ended:
@@ -311,20 +316,6 @@ class BatchPool:
         if settled:
             self._on_settled(settled)
 
-    def _pending_row(self, request: TeacherRequest) -> LedgerRow:
-        row = self._ledger.get([request.key]).get(request.key) or LedgerRow.of(request)
-        row = replace(row, mode="batch", round=request.round, sent=row.sent or time.time())
-        return row.sending(self._worst(request))
-
-    def _ended_row(self, endpoint: EndpointConfig, row: LedgerRow, outcome: Outcome) -> LedgerRow:
-        worst = Spend(row.pending_usd, row.pending_tokens)
-        unknown = self._worsts[endpoint.model].learn(len(row.request), cap_of(row.request), outcome, worst)
-        row = replace(row, pending_usd=unknown.usd, pending_tokens=unknown.tokens)
-        cost = cost_usd(price_of(endpoint), outcome.usage or Usage(), batch=True)
-        ended = row.ended(outcome, cost, time.time())
-        self._give_back(row.key, worst, ended.spend - row.spend)
-        return ended
-
     def _worst(self, request: TeacherRequest) -> Spend:
         return self._worsts[request.model].of(request.prompt_tokens, request.max_tokens)
 
@@ -333,8 +324,3 @@ def _line(request: TeacherRequest) -> str:
     """One line of a batch's input file."""
     head = {"custom_id": request.key, "method": "POST", "url": "/v1/chat/completions"}
     return json.dumps(head)[:-1] + f', "body": {request.body}}}\n'
-
-
-def _bodies(data: bytes) -> dict[str, str]:
-    lines = [json.loads(line) for line in data.splitlines()]
-    return {line["custom_id"]: json.dumps(line["body"], ensure_ascii=False) for line in lines}

@@ -218,16 +218,14 @@ def read_output(data: bytes) -> dict[str, Outcome]:
             key = str(value["custom_id"])
         except (ValueError, KeyError, TypeError):
             continue
-        replies[key] = _read_line(value)
+        response, error = value.get("response"), value.get("error")
+        if isinstance(response, dict) and response.get("status_code") == 200:
+            replies[key] = check_completion(response.get("body"))
+        elif isinstance(response, dict):
+            status = int(response.get("status_code") or 500)
+            replies[key] = check_status(status, json.dumps(response.get("body")).encode())
+        elif isinstance(error, dict) and error.get("code") == "batch_expired":
+            replies[key] = Outcome("expired", f"{error!r}"[:300])
+        else:
+            replies[key] = check_completion({"error": error})
     return replies
-
-
-def _read_line(value: dict[str, Any]) -> Outcome:
-    response, error = value.get("response"), value.get("error")
-    if isinstance(response, dict) and response.get("status_code") == 200:
-        return check_completion(response.get("body"))
-    if isinstance(response, dict):
-        return check_status(int(response.get("status_code") or 500), json.dumps(response.get("body")).encode())
-    if isinstance(error, dict) and error.get("code") == "batch_expired":
-        return Outcome("expired", f"{error!r}"[:300])
-    return check_completion({"error": error})

@@ -232,7 +232,12 @@ class Sender:
         headers = {"Idempotency-Key": sent_as or key}
         call = self._client.post(f"{self._url}/chat/completions", content=body.encode(), headers=headers)
         got = await bounded(call, self._endpoint.timeout_s)
-        outcome = got if isinstance(got, Outcome) else _read(got)
+        if isinstance(got, Outcome):
+            outcome = got
+        else:
+            outcome = check_reply(got.content) if got.is_success else check_status(got.status_code, got.content)
+            wait = retry_after(got.headers)
+            outcome = outcome if wait is None else replace(outcome, retry_after=wait)
         seconds = time.monotonic() - start
         return replace(outcome, key=key, detail=self._redact(outcome.detail), sent=sent, seconds=seconds)
 
@@ -273,12 +278,6 @@ async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> httpx2.
         return Outcome("timeout", f"no whole reply in teacher.timeout_s={timeout_s:g}")
     except (aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         return _connection_failure(error)
-
-
-def _read(response: httpx2.Response) -> Outcome:
-    body, wait = response.content, retry_after(response.headers)
-    outcome = check_reply(body) if response.is_success else check_status(response.status_code, body)
-    return outcome if wait is None else replace(outcome, retry_after=wait)
 
 
 def retry_after(headers: object, now: float | None = None) -> float | None:

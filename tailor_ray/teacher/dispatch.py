@@ -131,7 +131,13 @@ class Dispatcher:
             if row is not None and row.answers(request.max_tokens):
                 settled.append(Settled(request, row, from_ledger=True))
             elif request.key not in self._open:
-                self._enqueue(request, row)
+                lane = self._lanes[request.model]
+                gave_up = row is not None and row.attempts >= self._config.max_attempts and row.outcome in PASSING
+                refused = row is not None and row.outcome in REFUSED
+                row = replace(row or LedgerRow.of(request), key=request.key, round=request.round, request=request.body)
+                self._open[request.key] = _Open(request, row, gave_up, refused)
+                lane.open += 1
+                heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
         return settled
 
     def assign(self, actor: str, model: str, room: int, now: float) -> list[Assignment]:
@@ -148,7 +154,13 @@ class Dispatcher:
         while lane.ready and len(assignments) < room and self.stop is None:
             item = self._open[lane.ready[0][2]]
             item.worst = lane.worst.of(item.request.prompt_tokens, item.request.max_tokens)
-            if not lane.health.allows(lane.limiter.in_flight, now) or not self._affordable(item, lane):
+            if not lane.health.allows(lane.limiter.in_flight, now):
+                break
+            alone = self.assigned_count == 0
+            cap = self.budget.binding(item.worst, 1.0 if alone else lane.worst.slack)
+            if cap is not None and alone:  # nothing is in flight that may cost less
+                self.stop = Stopped(self.budget.exhausted_message(cap, item.worst))
+            if cap is not None:
                 break
             grant = lane.limiter.reserve(item.worst.tokens, now)
             if grant is None:
@@ -196,23 +208,6 @@ class Dispatcher:
     def assigned_count(self) -> int:
         return sum(len(keys) for keys in self._held.values())
 
-    def _enqueue(self, request: TeacherRequest, row: LedgerRow | None) -> None:
-        lane = self._lanes[request.model]
-        gave_up = row is not None and row.attempts >= self._config.max_attempts and row.outcome in PASSING
-        refused = row is not None and row.outcome in REFUSED
-        row = replace(row or LedgerRow.of(request), key=request.key, round=request.round, request=request.body)
-        self._open[request.key] = _Open(request, row, gave_up, refused)
-        lane.open += 1
-        heapq.heappush(lane.ready, (request.priority, next(self._order), request.key))
-
-    def _affordable(self, item: _Open, lane: _Lane) -> bool:
-        """Whether the budget allows one more attempt; if it never will, since nothing is in flight, stop."""
-        alone = self.assigned_count == 0
-        cap = self.budget.binding(item.worst, 1.0 if alone else lane.worst.slack)
-        if cap is not None and alone:
-            self.stop = Stopped(self.budget.exhausted_message(cap, item.worst))
-        return cap is None
-
     def _give(self, item: _Open, lane: _Lane, grant: Grant, actor: str, now: float) -> Assignment:
         self.budget.reserve(item.worst)
         item.grant, item.actor = grant, actor
@@ -230,7 +225,13 @@ class Dispatcher:
         assert item.grant is not None
         usage = outcome.usage
         lane.limiter.settle(item.grant, now, usage.input + usage.output if usage else None)
-        self._tell_rate(lane, item.grant, outcome, now)
+        rate = lane.limiter.rate
+        if outcome.code == "http_429":
+            rate.refused(item.grant.at, now, outcome.retry_after)
+        elif outcome.rule.category not in NO_VERDICT:
+            rate.succeeded(item.grant.at, now)
+        elif outcome.retry_after:
+            rate.pause(now, outcome.retry_after)  # a 503 that says when to come back
         self._pay(item, lane, outcome)
         if item.actor is not None:
             self._held[item.actor].discard(item.request.key)
@@ -275,7 +276,8 @@ class Dispatcher:
         self._note_health(item, lane, outcome, now)
         if self.stop is not None:
             return []  # it stays open: the next driver asks again
-        if self._may_retry(item, lane, now):
+        spent = lane.health.clock(now) - (item.first or 0.0)
+        if item.attempts < self._config.max_attempts and spent < self._config.retry_for_s:
             self._delay(item, lane, outcome, now)
             return []
         # What two drivers could not get, while others were answered, is the request's own fault.
@@ -339,19 +341,6 @@ class Dispatcher:
         row = item.row.after(outcome, outcome_usd(lane.endpoint, outcome))
         self.budget.settle(item.worst, row.spend - item.row.spend)
         item.row = row
-
-    def _tell_rate(self, lane: _Lane, grant: Grant, outcome: Outcome, now: float) -> None:
-        rate = lane.limiter.rate
-        if outcome.code == "http_429":
-            rate.refused(grant.at, now, outcome.retry_after)
-        elif outcome.rule.category not in NO_VERDICT:
-            rate.succeeded(grant.at, now)
-        elif outcome.retry_after:
-            rate.pause(now, outcome.retry_after)  # a 503 that says when to come back
-
-    def _may_retry(self, item: _Open, lane: _Lane, now: float) -> bool:
-        spent = lane.health.clock(now) - (item.first or 0.0)
-        return item.attempts < self._config.max_attempts and spent < self._config.retry_for_s
 
     def _delay(self, item: _Open, lane: _Lane, outcome: Outcome, now: float) -> None:
         wait = min(BACKOFF_S * 2.0 ** max(item.attempts - 1, 0), BACKOFF_MAX_S) * self._jitter.uniform(0.5, 1.0)

@@ -36,6 +36,7 @@ _FILTER = re.compile(
     r"content management policy|content[ _-]polic|content[ _]filter|safety (?:system|filter|polic)|moderation"
     r"|\b(?:was|been|is) flagged|flagged (?:by|for|as|input)|inappropriate content|violat\w+ [^.]{0,40}polic"
 )
+_FLAGS = ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
 _QUOTA_NAMES = frozenset(
     ["insufficient_quota", "billing_hard_limit_reached", "quota_exceeded", "billing_not_active", "budget_exceeded",
      "insufficient_credits", "insufficient_balance", "payment_required", "arrearage", "credit_exhausted"]
@@ -115,7 +116,10 @@ def error_code(status: int | None, error: dict[str, Any]) -> tuple[str | None, i
         status = next((number for part, number in _BY_NAME if any(part in name for name in names)), None)
         status = status or next((number for words, number in _IN_WORDS if words.search(message)), None)
     refused = status is None or 400 <= status < 500
-    if names & _FILTER_NAMES or _is_flagged(error) or (refused and status != 429 and _FILTER.search(message)):
+    metadata = error.get("metadata")
+    marks = {**error, **(metadata if isinstance(metadata, dict) else {})}
+    flagged = any(mark in marks for mark in _FLAGS)
+    if names & _FILTER_NAMES or flagged or (refused and status != 429 and _FILTER.search(message)):
         return "content_filter", status
     paced = status == 429 and (_RATE.search(message) is not None or retry_hint(error) is not None)
     if "insufficient_quota" in names and not paced:
@@ -169,14 +173,6 @@ def _names(error: dict[str, Any]) -> Iterator[str]:
             yield value.strip().lower()
         elif isinstance(value, dict):
             yield from (str(one).lower() for one in (value.get("code"), value.get("reason")) if one)
-
-
-def _is_flagged(error: dict[str, Any]) -> bool:
-    metadata = error.get("metadata")
-    marks = {**error, **(metadata if isinstance(metadata, dict) else {})}
-    return any(
-        name in marks for name in ("flagged_input", "flagged", "content_filter_result", "content_filter_results")
-    )
 
 
 class Outage(Stopped):

@@ -76,7 +76,9 @@ class Ledger:
         """
         self._lock = threading.RLock()
         self._files = LedgerFiles(store)
-        self._path = node_cache() / "ledgers" / f"{_identity(store)}.sqlite"
+        if not store.exists(IDENTITY):  # a run folder deleted and made again is not to find the old copy
+            store.write_json(IDENTITY, {"id": uuid.uuid4().hex})
+        self._path = node_cache() / "ledgers" / f"{store.read_json(IDENTITY)['id']}.sqlite"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._staged: dict[str, Values] = {}
         self._unflushed: dict[str, Values] = {}
@@ -214,11 +216,13 @@ class Ledger:
         """
         whole = {row.key: row for row in rows if row.is_whole() and row.is_final}
         known = self.get(list(whole))
-        new = [
-            _answered_by(known[key], row) if key in known else replace(row, round=0)
-            for key, row in whole.items()
-            if key not in known or not known[key].is_final
-        ]
+        new = []
+        for key, row in whole.items():
+            if key not in known:
+                new.append(replace(row, round=0))
+            elif not known[key].is_final:  # what we paid for it without getting a last word stays paid
+                words = {name: getattr(row, name) for name in ("outcome", "reply", "finish_reason", "detail")}
+                new.append(replace(known[key], **words, settled=time.time()))
         self.stage(new)
         self.commit()
         return len(new)
@@ -286,7 +290,10 @@ class Ledger:
         self._drop_damaged()
         self._take_stored()
         kept = "batch" if keep_batches else None
-        journaled, lost, unsent = self.journaled(), 0, self._unsubmitted()
+        batches = self.store.child("batches")
+        records = [batches.read_json(name) for name in batches.files() if name.endswith(".json")]
+        unsubmitted = [one for one in records if not (one["batch"] or one.get("submitted", True))]
+        journaled, lost, unsent = self.journaled(), 0, {key for one in unsubmitted for key in one["keys"]}
         for row in [row for row in self._select("ledger WHERE outcome = 'pending'") if row.mode != kept]:
             outcome, cost = journaled.get((row.key, row.attempts), (None, 0.0))
             if row.key in unsent:
@@ -299,12 +306,6 @@ class Ledger:
         self.commit()
         if lost:
             log.warning("%d requests were in flight when the last driver ended: counted as lost", lost)
-
-    def _unsubmitted(self) -> set[str]:
-        """Keys of batch files that were written and never submitted."""
-        batches = self.store.child("batches")
-        records = [batches.read_json(name) for name in batches.files() if name.endswith(".json")]
-        return {key for one in records if not (one["batch"] or one.get("submitted", True)) for key in one["keys"]}
 
     def _take_stored(self) -> None:
         """Take in what storage has, and write to it what only this node has, since its last driver was killed."""
@@ -351,19 +352,6 @@ class Ledger:
                 f"the ledger cannot be written to {self._files.store.uri}: {self._failure}; its rows are safe in "
                 f"{self._path} on this node; run the same command here once there is space"
             ) from self._failure
-
-
-def _answered_by(known: LedgerRow, other: LedgerRow) -> LedgerRow:
-    """Our row with the other's last word; what we paid for it without getting one stays paid."""
-    words = {name: getattr(other, name) for name in ("outcome", "reply", "finish_reason", "detail")}
-    return replace(known, **words, settled=time.time())
-
-
-def _identity(store: Store) -> str:
-    """The ledger's own name, made once: a run folder deleted and made again does not find the old copy."""
-    if not store.exists(IDENTITY):
-        store.write_json(IDENTITY, {"id": uuid.uuid4().hex})
-    return str(store.read_json(IDENTITY)["id"])
 
 
 def _connect(path: Path) -> sqlite3.Connection:

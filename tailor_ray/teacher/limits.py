@@ -119,7 +119,11 @@ class AdaptiveRate:
         if self._storm is not None and sent >= self.paused_until - 1e-6:
             self._end_storm(now)
         if self._find:
-            self._watch_latency(sent, now)
+            seconds = now - sent
+            self._latency = seconds if self._latency == 0.0 else 0.95 * self._latency + 0.05 * seconds
+            self._base_latency = min(self._base_latency * 1.0005, self._latency)
+            if self._latency > 3.0 * self._base_latency + 0.5 and sent > self._cut_at:
+                self._cut(now, 0.9)
 
     def refused(self, sent: float, now: float, retry_after: float | None) -> None:
         """A 429: pause, and cut the rate once for all requests that were on their way."""
@@ -157,14 +161,6 @@ class AdaptiveRate:
             self._mark, self._cut_at = self.rate / 0.95, now
             self.paused_until = now + 0.05 * lasted
         self._storm, self._strikes, self.probing = None, 0, False
-
-    def _watch_latency(self, sent: float, now: float) -> None:
-        seconds = now - sent
-        self._latency = seconds if self._latency == 0.0 else 0.95 * self._latency + 0.05 * seconds
-        self._base_latency = min(self._base_latency * 1.0005, self._latency)
-        rising = self._latency > 3.0 * self._base_latency + 0.5
-        if rising and sent > self._cut_at:
-            self._cut(now, 0.9)
 
 
 @dataclass(slots=True, eq=False)
@@ -257,7 +253,11 @@ class RateLimiter:
         self.rate.grow(now)
         if self.rate.probing and self.in_flight > 0:
             return None
-        at = self._earliest(tokens, now)
+        at = max(self._pacer.earliest(now), self.rate.paused_until)
+        if self._requests:
+            at = max(at, self._requests.earliest(now, 1.0))
+        if self._tokens:
+            at = max(at, self._tokens.earliest(now, float(tokens)), self._token_pacer.earliest(now))
         if at > now + self._horizon:
             return None
         grant = Grant(at, float(tokens))
@@ -287,14 +287,6 @@ class RateLimiter:
             difference = tokens - grant.tokens
             grant.tokens = float(tokens)
             self._tokens.amend(grant, difference, now)
-
-    def _earliest(self, tokens: int, now: float) -> float:
-        at = max(self._pacer.earliest(now), self.rate.paused_until)
-        if self._requests:
-            at = max(at, self._requests.earliest(now, 1.0))
-        if self._tokens:
-            at = max(at, self._tokens.earliest(now, float(tokens)), self._token_pacer.earliest(now))
-        return at
 
 
 class Health:

@@ -135,41 +135,31 @@ def learn(rows: Iterable[LedgerRow]) -> Learned:
     """What replies of a ledger took."""
     learned: Learned = {}
     for row in rows:
-        if row.is_final and row.input_tokens:
-            learned.setdefault((row.model, _kind(row)), Seen()).add(row)
+        if not row.is_final or not row.input_tokens:
+            continue
+        first = row.round == 1 if row.round else "<attempt>" not in row.request  # another ledger's does not tell
+        kind = SCORE if "<reasoning>" in row.request else RATIONALE if first else FEEDBACK
+        learned.setdefault((row.model, kind), Seen()).add(row)
     return learned
-
-
-def _kind(row: LedgerRow) -> str:
-    if "<reasoning>" in row.request:
-        return SCORE
-    if row.round == 0:  # from another ledger, which does not tell
-        return FEEDBACK if "<attempt>" in row.request else RATIONALE
-    return RATIONALE if row.round == 1 else FEEDBACK
 
 
 def forecast(config: TeacherConfig, basis: Basis, rows: Iterable[LedgerRow] = ()) -> Forecast:
     """Forecast all rounds of a run; `rows` are those of its ledger, or of another run's on like questions."""
     learned = learn(rows)
+    assumed = min(MISTAKE_SHARE * basis.attempts, float(config.max_mistakes))
+    mistakes = assumed if basis.mistakes is None else basis.mistakes
     rounds = []
     for number in range(1, basis.rounds + 1):
         if number in basis.done:
             rounds.append(basis.done[number])
             continue
-        kind, each = (RATIONALE, config.rationales) if number == 1 else (FEEDBACK, _mistakes(config, basis))
+        kind, each = (RATIONALE, config.rationales) if number == 1 else (FEEDBACK, mistakes)
         sizes = Sizes(
             {endpoint.model: _body(config, endpoint, basis, kind) for endpoint in config.teachers},
             sum(map(reply_guess, basis.sample)) / max(1, len(basis.sample)),
         )
         rounds.append(round_amount(config, kind, basis.questions * each, sizes, learned))
     return Forecast(tuple(rounds), tuple(_assumptions(config, basis, learned)))
-
-
-def _mistakes(config: TeacherConfig, basis: Basis) -> float:
-    """Lessons of a question in a later round."""
-    if basis.mistakes is not None:
-        return basis.mistakes
-    return min(MISTAKE_SHARE * basis.attempts, float(config.max_mistakes))
 
 
 def round_amount(config: TeacherConfig, kind: str, lessons: float, sizes: Sizes, learned: Learned) -> Amount:

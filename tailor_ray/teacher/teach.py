@@ -248,26 +248,11 @@ class _Stage:
 
     def _take_shard(self, shard: Shard) -> None:
         asks = self._asker.asks(shard.questions, shard.attempts, shard.taught)
-        work = _OpenPart(shard.index, _digest(asks), asks, len(asks))
+        # What the part asks for: lessons of other questions or mistakes are not taken for its own.
+        wanted = [[*ask.order, ask.question.text, ask.mistake.text if ask.mistake else None] for ask in asks]
+        digest = hashlib.sha256(canonical(wanted).encode("utf-8", "replace")).hexdigest()
+        work = _OpenPart(shard.index, digest, asks, len(asks))
         first = [(work, ask, self._asker.first(ask)) for ask in asks]
-        self._count(shard, first)
-        self._hold_if_scarce()
-        earlier = self._earlier.pop(shard.index, None)
-        if earlier is not None and self._still_holds(earlier.info, work):
-            self._state.counts["done"] += len(asks)
-            self._state.done_asks.add_part(earlier.info["metrics"])
-            self._finish(earlier)
-        elif not asks:
-            self._commit(work)
-        else:
-            self._send([(work, ask, request) for work, ask, request in first if ask.sample == 0])
-
-    def _still_holds(self, info: dict[str, Any], work: _OpenPart) -> bool:
-        """Whether a part that an earlier driver committed is what this one would make of it."""
-        asked_alike = info.get("settings") in (None, self._settings)
-        return info["digest"] == work.digest and asked_alike and not info.get("passing")
-
-    def _count(self, shard: Shard, first: Sequence[tuple[_OpenPart, Ask, TeacherRequest]]) -> None:
         state = self._state
         state.parts += 1
         state.questions += len(shard.questions)
@@ -276,6 +261,18 @@ class _Stage:
             state.reply_tokens += reply_guess(ask.question)
             state.lessons[request.model] += 1
             state.characters[request.model] += len(request.body)
+        self._hold_if_scarce()
+        earlier = self._earlier.pop(shard.index, None)
+        info = earlier.info if earlier is not None else {}
+        asked_alike = info.get("settings") in (None, self._settings)
+        if earlier is not None and info["digest"] == digest and asked_alike and not info.get("passing"):
+            self._state.counts["done"] += len(asks)
+            self._state.done_asks.add_part(earlier.info["metrics"])
+            self._finish(earlier)
+        elif not asks:
+            self._commit(work)
+        else:
+            self._send([(work, ask, request) for work, ask, request in first if ask.sample == 0])
 
     def _hold_if_scarce(self) -> None:
         """Where the budget will not last for the round, its exam ends first, for the worst mistakes may come last."""
@@ -382,9 +379,3 @@ class _Stage:
         for part in self._state.done:
             drop_part(self._out, LESSONS, part.index)
         raise error
-
-
-def _digest(asks: Sequence[Ask]) -> str:
-    """What the part asks for: lessons of other questions or mistakes are not taken for its own."""
-    wanted = [[*ask.order, ask.question.text, ask.mistake.text if ask.mistake else None] for ask in asks]
-    return hashlib.sha256(canonical(wanted).encode("utf-8", "replace")).hexdigest()
