@@ -1,1 +1,1 @@
-"""The teacher: requests sent within limits and budget, replies kept in a ledger, lessons accepted or refused."""
+"""The teacher: requests within limits and budget, a ledger of replies, lessons accepted or refused."""

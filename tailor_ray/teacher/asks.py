@@ -1,12 +1,12 @@
 """`Ask`: one lesson that is wanted, and its way through requests, judgement, other tries, other teachers and peers.
 
-A part of the exam becomes asks; each ask has at most one request open. `advance` takes a settled request and returns
-the next one to send, or None when the ask is done: accepted, or failed with the reason of its last request; then comes
-`following`, for what waited for it. What an ask does depends on its own replies and on those that it waited for alone,
-so the order in which replies arrive changes nothing.
+A part of the exam becomes asks. Each ask has at most one request open. `advance` takes a settled request and returns
+the next one to send. It returns None when the ask is done: accepted, or failed with the reason of its last request.
+Then comes `following`, for what waited for it. What an ask does depends on its own replies and on those that it waited
+for alone. So the order in which replies arrive changes nothing.
 
-Whether a reply is a lesson, `judge` says: the rules, each with the reason that is counted and the problem that the
-teacher is told. Pure: the same reply is judged alike in every run.
+Whether a reply is a lesson, `judge` says. It has the rules, each with the reason that is counted and the problem that
+the teacher is told. It is pure: the same reply is judged alike in every run.
 """
 
 from __future__ import annotations
@@ -147,14 +147,20 @@ class Asker:
         return self._request(ask, ask.teachers[ask.turn], ask.messages)
 
     def following(self, ask: Ask) -> TeacherRequest | None:
-        """The first request of what waited for this ask, which is done; None where nothing did."""
+        """The first request of what waited for this `ask`, which is done.
+
+        Returns None where nothing did.
+        """
         if ask.then is None:
             return None
         ask.then.earlier = [*ask.earlier, *([ask.accepted.rationale] if ask.accepted else [])]
         return self.first(ask.then)
 
     def advance(self, ask: Ask, settled: Settled) -> TeacherRequest | None:
-        """Judge the reply to the ask's open request; returns the next request, or None when the ask is done."""
+        """Judge the reply to the open request of the `ask`.
+
+        Returns the next request, or None when the ask is done.
+        """
         if ask.accepted is not None:
             return self._take_score(ask, ask.accepted, settled)
         row = settled.row

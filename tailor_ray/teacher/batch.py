@@ -1,11 +1,13 @@
-"""`BatchPool`: the same work as `TeacherPool`, through the OpenAI Batch API: half the price, hours instead of minutes.
+"""`BatchPool`: what `TeacherPool` does, through the OpenAI Batch API: half the price, hours instead of minutes.
 
-Requests gather until a file is full or `flush` says that no more come for now; then a file is uploaded and a batch made
-of it, which is polled until it ends. Before anything is sent, a record of the batch and its input are in the run's
-storage, and then that it is about to be submitted; the record's id goes along as the batch's metadata. So a driver that
-finds a submitted record without a batch id looks for a batch that carries the id, takes it over if there is one, and
-only else submits: never twice. Of what was never submitted nothing is counted. A file that is too large is made anew
-in halves, and what exceeds the queue waits. Replies go to the same ledger under the same keys as online ones.
+Requests gather until a file is full or `flush` says that no more come for now. Then a file is uploaded and a batch made
+of it, which is polled until it ends. A file that is too large is made anew in halves. What exceeds the queue waits.
+Replies go to the same ledger under the same keys as online ones.
+
+Nothing is submitted twice. First a record of the batch and its input are in the run's storage. Then the record says
+that it is about to be submitted. Its id goes along as the batch's metadata. A driver that finds a submitted record
+without a batch id looks for a batch that carries the id. It takes that over if there is one, and only else submits. Of
+what was never submitted nothing is counted.
 """
 
 from __future__ import annotations
@@ -88,15 +90,12 @@ class BatchPool:
             self._on_settled(known)
 
     def hold(self) -> None:
-        """Send no file, full or not, until all parts have come, so that what is worth most goes first."""
         self._held = True
 
     def lasts(self, round_total: Spend) -> bool:
-        """Whether the budget allows a round that takes so much in all."""
         return self._budget.lasts(round_total)
 
     def flush(self) -> None:
-        """No more parts come: what waits may be sent, also in a file that is not full."""
         self._flushed, self._held = True, False
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The OpenAI Batch API, call by call: upload and submit, find, look, read. Calls are retried here, and only here.
 
-A batch is named by its maker in its metadata, so that it can be found when nobody wrote its id down. How long a batch
-has been under way, and how far it is, goes to the log.
+A batch is named by its maker in its metadata. So it can be found when nobody wrote its id down. How long a batch has
+been under way, and how far it is, goes to the log.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ class BatchApi:
         return str(self._call(make))
 
     def find(self, name: str) -> str | None:
-        """The id of the batch that carries this name, among those of this key; None when there is none."""
+        """The id of the batch that carries this `name`, among those of this key.
+
+        Returns None when there is none.
+        """
         return self._call(lambda: self._listed(name))
 
     def _listed(self, name: str) -> str | None:
@@ -138,7 +141,10 @@ class BatchApi:
         return None
 
     def poll(self, batch_id: str) -> BatchResult | None:
-        """None while the batch goes on; one that the server no longer knows has ended as `gone`."""
+        """Look at a batch.
+
+        Returns None while it goes on. One that the server no longer knows has ended as `gone`.
+        """
         try:
             batch = self._call(lambda: self._client.batches.retrieve(batch_id), gone=True)
             if batch is not None and batch.status not in ENDED:
@@ -210,7 +216,10 @@ class BatchApi:
 
 
 def read_output(data: bytes) -> dict[str, Outcome]:
-    """An output or error file's lines by custom_id. A torn or odd line counts as not there: it is asked again."""
+    """The lines of an output or error file by custom_id.
+
+    A torn or odd line counts as not there: its request is asked again.
+    """
     replies: dict[str, Outcome] = {}
     for line in data.splitlines():
         try:

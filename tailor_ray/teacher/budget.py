@@ -1,9 +1,9 @@
 """Money: what tokens cost, and the hard budget that what was paid and what is in flight never exceed.
 
-Prices are dollars a million tokens: the configuration's before those of the table, which is a convenience with a date
-on it, not a promise; what a reply itself says it cost goes before both. The budget's invariant, for the run and for the
-round, in dollars and in tokens: spent + reserved <= cap. A request is sent only after `reserve` said yes; `settle`
-gives the reservation back and adds what was really paid.
+Prices are dollars per million tokens. The configuration's go before those of the table, which is a convenience with a
+date on it, not a promise. What a reply itself says it cost goes before both. The budget's invariant, for the run and
+for the round, in dollars and in tokens: spent + reserved <= cap. A request is sent only after `reserve` said yes.
+`settle` gives the reservation back and adds what was really paid.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ PRICES: dict[str, PriceConfig] = {
 
 
 def price_of(endpoint: EndpointConfig) -> PriceConfig | None:
-    """The price that applies; None for an unknown model, whose cost is then counted as nothing."""
+    """The price that applies: the configuration's, else the table's.
+
+    Returns None for an unknown model, whose cost is then counted as nothing.
+    """
     return endpoint.price or PRICES.get(endpoint.model)
 
 
@@ -57,7 +60,10 @@ def months_old(now: float) -> int:
 
 
 def check_prices(config: TeacherConfig, now: float | None = None) -> None:
-    """Raise ConfigError when a dollar budget is set and a model has no price; else tell what is not known or old."""
+    """Log which prices are not known or old, at the UNIX time `now` (the clock's if None).
+
+    Raises ConfigError when a dollar budget is set and a model has no price.
+    """
     age = months_old(time.time() if now is None else now)
     for endpoint in config.teachers:
         price = price_of(endpoint)
@@ -154,7 +160,10 @@ class WorstCase:
         return 1.0 if self._seen >= ENOUGH_SEEN and not (self._output or self._input > 0) else UNSURE
 
     def of(self, prompt_tokens: int, max_tokens: int) -> Spend:
-        """Of an attempt with at most so many tokens of prompt and of reply."""
+        """What an attempt may cost.
+
+        `prompt_tokens` and `max_tokens` bound its prompt and its reply.
+        """
         usage = Usage(input=prompt_tokens + self._input, output=max(max_tokens, self._output))
         dollars = cost_usd(self._price, usage, self._batch)
         return Spend(max(dollars, self._dearest), usage.input + usage.output)
@@ -207,7 +216,10 @@ class Budget:
         self.reserved = Spend()
 
     def reserve(self, worst: Spend, slack: float = 1.0) -> bool:
-        """Set `worst` aside; False, and nothing changed, when a cap could be exceeded."""
+        """Set `worst` aside, if `binding` names no cap.
+
+        Returns False, with nothing changed, when a cap could be exceeded.
+        """
         if self.binding(worst, slack) is not None:
             return False
         self.reserved += worst
@@ -220,7 +232,10 @@ class Budget:
         self.round_spent += paid
 
     def binding(self, worst: Spend, slack: float = 1.0) -> Cap | None:
-        """The cap that forbids sending what costs `worst`, or `slack` times what is then in flight; None: send it."""
+        """The cap that forbids sending what costs `worst`.
+
+        The caps must hold `slack` times what is then in flight. Returns None where nothing forbids it.
+        """
         wanted = (self.reserved + worst) * slack
         for caps, spent in ((self._run, self.run_spent), (self._round, self.round_spent)):
             for cap in caps:

@@ -1,13 +1,13 @@
-"""A request to a teacher, the key under which the ledger keeps its reply, and `Sender`, which makes one attempt at it.
+"""A request to a teacher, its key in the ledger, and `Sender`, which makes one attempt at it.
 
-The key is the SHA-256 of canonical JSON of all that decides the reply: the kind of endpoint, the model, messages,
-sampling parameters and the sample index. Where the endpoint is, how often it is retried and who asks is left out, and
-so is the cap: an answer that fits under one cap is the answer under every higher one. So changing those pays for
-nothing again.
+The key is a SHA-256 of canonical JSON. It covers all that decides the reply: endpoint's kind, model, messages, sampling
+parameters and sample index. It leaves out where the endpoint is, how often it is retried and who asks. It leaves out
+the cap too. An answer that fits under one cap is the answer under every higher one. So changing those pays for nothing
+again.
 
 An attempt always ends as an Outcome, never as an exception of the network. It has a wall-clock bound whatever the
-server does and is sent once. What goes along is what the endpoint's settings name and nothing else of the environment
-but its proxies and certificates; keys are read on this node and occur in no outcome.
+server does and is sent once. What goes along is what the endpoint's settings name. Nothing else of the environment is
+sent but its proxies and certificates. Keys are read on this node and occur in no outcome.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def canonical(value: Any) -> str:
 
 
 def request_key(body: dict[str, Any], sample: int, whole: bool = False) -> str:
-    """The key of a request; `whole` takes in what does not decide the reply."""
+    """The key of the request `body`, a SHA-256 in hex.
+
+    `sample` tells apart several requests for the same. `whole` takes in what does not decide the reply.
+    """
     body = body if whole else {name: value for name, value in body.items() if name not in NOT_IN_KEY}
     document = canonical({"endpoint": ENDPOINT, "body": body, "sample": sample})
     return hashlib.sha256(document.encode("utf-8", "surrogatepass")).hexdigest()
@@ -131,7 +134,10 @@ def make_request(
 
 
 def prompt_bound(messages: list[dict[str, str]], response_format: dict[str, Any] | None) -> int:
-    """Never fewer tokens than the prompt has: byte-level tokenizers make at most one token of a byte."""
+    """Never fewer tokens than the prompt has.
+
+    Byte-level tokenizers make at most one token of a byte.
+    """
     contents = sum(len(m["content"].encode("utf-8", "replace")) + TOKENS_PER_MESSAGE for m in messages)
     return contents + (len(canonical(response_format)) if response_format else 0) + TOKENS_PER_MESSAGE
 
@@ -173,7 +179,10 @@ def _check_sendable(secret: str, where: str) -> None:
 
 
 def read_secrets(endpoint: EndpointConfig) -> dict[str, str]:
-    """The secret headers of the endpoint as this node has them, its key among them. Raises TeacherAccessError."""
+    """The secret headers of the endpoint as this node has them, its key among them.
+
+    Raises TeacherAccessError naming what is missing, or what no header can carry.
+    """
     key = read_key(endpoint)
     bearer = endpoint.api_key_header.lower() == "authorization"
     headers = {endpoint.api_key_header: f"Bearer {key}" if bearer else key} if key else {}
@@ -267,7 +276,10 @@ def send_once(endpoint: EndpointConfig, request: TeacherRequest) -> Outcome:
 
 
 async def bounded(call: Awaitable[httpx2.Response], timeout_s: float) -> httpx2.Response | Outcome:
-    """Await one call of the client for at most `timeout_s` seconds: the response, or how the network failed."""
+    """Await one `call` of the client for at most `timeout_s` seconds.
+
+    Returns the response, or how the network failed.
+    """
     import aiohttp
     import httpx2
 
@@ -305,7 +317,10 @@ def retry_after(headers: object, now: float | None = None) -> float | None:
 
 
 def connections_that_fit(wanted: int) -> int:
-    """How many of the wanted connections this process can hold, once its limit of files is as high as may be."""
+    """How many of the `wanted` connections this process can hold.
+
+    It raises the process's limit of open files as far as it may.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted + FILES_BESIDE:
         return wanted

@@ -1,4 +1,4 @@
-"""The pool's decisions, without its network: which request is sent next, by whom, when, and what follows from its end.
+"""The pool's decisions, without its network: who sends which request when, and what follows from its end.
 
 In: requests, rooms of actors, outcomes, deaths. Out: assignments to send, and settled requests with their ledger rows.
 
@@ -123,7 +123,10 @@ class Dispatcher:
         self.stop: TailorError | None = None
 
     def submit(self, requests: Sequence[TeacherRequest]) -> list[Settled]:
-        """Queue what the ledger does not answer; returns what it does. A request that is open already is left out."""
+        """Queue those of the `requests` that the ledger does not answer.
+
+        Returns what it answers. A request that is open already is left out.
+        """
         rows = self._ledger.find(requests)
         settled = []
         for request in requests:
@@ -184,7 +187,10 @@ class Dispatcher:
         return settled
 
     def actor_died(self, actor: str, journaled: JournalEntries, now: float) -> list[Settled]:
-        """Give back a dead actor's assignments that it has not `journaled`; what they may have cost is counted."""
+        """Give a dead actor's assignments back, save for what it `journaled`.
+
+        What the others may have cost is counted. Returns the requests that are settled by it.
+        """
         outcomes = []
         for key in self._held[actor]:
             outcome, _ = journaled.get((key, self._open[key].row.attempts), (None, 0.0))
@@ -192,7 +198,10 @@ class Dispatcher:
         return self.settle(outcomes, now)
 
     def room(self, actor: str, model: str, share: int) -> int:
-        """How many more attempts to give an actor that makes `share` at once: those and a few to go on with."""
+        """How many more attempts to give an actor.
+
+        It is to hold the `share` that it makes at once, and a few to go on with.
+        """
         held = sum(1 for key in self._held[actor] if self._open[key].request.model == model)
         ahead = self._lanes[model].limiter.ahead()
         return share + min(share // 4 + 4, ahead) - held

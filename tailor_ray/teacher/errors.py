@@ -1,9 +1,9 @@
 """What servers call their errors, and what we say when one ends the run.
 
-Names, numbers and sentences of many gateways are read into the codes of `outcomes`: pure reading of one decoded body.
-The words were collected from the public documents and threads of the endpoints named in jobs/teachers.md; a status
-says too little, since a 400 may be an empty purse and a 429 a used-up month. What ends the run names the setting to
-look at, and says that the same command goes on.
+Names, numbers and sentences of many gateways are read into the codes of `outcomes`. That is pure reading of one decoded
+body. The words come from public documents and threads of the endpoints that jobs/teachers.md names. A status says too
+little. A 400 may be an empty purse and a 429 a used-up month. What ends the run names the setting to look at, and says
+that the same command goes on.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def error_object(value: Any) -> dict[str, Any]:
-    """The part of a body that says what went wrong, whatever it is called; always a dict."""
+    """The part of a decoded body that says what went wrong, whatever it is called.
+
+    Returns a dict, whose `message` may be empty, for any `value` at all.
+    """
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, dict):
@@ -97,7 +100,10 @@ def error_object(value: Any) -> dict[str, Any]:
 
 
 def has_error(value: dict[str, Any], with_reply: bool) -> bool:
-    """Whether a body with status 200 is an error; one that carries a reply has to say so in so many words."""
+    """Whether a body with status 200 is an error.
+
+    One that carries a reply (`with_reply`) has to say so in so many words.
+    """
     error = value.get("error")
     if any(error.values()) if isinstance(error, dict) else error:
         return True
@@ -107,7 +113,11 @@ def has_error(value: dict[str, Any], with_reply: bool) -> bool:
 
 
 def error_code(status: int | None, error: dict[str, Any]) -> tuple[str | None, int | None]:
-    """The code that its words give, or None to go by the status; and the status, from the body where none is given."""
+    """What an `error` of `error_object` says.
+
+    Returns the code that its words give, or None to go by the status; and the status, which is the body's where
+    `status` is None or tells less.
+    """
     inner = _number(error)
     status = inner if status is None or inner in (402, 429) else status  # a gateway's own status tells less
     names = set(_names(error))
@@ -139,7 +149,10 @@ def finish_kind(finish: Any) -> str:
 
 
 def retry_hint(error: dict[str, Any]) -> float | None:
-    """Seconds to wait that stand in the body: a field, Google's details, or a sentence."""
+    """Seconds to wait that stand in the body: in a field, in Google's details, or in a sentence.
+
+    Returns None where nothing says so.
+    """
     details = error.get("details")
     places = [error, *(one for one in (details if isinstance(details, list) else [details]) if isinstance(one, dict))]
     metadata = error.get("metadata")
@@ -209,7 +222,10 @@ def denied_error(endpoint: EndpointConfig, detail: str) -> Stopped:
 
 
 def refusal_error(endpoint: EndpointConfig, code: str, detail: str, answered: bool) -> TailorError:
-    """The endpoint refuses one request after another; `answered`: it had answered before."""
+    """The endpoint refuses one request after another.
+
+    `code` and `detail` are the last outcome's. Had it `answered` before, the same command may go on.
+    """
     if code == "http_403":
         return (denied_error if answered else access_error)(endpoint, detail)
     return Stopped(
@@ -260,7 +276,10 @@ def yield_error(
 
 
 def undecided_error(words: Sequence[str], max_attempts: int) -> Stopped:
-    """All else is done, and some requests have no verdict; `words` are the last ones said to each."""
+    """All else is done, and some requests have no verdict.
+
+    `words` are the last ones said to each, after `max_attempts` attempts.
+    """
     return Stopped(
         f"{len(words)} requests got no reply in teacher.max_attempts={max_attempts} attempts; most say: "
         f"{Counter(words).most_common(1)[0][0]}. All replies are kept: run the same command, which asks these again; "

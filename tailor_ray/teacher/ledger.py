@@ -1,14 +1,14 @@
-"""The ledger: one row per distinct request, whatever happens to it, kept on the node and in the run's storage.
+"""The ledger: one row per distinct request, on the node and in the run's storage.
 
-Before an attempt is sent its row says so, with the worst that it may cost (`pending_*`); when it ends the row says
-how. `commit` makes both durable on the node (SQLite, WAL, fsync) before anyone acts on them, many rows at a time.
-A flusher writes settled rows as parquet to the run's storage within a second, and another thread merges those files. A
-driver that died leaves rows that are pending: the next one takes what the actors' journals say of them, counts the
-others' worst case as lost money and asks again.
+Before an attempt is sent its row says so, with the worst that it may cost (`pending_*`). When it ends the row says how.
+`commit` makes both durable on the node (SQLite, WAL, fsync) before anyone acts on them. It takes many rows at a time. A
+flusher writes settled rows as parquet to the run's storage within a second. Another thread merges those files. A driver
+that died leaves rows that are pending. The next one takes what the actors' journals say of them. It counts the others'
+worst case as lost money and asks again.
 
 It is opened once for a run, since that copies storage's rows to the node's disk. In memory are the rows of the next
-commit and the next flush, and 8 bytes for every other row; all else is read from the node's disk when it is asked for.
-Every row carries a hash of its content: a damaged one is not used, and the loss is logged.
+commit and flush. Every other row takes 8 bytes. All else is read from the node's disk when it is asked for. Every row
+carries a hash of its content. A damaged one is not used, and the loss is logged.
 """
 
 from __future__ import annotations
@@ -96,11 +96,13 @@ class Ledger:
 
     @property
     def store(self) -> Store:
-        """The ledger's folder in the run's storage."""
         return self._files.store
 
     def get(self, keys: Sequence[str]) -> dict[str, LedgerRow]:
-        """Rows by key; keys without a row, or with a damaged one, are absent."""
+        """Rows by key.
+
+        Those of the `keys` that have no row, or a damaged one, are absent.
+        """
         found: dict[str, LedgerRow] = {}
         with self._lock:
             for start in range(0, len(keys), 500):
@@ -116,7 +118,10 @@ class Ledger:
         return found
 
     def find(self, requests: Sequence[TeacherRequest]) -> dict[str, LedgerRow]:
-        """Rows by the requests' keys; the answers of a ledger made before 0.2 are found too."""
+        """Rows by the keys of the `requests`.
+
+        The answers of a ledger made before 0.2 are found too.
+        """
         found = self.get([request.key for request in requests])
         older = {request.sent_as: request for request in requests if request.key not in found}
         for key, row in self.get(list(older)).items():
@@ -125,7 +130,6 @@ class Ledger:
         return found
 
     def stage(self, rows: Iterable[LedgerRow]) -> None:
-        """Put rows into the next commit."""
         with self._lock:
             self._staged.update((row.key, row.sealed_values()) for row in rows)
 
@@ -163,7 +167,10 @@ class Ledger:
         return self._select("ledger ORDER BY sent, key")
 
     def spent(self, round_: int | None = None) -> Spend:
-        """What all attempts of this run cost, those whose bill is not known at their worst case."""
+        """What all attempts of this run cost, or those of the round `round_`.
+
+        One whose bill is not known counts at its worst case.
+        """
         where, values = ("WHERE round > 0", ()) if round_ is None else ("WHERE round = ?", (round_,))
         query = (
             "SELECT total(cost_usd + lost_usd + pending_usd), "
@@ -184,7 +191,10 @@ class Ledger:
         return self._select(f"{some} WHERE outcome IN ({final}) AND round < {round_:d}")
 
     def largest_outputs(self) -> dict[str, int]:
-        """Tokens of the largest reply that came at the first attempt, by model; a model without any is absent."""
+        """Tokens of the largest reply that came at the first attempt, by model.
+
+        A model without any is absent.
+        """
         query = "SELECT model, max(output_tokens) FROM ledger WHERE output_tokens > 0 AND attempts = 1 GROUP BY model"
         with self._lock:
             return dict(self._db.execute(query).fetchall())
@@ -256,7 +266,10 @@ class Ledger:
             raise
 
     def close(self, compact: bool = True) -> None:
-        """Flush, merge the segments, and drop the copy on the node, which storage now holds whole."""
+        """Flush, and end the threads.
+
+        Unless `compact` is False, merge the segments and drop the copy on the node, which storage then holds whole.
+        """
         self._stop.set()
         for thread in self._threads:
             thread.join()

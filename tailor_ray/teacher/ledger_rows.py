@@ -1,9 +1,9 @@
 """A request's row in the ledger, and the parquet files of rows in the run's storage.
 
 A row has a hash of its content, and the same columns in SQLite and in parquet. DuckDB and pandas read the files as they
-are. `segment-*.parquet` hold what was settled within a flush. `compact` merges them into `ledger-*.parquet` of at most
-ROWS_PER_FILE rows, so that a damaged file loses few, and takes the older rows of the same requests out of earlier
-files. Of a row that is in several files the one that got further counts (`LedgerRow.standing`). In memory there are 8
+are. `segment-*.parquet` hold what was settled within a flush. `compact` merges them into `ledger-*.parquet`, and takes
+older rows of the same requests out of earlier files. A file has at most ROWS_PER_FILE rows, so that a damaged one loses
+few. Of a row that is in several files the one that got further counts (`LedgerRow.standing`). In memory there are 8
 bytes for each row in storage, and the rows of one merge.
 """
 
@@ -73,7 +73,6 @@ class LedgerRow:
 
     @classmethod
     def of(cls, request: TeacherRequest) -> LedgerRow:
-        """The row of a request that nobody has sent yet."""
         return cls(request.key, "pending", request.model, request.question_id, request.round, request.body)
 
     def sending(self, worst: Spend) -> LedgerRow:
@@ -248,7 +247,6 @@ class LedgerFiles:
             self._rewrite(name, frozenset())
 
     def drop(self, keys: frozenset[str]) -> None:
-        """Take these keys' rows out of all files."""
         hashes = _hash_keys(keys)
         for name in self._names():
             if _overlap(self._hashes_of(name), hashes):
@@ -357,7 +355,6 @@ def decode(table: pa.Table) -> list[LedgerRow]:
 
 
 def encode(table: pa.Table) -> bytes:
-    """Rows as one parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return buffer.getvalue()

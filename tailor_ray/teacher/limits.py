@@ -1,13 +1,17 @@
 """The limits of one endpoint: when the next request may be sent, how fast, and whether at all.
 
-In: the clock, each request's estimated tokens, and how calls ended. Out: a Grant with the time to send at, or None
-for "not yet". Always holds, with limits given: in no window of WINDOW_S seconds are more requests or tokens granted
-than a minute allows; grants are spread over the minute rather than spent at its start. Whether limits are given or
-not, a 429 pauses all sending for as long as the server asks and lowers the rate, which then grows again. Without a
-limit the rate starts low and doubles each second (slow start) until the first refusal or rising latency, then grows by
-steps and is cut on the next; refusals of requests that were on their way when it was cut count once. While an endpoint
-refuses everything, one request at a time probes it. Nothing here reads the clock by which calls are timed, or sleeps:
-the caller says what time it is.
+In: the clock, each request's estimated tokens, and how calls ended. Out: a Grant with the time to send at, or None for
+"not yet".
+
+With limits given, in no window of WINDOW_S seconds are more requests or tokens granted than a minute allows. Grants are
+spread over the minute rather than spent at its start. Whether limits are given or not, a 429 pauses all sending for as
+long as the server asks. It lowers the rate, which then grows again.
+
+Without a limit the rate starts low. It doubles each second (slow start) until the first refusal or rising latency. Then
+it grows by steps and is cut on the next. Refusals of requests that were on their way when it was cut count once. While
+an endpoint refuses everything, one request at a time probes it.
+
+Nothing here reads the clock by which calls are timed, or sleeps: the caller says what time it is.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ class AdaptiveRate:
         self._granted.add(now)
 
     def grow(self, now: float) -> None:
-        """Raise the rate by the time passed, if it is what holds the sender back."""
+        """Raise the rate by the time passed until `now`, if it is what holds the sender back."""
         seconds, self._grown = now - self._grown, now
         if self.rate >= self.ceiling or self.probing or now < self.paused_until or seconds <= 0:
             return
@@ -126,7 +130,11 @@ class AdaptiveRate:
                 self._cut(now, 0.9)
 
     def refused(self, sent: float, now: float, retry_after: float | None) -> None:
-        """A 429: pause, and cut the rate once for all requests that were on their way."""
+        """Take note of a 429 to a request that was `sent` then: pause, and cut the rate.
+
+        It is cut once for all requests that were on their way. `retry_after` are the seconds that the server asks to
+        wait, None where it does not say.
+        """
         if sent < self._on_way_until:
             if retry_after is not None:
                 self.pause(now, retry_after)
@@ -181,7 +189,10 @@ class Window:
         self._log: deque[Grant] = deque()
 
     def earliest(self, now: float, amount: float) -> float:
-        """The first time at which `amount` fits; an amount above the limit waits for an empty window."""
+        """The first time at which `amount` fits.
+
+        An amount above the limit waits for an empty window.
+        """
         self.expire(now)
         excess = self._sum + min(amount, self.limit) - self.limit
         at = now
@@ -238,7 +249,10 @@ class RateLimiter:
         self._mean_tokens = 0.0  # moving average of what requests really took: the pace goes by it
 
     def remember(self, earlier: Iterable[tuple[float, int]], now: float) -> None:
-        """Count attempts of an earlier round or driver, oldest first: (seconds ago, tokens). Their minute is ours."""
+        """Count attempts of an `earlier` round or driver, for their minute is ours.
+
+        Each is (seconds ago, tokens), the oldest first.
+        """
         for ago, tokens in earlier:
             grant = Grant(now - ago, float(tokens))
             for window in (self._requests, self._tokens):
@@ -273,11 +287,17 @@ class RateLimiter:
         return grant
 
     def ahead(self) -> int:
-        """How many grants may wait at an actor: were they all sent late and at once, the limit would still hold."""
+        """How many grants may wait at an actor.
+
+        Were they all sent late and at once, the limit would still hold.
+        """
         return max(1, int(min(self.rate.rate, 1e6) * self._horizon))
 
     def settle(self, grant: Grant, now: float, tokens: int | None) -> None:
-        """An attempt ended; `tokens` is what it took, None when that is not known."""
+        """Take note that the attempt of this `grant` ended.
+
+        `tokens` is what it took, None when that is not known.
+        """
         self.in_flight -= 1
         if tokens is None:
             return
@@ -326,7 +346,10 @@ class Health:
         return (self._since if self._down and self._since is not None else now) - self._lost_s
 
     def succeeded(self, now: float, answered: bool = True) -> None:
-        """`answered`: by a reply, which no wrong key gets."""
+        """Take note of an end that shows the endpoint to be there.
+
+        `answered` says that it was a reply, which no wrong key gets.
+        """
         if self._down and self._since is not None:
             self._lost_s += now - self._since
         self._window = self._window * 2 if self._window < 1e4 else math.inf
@@ -334,7 +357,10 @@ class Health:
         self._since, self._down, self.answered = None, False, self.answered or answered
 
     def failed(self, words: str, now: float) -> bool:
-        """Take note of a failure; True when it breaks here, so that the calls of the series are given back."""
+        """Take note of a failure, and of the `words` that say it.
+
+        Returns True when it breaks here, so that the calls of the series are given back.
+        """
         self.words = words
         self._since = now if self._since is None else self._since
         self._failures += 1
@@ -356,7 +382,10 @@ class Health:
         return self._down and self._since is not None and now - self._since >= self._outage_s
 
     def narrow(self, in_flight: int) -> bool:
-        """This machine could not hold as many calls as were in flight: go on with fewer. False when it does already."""
+        """Go on with fewer calls: this machine could not hold as many as were `in_flight`.
+
+        Returns False when it does so already.
+        """
         most = max(0.75 * in_flight, 1.0)
         lower, self._most = most < self._most, min(self._most, most)
         return lower

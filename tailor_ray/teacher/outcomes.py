@@ -4,8 +4,8 @@ In: an HTTP status with its body, or the exception instead of one. Out: an Outco
 stands in TABLE with what follows from it. Nowhere else is it decided what is retried. Servers put errors under many
 names, also into a 200. Their words are read by `errors`, and an error means the same wherever it stands.
 
-An actor writes outcomes into its journal, on the disk of the driver's node, before their slots are free for others. So
-a kill of actor or driver loses no reply that came: whoever goes on reads the journals and settles what is pending.
+An actor writes outcomes into its journal, on the disk of the driver's node. Only then are their slots free for others.
+So a kill of actor or driver loses no reply that came. Whoever goes on reads the journals and settles what is pending.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ TABLE: dict[str, Rule] = {
 
 
 def codes(*categories: Category) -> frozenset[str]:
-    """The codes of these categories."""
     return frozenset(code for code, rule in TABLE.items() if rule.category in categories)
 
 
@@ -133,7 +132,10 @@ class Outcome:
 
 
 def check_status(status: int, body: bytes) -> Outcome:
-    """Read an answer whose status is not 2xx; any body is read without an error."""
+    """Read an answer whose `status` is not 2xx.
+
+    Any `body` is read without an error.
+    """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -142,7 +144,10 @@ def check_status(status: int, body: bytes) -> Outcome:
 
 
 def check_reply(body: bytes) -> Outcome:
-    """Read an answer with status 200; see the module's contract."""
+    """Read the `body` of an answer with status 200.
+
+    Returns an outcome for any bytes at all; raises nothing.
+    """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -206,7 +211,10 @@ def _check_error(status: int | None, error: dict[str, Any]) -> Outcome:
 
 
 def read_text(content: Any) -> str | None:
-    """A message's text: a string, or its parts joined, without those that are thinking. None where there is none."""
+    """A message's text: a string, or its parts joined, without those that are thinking.
+
+    Returns None where there is none.
+    """
     if isinstance(content, list):
         content = "".join(_part_text(part) for part in content)
     if not isinstance(content, str) or not content.strip():
@@ -305,7 +313,10 @@ class Journal:
         self._turn = 0
 
     def write(self, attempt: int, outcome: Outcome, cost: float) -> None:
-        """Append how this attempt (the row's number) ended, and its dollars. Raises OSError when the disk refuses."""
+        """Append how an attempt ended, and its dollars (`cost`).
+
+        `attempt` is the number that its row had. Raises OSError when the disk refuses.
+        """
         line = {"attempt": attempt, "cost": cost, **asdict(outcome)}
         os.write(self._files[self._turn], json.dumps(line).encode() + b"\n")
 
@@ -319,7 +330,10 @@ class Journal:
 
 
 def read_journals(paths: Iterable[Path]) -> JournalEntries:
-    """What these files say; a last line that a kill cut short does not count."""
+    """What the files at `paths` say.
+
+    A last line that a kill cut short does not count.
+    """
     journaled: JournalEntries = {}
     for path in paths:
         for line in path.read_bytes().splitlines():

@@ -1,9 +1,9 @@
-"""Parts into the teaching and out of it: the queue between exam and teacher, and what a part leaves behind.
+"""The queue between exam and teacher, and what a part of the exam leaves behind.
 
-`Intake` is the one bounded queue between exam and teacher, and what ends either of them when the other fails. The
-exam's thread puts in the records of attempt parts, the pool's threads tell how requests ended, and the teaching takes
-both in the order of their coming. `put` blocks while `room` parts are inside, from when they were put in until they are
-wholly answered: so a slow teacher holds the exam back. `tell` never blocks.
+`Intake` is the one bounded queue between exam and teacher. It ends either of them when the other fails. The exam's
+thread puts in the records of attempt parts, and the pool's threads tell how requests ended. The teaching takes both in
+the order of their coming. `put` blocks while `room` parts are inside, from when they were put in until they are wholly
+answered. So a slow teacher holds the exam back. `tell` never blocks.
 
 A part leaves its lessons, a row for each request, and its counts.
 """
@@ -77,7 +77,10 @@ class Intake:
         self._over: BaseException | None = None  # for the exam: why nobody takes parts any more
 
     def put(self, part: Part) -> None:
-        """Hand a part on, when there is room; raises what ended the teaching."""
+        """Hand a `part` on, waiting until there is room.
+
+        Raises what ended the teaching.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._over is not None or self._room is None or self._inside < self._room)
             if self._over is not None:
@@ -97,7 +100,10 @@ class Intake:
         self.tell(abandoned)
 
     def tell(self, event: list[Settled] | BaseException) -> None:
-        """Requests that ended, or the error that ends the teaching."""
+        """Tell of an `event`: requests that ended, or the error that ends the teaching.
+
+        It never blocks.
+        """
         if isinstance(event, list):
             self._add(event)
             return
@@ -106,7 +112,10 @@ class Intake:
             self._changed.notify_all()
 
     def take(self) -> Part | list[Settled] | End:
-        """What comes next, waiting for it; raises an error that was told, at once."""
+        """What comes next, waiting for it.
+
+        Raises an error that was told, at once.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or self._waiting)
             if self._failure is not None:
@@ -127,7 +136,10 @@ class Intake:
 
     @contextmanager
     def teaching(self, work: Callable[[], T]) -> Iterator[Teaching[T]]:
-        """Run `work`, which takes from this intake, in a thread; leaving the block by an error ends it."""
+        """Run `work`, which takes from this intake, in a thread.
+
+        Yields the thread. Leaving the block by an error ends it.
+        """
         teaching = Teaching(work, self._close)
         teaching.start()
         try:
@@ -166,7 +178,10 @@ class Teaching(threading.Thread, Generic[T]):
         self._on_end(self._error or RuntimeError("the teaching is over and takes no more parts"))
 
     def result(self) -> T:
-        """Wait for the end of the work; raises its error."""
+        """Wait for the end of the work.
+
+        Returns what it returned, or raises its error.
+        """
         while self.is_alive():
             self.join(timeout=0.5)  # a plain join would not let a signal's handler run
         if self._error is not None:
@@ -194,7 +209,10 @@ def lesson_rows(asks: Sequence[Ask], round_: int) -> tuple[list[Lesson], set[int
 
 
 def request_rows(asks: Sequence[Ask], round_: int, duplicates: set[int]) -> list[dict[str, Any]]:
-    """A row for each request of each ask; the last one of a dropped ask is rejected as a duplicate."""
+    """A row of REQUEST_SCHEMA for each request of each ask.
+
+    The last one of an ask among the `duplicates` of `lesson_rows` is rejected as a duplicate.
+    """
     rows = []
     for ask in asks:
         for ended in ask.ended:

@@ -5,12 +5,12 @@ in it. It settles the last outcomes, assigns, commits both, hands on what is set
 outcomes. So a reply is durable before anyone sees it. A sender that is lost is replaced, at most MAX_DEATHS times. Its
 assignments go to whoever asks next.
 
-`TeacherActor` is the Ray actor that sends. It makes the attempts it is given and says how they ended, many at a time,
-so that Ray's cost per request stays small. At most `share` calls an endpoint hold a slot there. Further assignments
-wait for a free one, so that it is not idle until the driver asks again. A slot is free once its outcome is safe: in the
-actor's journal; or, where there is none because the actor is on another node than the driver, once the driver has
-committed it. So a kill of either has asked in vain for at most what held a slot. Once the driver has ended nothing more
-is sent: nobody would write replies down.
+`TeacherActor` is the Ray actor that sends. It makes the attempts it is given and says how they ended. Both go many at a
+time, so that Ray's cost per request stays small. At most `share` calls an endpoint hold a slot there. Further
+assignments wait for a free one, so that it is not idle until the driver asks again. A slot is free once its outcome is
+safe in the actor's journal. An actor on another node than the driver has none: there the driver must have committed it.
+So a kill of either has asked in vain for at most what held a slot. Once the driver has ended nothing more is sent:
+nobody would write replies down.
 """
 
 from __future__ import annotations
@@ -268,15 +268,12 @@ class TeacherPool:
             self._inbox.extend(requests)
 
     def hold(self) -> None:
-        """Send nothing more until all parts have come, so that what is worth most goes first."""
         self._held = True
 
     def flush(self) -> None:
-        """No more parts come."""
         self._held = False
 
     def lasts(self, round_total: Spend) -> bool:
-        """Whether the budget allows a round that takes so much in all."""
         return self._budget.lasts(round_total)
 
     def close(self) -> None:
@@ -388,7 +385,10 @@ class TeacherPool:
 
 
 def split_shares(config: TeacherConfig) -> list[dict[str, int]]:
-    """Calls in flight by actor and model; in sum each endpoint's `max_in_flight`. No actor is left without any."""
+    """Calls in flight by actor and model; no actor is left without any.
+
+    Over the actors they add up to each endpoint's max_in_flight.
+    """
     actors = min(config.actors, *(endpoint.max_in_flight for endpoint in config.teachers))
     return [
         {

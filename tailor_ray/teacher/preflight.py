@@ -1,14 +1,15 @@
 """Before the teacher is paid: what teaching will take, and whether each teacher answers.
 
-`forecast` says how many requests, tokens, dollars and seconds, from the data and, once there is one, from the ledger.
-It calls nobody. Without a ledger, tokens are counted as a quarter of the characters (English text; the server's count
-is the truth) and an assumed length of reply. With one, its rows take their place, by model and by kind of request: how
-many tokens a character makes, how long replies are, how many tries a lesson takes, how many lessons went on to the next
-teacher. Rounds that are done count as what they took. Every assumption made is listed, so that a reader can judge it.
+`forecast` says how many requests, tokens, dollars and seconds. It goes by the data and, once there is one, by the
+ledger. It calls nobody. Without a ledger, tokens are counted as a quarter of the characters and an assumed length of
+reply. That suits English text; the server's count is the truth. With a ledger its rows take their place, by model and
+by kind of request. They say how many tokens a character makes and how long replies are. They say how many tries a
+lesson takes, and how many lessons went on to the next teacher. Rounds that are done count as what they took. Every
+assumption made is listed, so that a reader can judge it.
 
 `check_access` asks each teacher for a lesson before the first exam is spent. The request is the first that round 1 will
-make, with all its parameters, and its reply stays in the ledger. So it is paid for once, and a run that goes on asks
-nothing. What an endpoint says of its models is a hint in an error, no more: many refuse that and answer lessons.
+make. Its reply stays in the ledger. So it is paid for once, and a run that goes on asks nothing. What an endpoint says
+of its models is a hint in an error, no more. Many refuse that and answer lessons.
 """
 
 from __future__ import annotations
@@ -144,7 +145,10 @@ def learn(rows: Iterable[LedgerRow]) -> Learned:
 
 
 def forecast(config: TeacherConfig, basis: Basis, rows: Iterable[LedgerRow] = ()) -> Forecast:
-    """Forecast all rounds of a run; `rows` are those of its ledger, or of another run's on like questions."""
+    """Forecast all rounds of a run, by its `basis` and what replies took before.
+
+    `rows` are those of its ledger, or of another run's on like questions.
+    """
     learned = learn(rows)
     assumed = min(MISTAKE_SHARE * basis.attempts, float(config.max_mistakes))
     mistakes = assumed if basis.mistakes is None else basis.mistakes
@@ -203,7 +207,10 @@ def _amount(endpoint: EndpointConfig, kind: str, lessons: float, sizes: Sizes, l
 
 
 def reply_guess(question: Question) -> float:
-    """Tokens of a rationale of this question, by the gold one's length where there is one."""
+    """Tokens of a rationale of this `question`.
+
+    They go by the gold one's length, where there is one.
+    """
     return 1.5 * len(question.rationale) / CHARACTERS_PER_TOKEN + 20 if question.rationale else REPLY_TOKENS
 
 
@@ -283,7 +290,6 @@ def try_lesson(config: TeacherConfig, endpoint: EndpointConfig) -> float:
 def lesson_request(
     config: TeacherConfig, endpoint: EndpointConfig, grader: Grader, question: Question
 ) -> TeacherRequest:
-    """The first request that round 1 makes for a question."""
     asker = Asker(config.model_copy(update={"teachers": (endpoint,), "peer_scores": False}), grader, 1)
     return asker.first(asker.asks([question], [], frozenset())[0])
 

@@ -1,11 +1,11 @@
-"""The teaching stage: parts of the exam in, lessons and a record of every request out, while the exam still goes on.
+"""The teaching stage: parts of the exam in, lessons and requests out, while the exam still goes on.
 
-Part i of the exam leaves two parts i, once all its asks are done: in `log/`, `requests-i` (how each request ended), and
-`lessons-i` (what was accepted, near-duplicates left out). What is in them depends on the part and on the replies, not
-on the order in which parts and replies came. A restart skips the parts that are there and gets earlier replies from the
-ledger. In memory are the parts that are not wholly answered, and a record of each other one.
+Part i of the exam leaves two parts i, once all its asks are done. In `log/`, `requests-i` says how each request ended.
+`lessons-i` holds what was accepted, near-duplicates left out. What is in them depends on the part and on the replies.
+It does not depend on the order in which these came. A restart skips the parts that are there and gets earlier replies
+from the ledger. In memory are the parts that are not wholly answered, and a record of each other one.
 
-A part is committed when each of its asks has a verdict. Those that got none leave their part open, and the stage stops
+A part is committed when each of its asks has a verdict. Those that got none leave their part open. The stage stops
 where nothing else is left to do. Of a part with requests that a server refused as such (a 400), the next driver asks
 those again. Where too few lessons are accepted, the stage fails early and takes back the parts it had committed.
 """
@@ -80,22 +80,30 @@ class TeachJob:
 class Pool(Protocol):
     """What answers requests: over HTTP as they come, in batches, or, for a benchmark, at once."""
 
-    def submit(self, requests: Sequence[TeacherRequest]) -> None: ...
+    def submit(self, requests: Sequence[TeacherRequest]) -> None:
+        """Ask these, from any thread. What the ledger answers is told at once."""
 
-    def hold(self) -> None: ...
+    def hold(self) -> None:
+        """Send nothing until all parts have come, so that what is worth most goes first."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """No more parts come: what waits may be sent."""
 
-    def lasts(self, round_total: Spend) -> bool: ...
+    def lasts(self, round_total: Spend) -> bool:
+        """Whether the budget allows a round that takes so much in all."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Begin nothing more, and leave once nothing that was begun can be lost."""
 
 
 Tell = Callable[[list[Settled] | BaseException], None]
 
 
 def open_pool(job: TeachJob, ledger: Ledger, tell: Tell) -> Pool:
-    """The pool that the settings ask for. `tell` hears of settled requests, or of the error after which none come."""
+    """The pool that the settings of the `job` ask for.
+
+    `tell` hears of settled requests, or of the error after which none come.
+    """
     kind = BatchPool if job.config.mode == "batch" else TeacherPool
     return kind(job.config, ledger, job.round, tell, tell)
 
