@@ -86,11 +86,9 @@ class Batches:
         await asyncio.sleep(self.delay_s)
         lines = [json.loads(line) for line in self.files[batch["input_file_id"]][1].splitlines()]
         if len(lines) > self.most_lines:
-            said = {
-                "code": "too_many_tasks",
-                "message": f"{len(lines)} requests, at most {self.most_lines} are allowed",
-            }
-            batch.update(status="failed", errors={"object": "list", "data": [said]})
+            said = f"{len(lines)} requests, at most {self.most_lines} are allowed"
+            refusal = {"object": "list", "data": [{"code": "too_many_tasks", "message": said}]}
+            batch.update(status="failed", errors=refusal)
             return
         output: list[dict[str, Any]] = []
         errors: list[dict[str, Any]] = []

@@ -26,7 +26,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from aiohttp import web
@@ -234,12 +233,8 @@ class MockServer:
 
     def _write(self, arrived: float, digest: str, status: int, outcome: str) -> None:
         if self._log is not None:
-            self._log.write(
-                canonical(
-                    {"time": arrived, "ended": time.time(), "request": digest, "status": status, "outcome": outcome}
-                )
-                + "\n"
-            )
+            line = {"time": arrived, "ended": time.time(), "request": digest, "status": status, "outcome": outcome}
+            self._log.write(f"{canonical(line)}\n")
 
 
 def digest_of(*parts: str) -> str:
@@ -345,9 +340,7 @@ class MockProcess:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

@@ -164,9 +164,8 @@ class BatchApi:
         replies: dict[str, Outcome] = {}
         for one in data:
             for key, outcome in read_output(one.content).items():
-                if (
-                    key not in replies or replies[key].rule.category is not Category.ANSWERED
-                ):  # an error undoes no reply
+                known = replies.get(key)
+                if known is None or known.rule.category is not Category.ANSWERED:  # an error undoes no reply
                     replies[key] = outcome
         return BatchResult(batch.status, replies)
 

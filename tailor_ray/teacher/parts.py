@@ -27,29 +27,19 @@ from tailor_ray.teacher.dispatch import Settled
 T = TypeVar("T")
 OPEN_PARTS = 16  # inside at a time: among these the mistakes worth most go first
 JOIN_S = 30.0  # for the calls in flight, when the exam failed
-REQUEST_SCHEMA = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("round", pa.int32(), nullable=False),
-        pa.field("mistake_sample", pa.int32()),
-        pa.field("sample", pa.int32(), nullable=False),
-        pa.field("ask", pa.int32(), nullable=False),  # 1 for the first try at the lesson
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("request_key", pa.string(), nullable=False),
-        pa.field("outcome", pa.string(), nullable=False),  # accepted, rejected or failed
-        pa.field("reason", pa.string()),
-        pa.field("from_ledger", pa.bool_(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
-        pa.field("input_tokens", pa.int64(), nullable=False),
-        pa.field("cached_tokens", pa.int64(), nullable=False),
-        pa.field("output_tokens", pa.int64(), nullable=False),
-        pa.field("reasoning_tokens", pa.int64(), nullable=False),
-        pa.field("cost_usd", pa.float64(), nullable=False),  # lost attempts at their worst case included
-        pa.field("paid_round", pa.int32(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-    ]
-)
+_TEXT, _NUMBER, _COUNT, _REAL = pa.string(), pa.int32(), pa.int64(), pa.float64()
+_COLUMNS = {
+    "question_id": _TEXT, "kind": _TEXT, "round": _NUMBER, "mistake_sample": _NUMBER, "sample": _NUMBER,
+    "ask": _NUMBER,  # 1 for the first try at the lesson
+    "model": _TEXT, "request_key": _TEXT,
+    "outcome": _TEXT,  # accepted, rejected or failed
+    "reason": _TEXT, "from_ledger": pa.bool_(), "attempts": _NUMBER,
+    "input_tokens": _COUNT, "cached_tokens": _COUNT, "output_tokens": _COUNT, "reasoning_tokens": _COUNT,
+    "cost_usd": _REAL,  # lost attempts at their worst case included
+    "paid_round": _NUMBER, "seconds": _REAL,
+}  # fmt: skip
+_MAY_LACK = ("mistake_sample", "reason")
+REQUEST_SCHEMA = pa.schema([pa.field(name, kind, nullable=name in _MAY_LACK) for name, kind in _COLUMNS.items()])
 PAID = ("input_tokens", "output_tokens", "reasoning_tokens", "cost_usd")
 FROM_ROW = ("model", "attempts", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "seconds")
 
