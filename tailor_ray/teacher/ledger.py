@@ -39,7 +39,7 @@ from tailor_ray.teacher.ledger_rows import (
     LedgerRow,
     Values,
     is_whole,
-)  # fmt: skip
+)
 from tailor_ray.teacher.outcomes import JournalEntries, read_journals
 
 log = logging.getLogger(__name__)
