@@ -73,6 +73,11 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "redi": ("training.reflection=redi", "training.redi_weight=0.2"),  # 0.8 is for rates of 1e-6, not of 1e-3
     "own_correct": (*_BARE, "training.own_correct=1", "training.own_correct_weight=0.5"),
     "own_correct_orpo": ("training.own_correct=1", "training.own_correct_weight=0.5", "training.reflection=orpo"),
+    "orpo_alone": ("training.feedback=false", "training.reflection=orpo"),
+    "own_correct_alone": (*PARTS[PLAIN], "training.own_correct=1"),
+    "own_correct_orpo_alone": ("training.feedback=false", "training.own_correct=1", "training.reflection=orpo"),
+    "replay": (*_BARE, "training.lessons=replay", "training.replay_share=0.5"),
+    "replay_orpo": ("training.reflection=orpo", "training.lessons=replay", "training.replay_share=0.5"),
     "critique": (*_BARE, "training.critique=true"),
     "continue": (*_BARE, "teacher.correction=continue"),
     "continue_orpo": ("teacher.correction=continue", "training.reflection=orpo"),
@@ -89,15 +94,11 @@ EXAMINED = (*STUDENT, StageId(1, "exam"))
 BEGUN = (*EXAMINED, StageId(1, "teach"))
 ROUND_1 = (*BEGUN, StageId(1, "examples"), StageId(1, "train"), StageId(1, "evaluate"))
 BEGINS_AS = {  # a variant's first stages are another's
+    **dict.fromkeys((FULL, LIGHT, *TRIED, *SWITCHES), (PLAIN, BEGUN)),
+    **dict.fromkeys(("without_reflection", "critique"), (PLAIN, ROUND_1)),
     "without_feedback": (FULL, ROUND_1),
-    "without_reflection": (FULL, BEGUN),
-    PLAIN: ("without_reflection", ROUND_1),
-    LIGHT: (FULL, BEGUN),
-    **dict.fromkeys(TRIED, (FULL, BEGUN)),
-    **dict.fromkeys(("more_mistakes", "cooler_exam"), (FULL, STUDENT)),
-    **dict.fromkeys(SWITCHES, (FULL, BEGUN)),
-    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS), (FULL, EXAMINED)),
-    "critique": ("without_reflection", ROUND_1),
+    **dict.fromkeys(("more_mistakes", "cooler_exam"), (PLAIN, STUDENT)),
+    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS), (PLAIN, EXAMINED)),
 }
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed

@@ -1,4 +1,4 @@
-"""The word problems of the built-in task: fourteen families of one to three steps, as data.
+"""The word problems of the built-in task: families of one to three steps, as data.
 
 Each question wording is used both to write and to read (see `language.py`). So no wording may be read by two families.
 """
@@ -6,6 +6,7 @@ Each question wording is used both to write and to read (see `language.py`). So 
 from __future__ import annotations
 
 from tailor_ray.tasks.arithmetic.language import Family, Way
+from tailor_ray.tasks.arithmetic.lookalikes import LOOKALIKES
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -356,4 +357,5 @@ FAMILIES: tuple[Family, ...] = (
             ),
         ),
     ),
+    *LOOKALIKES,
 )

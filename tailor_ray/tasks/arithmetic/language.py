@@ -27,6 +27,7 @@ _WORD_PATTERNS = {
     "name": r"[A-Z][a-z]+",
     "friend": r"[A-Z][a-z]+",
     "item": r"[a-z]+",
+    "other": r"[a-z]+",
     "he": r"he|she",
     "He": r"He|She",
     "his": r"his|her",
@@ -118,13 +119,15 @@ class Family:
         """Random words and numbers, and the steps, each of which comes out whole and within bounds."""
         people = [(name, "she", "her") for name in SHE] + [(name, "he", "his") for name in HE]
         (name, he, his), (friend, _, _) = rng.sample(people, 2)
+        item, other = rng.sample(self.objects, 2)
         words = {
             "name": name,
             "friend": friend,
             "he": he,
             "He": he.capitalize(),
             "his": his,
-            "item": rng.choice(self.objects),
+            "item": item,
+            "other": other,
         }
         while True:
             numbers = {slot: rng.randint(low, high) for slot, (low, high) in self.numbers.items()}
