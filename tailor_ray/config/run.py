@@ -14,9 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tailor_ray.config.base import OPERATIONAL, Section, explain, result_settings
-from tailor_ray.config.exam import EvaluationConfig, ExamConfig
 from tailor_ray.config.rounds import ClusterConfig, ObserveConfig, RoundsConfig
-from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.student import EvaluationConfig, ExamConfig, StudentConfig
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import TeacherConfig, one_form
 from tailor_ray.config.training import TrainingConfig

@@ -10,20 +10,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
+import pyarrow.compute as pc
+
 from tailor_ray import layout
 from tailor_ray.errors import CorruptionError
-from tailor_ray.observe.comparison import Losses, compare_runs, paired_change
-from tailor_ray.observe.mistakes import Row, mistake_rows
-from tailor_ray.observe.pictures import read_losses, run_charts
+from tailor_ray.observe.page_data import (
+    Chart,
+    Losses,
+    Row,
+    comparison_charts,
+    mistake_rows,
+    read_losses,
+    run_charts,
+)
 from tailor_ray.observe.progress import duration
-from tailor_ray.observe.status import aligned
-from tailor_ray.observe.summary import RunRecord, load_run, plain, summarize
+from tailor_ray.observe.summary import RunRecord, flat_settings, load_run, plain, summarize, wall_seconds
 from tailor_ray.once import once
-from tailor_ray.storage import Store
+from tailor_ray.records import Verdict
+from tailor_ray.statistics import binomial_p_value
+from tailor_ray.storage import Store, read_part
 
 T = TypeVar("T")
 MAX_MISTAKES = 3_000  # rows in the page; at ~1 kB each it stays a file that opens at once
@@ -61,6 +71,106 @@ def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
     return document
 
 
+def verdicts_of(record: RunRecord, number: int, split: str = "test") -> Iterator[dict[str, bool]]:
+    """Whether each question of a round's evaluation was answered correctly, by question id, one part at a time."""
+    for part in record.parts(number, "evaluate", split):
+        table = read_part(record.folder(number, "evaluate"), part, ["question_id", "verdict"])
+        right = pc.equal(table["verdict"], Verdict.CORRECT.value)
+        yield dict(zip(table["question_id"].to_pylist(), right.to_pylist(), strict=True))
+
+
+def paired_change(first: tuple[RunRecord, int], second: tuple[RunRecord, int]) -> dict[str, Any] | None:
+    """How the second evaluation differs from the first on the test questions they share; None when they share none.
+
+    {"questions", "points" (a share), "gained", "lost", "p_value", "verdict" (in words)}. Within one run a question lies
+    in the part of the same number; between runs all are held by id.
+    """
+    before, after = verdicts_of(*first), verdicts_of(*second)
+    if first[0] is not second[0]:
+        before, after = (iter([dict(ChainMap(*parts))]) for parts in (before, after))
+    questions = gained = lost = 0
+    for old, new in zip(before, after, strict=False):
+        shared = old.keys() & new.keys()
+        questions += len(shared)
+        gained += sum(new[name] and not old[name] for name in shared)
+        lost += sum(old[name] and not new[name] for name in shared)
+    if not questions:
+        return None
+    p_value = binomial_p_value(min(gained, lost), gained + lost)  # McNemar's: those that did not change say nothing
+    shown = "p\u00a0<\u00a00.001" if p_value < 0.001 else f"p\u00a0=\u00a0{p_value:.3f}"
+    sure = "" if p_value < 0.05 else ": could be chance"
+    return {
+        "questions": questions,
+        "points": (gained - lost) / questions,
+        "gained": gained,
+        "lost": lost,
+        "p_value": p_value,
+        "verdict": f"exact paired test on {questions:,} questions, {shown}{sure}",
+    }
+
+
+def compare_runs(
+    records: Sequence[RunRecord], reports: Sequence[dict[str, Any]], losses: Sequence[Losses]
+) -> tuple[dict[str, Any], dict[str, Chart]]:
+    """The document of comparison.json and the charts of its page; the first run is what the others are held against."""
+    names = distinct_names(records)
+    document = {
+        "runs": [
+            {
+                "name": name,
+                "uri": record.store.uri,
+                "task": report["task"],
+                "student": report["student"],
+                "final": _last(report, "evaluation"),
+                "baseline": report["rounds"][0]["evaluation"] if report["rounds"] else None,
+                "rounds": len([entry for entry in report["rounds"] if entry["round"] > 0 and entry["evaluation"]]),
+                "totals": report["totals"],
+                "unfinished": report["unfinished"],
+                "against_first": None if order == 0 else _against(records[0], record),
+                "warnings": list(record.warnings),
+            }
+            for order, (name, record, report) in enumerate(zip(names, records, reports, strict=True))
+        ],
+        "settings": differing_settings(records),
+    }
+    plain_document: dict[str, Any] = plain(document)
+    return plain_document, comparison_charts(names, reports, losses)
+
+
+def distinct_names(records: Sequence[RunRecord]) -> list[str]:
+    """The runs' names; where two are alike, a number behind each."""
+    names = [record.name for record in records]
+    return [
+        f"{name} ({names[: order + 1].count(name)})" if names.count(name) > 1 else name
+        for order, name in enumerate(names)
+    ]
+
+
+def _last(report: dict[str, Any], key: str) -> dict[str, Any] | None:
+    return next((entry[key] for entry in reversed(report["rounds"]) if entry[key]), None)
+
+
+def _against(first: RunRecord, other: RunRecord) -> dict[str, Any] | None:
+    last = [max((n for n in run.rounds if (n, "evaluate") in run.stages), default=None) for run in (first, other)]
+    if last[0] is None or last[1] is None:
+        return None
+    try:
+        return paired_change((first, last[0]), (other, last[1]))
+    except (CorruptionError, FileNotFoundError) as error:
+        other.warnings.append(str(error))
+        return None
+
+
+def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Settings that are not the same in all runs: {"setting", "values" in the runs' order}."""
+    flat = [dict(flat_settings(record.settings)) for record in records]
+    return [
+        {"setting": name, "values": [None if name not in one else str(one[name]) for one in flat]}
+        for name in sorted({name for one in flat for name in one})
+        if len({str(one.get(name)) for one in flat}) > 1
+    ]
+
+
 def comparison_table(document: dict[str, Any]) -> str:
     """The document of comparison.json as text: one line a run, with its difference to the first one."""
     heads = ("run", "round 0", "accuracy", "95 % interval", "to the first", "p", "teacher tokens", "cost", "per point")
@@ -72,6 +182,33 @@ def comparison_table(document: dict[str, Any]) -> str:
         scores = (share(run["baseline"]), share(run["final"]), interval(run["final"]))
         rows.append((run["name"], *scores, *change, tokens, dollars(totals["cost_usd"]), per_point(totals)))
     return aligned(rows)
+
+
+def rounds_table(document: dict[str, Any]) -> str:
+    """One line a round: accuracy with its interval, exam, teacher, training, seconds."""
+    rows = [("round", "accuracy", "95 % interval", "n", "wrong attempts", "lessons", "cost", "steps", "time")]
+    for entry in document["rounds"]:
+        score, exam, teacher, training = (entry[key] for key in ("evaluation", "exam", "teacher", "training"))
+        rows.append(
+            (
+                str(entry["round"]),
+                f"{score['accuracy']:.1%}" if score else "–",
+                f"{score['ci95'][0]:.1%} … {score['ci95'][1]:.1%}" if score else "–",
+                str(score["total"]) if score else "–",
+                f"{exam['wrong']:,} of {exam['attempts']:,}" if exam else "–",
+                f"{teacher['accepted']:,}" if teacher else "–",
+                f"${teacher['cost_usd']:.4f}" if teacher else "–",
+                f"{training['steps']:,}" if training else "–",
+                duration(sum(wall_seconds(entry["seconds"]).values())),
+            )
+        )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as lines of text, each column as wide as its widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def render(template: str, page: dict[str, Any], **values: Any) -> str:

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.advice import about_settings
 from tailor_ray.errors import TailorError
-from tailor_ray.ops.line import Line
+from tailor_ray.observe.advice import about_settings
 from tailor_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -41,6 +41,19 @@ SLOW_IMPORTS = (
     "; PYTHONDONTWRITEBYTECODE is set and torch is not compiled: every worker compiles it, and starts twice as slowly. "
     "Unset it, or compile once with `python -m compileall -q` on site-packages"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One finding; `todo` is what to do about it, None when there is nothing to do."""
+
+    topic: str
+    found: str
+    todo: str | None = None
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.todo is None else "FAIL"
+        return f"{mark} {self.topic}: {self.found}" + (f"\n     → {self.todo}" if self.todo else "")
 
 
 def examine(config: RunConfig, say: Callable[[Line], None], ask: bool = False, ask_teacher: bool = False) -> bool:

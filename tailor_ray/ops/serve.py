@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from tailor_ray.config.base import explain
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
-from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_server import MockOptions, serve_mock
+from tailor_ray.errors import ConfigError, DataError, UserError
 from tailor_ray.layout import RUN_FILE
 from tailor_ray.models import identify, resolve
 from tailor_ray.observe.logs import adopt_ray_output, native_output_to_log, own_handlers, setup_logging
@@ -78,3 +86,26 @@ def split_target(target: str) -> tuple[str, str | None]:
     """`runs/demo@2` → ("runs/demo", "2"); without a part behind @ that has no slash, None."""
     match = re.fullmatch(r"(.+)@([\w.-]+)", target)
     return (match[1], match[2]) if match else (target, None)
+
+
+def serve_mock_teacher(host: str, port: int, faults: Sequence[str], key_env: str | None, **settings: Any) -> None:
+    """Serve until interrupted; the first line of stdout is the address. `settings` are those of MockConfig."""
+    try:
+        config = MockConfig(**settings)
+    except ValidationError as error:
+        raise explain(error, MockConfig, "the command line") from None
+    key = None
+    if key_env is not None:
+        key = os.environ.get(key_env)
+        if not key:
+            raise UserError(f"--key-env {key_env}: this variable is empty; set it to the key that clients must send")
+    options = MockOptions(config, host, port, tuple(_fault(text) for text in faults), key=key)
+    serve_mock(options, sys.stdout)
+
+
+def _fault(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise UserError(f"--fault {text!r} must have the form NAME=SHARE, as http_500=0.1") from None

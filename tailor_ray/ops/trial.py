@@ -15,7 +15,7 @@ from tailor_ray.config import RunConfig
 from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.errors import TailorError
 from tailor_ray.models import ModelRef, identify
-from tailor_ray.ops.line import Line
+from tailor_ray.ops.doctor import Line
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.rounds.cluster import connected

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -25,8 +26,10 @@ from tailor_ray.observe.logs import adopt_loggers
 from tailor_ray.rounds import guard, watch
 
 log = logging.getLogger(__name__)
+Bundles = Sequence[dict[str, float]]
 LOCAL_STARTS = 3
 ANSWER_S = 10.0  # for a head to say its version
+LOOK_EVERY_S, SAY_EVERY_S = 2.0, 60.0  # while it is waited for nodes
 LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most 107
 
 
@@ -241,3 +244,72 @@ def _no_cluster(address: str, said: str) -> ConfigError:
         f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, or unset cluster.address "
         "and RAY_ADDRESS to have a local one started"
     )
+
+
+class Nodes:
+    """Of the cluster that this process is connected to. `wait_s` 0 waits for nothing: no node will join."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+
+    def could_have(self, resource: str) -> float:
+        """How much of a resource the cluster has, or may grow to."""
+        import ray
+        from ray._private.state import state  # private: ray 2.60 tells the autoscaler's limits nowhere else
+
+        limits: dict[str, Any] = (state.get_max_resources_from_cluster_config() or {}) if self.wait_s else {}
+        return max(ray.cluster_resources().get(resource, 0.0), limits.get(resource, 0.0))
+
+    def fit(self, bundles: Bundles) -> bool:
+        """Whether the nodes that are there have room for all bundles, were nothing else on them."""
+        import ray
+
+        left = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        return fits(bundles, left)
+
+    def wait_for(self, bundles: Bundles, what: str) -> bool:
+        """Ask the autoscaler for room and wait for it; False when there is none in time. `what` is for the log."""
+        if self.fit(bundles):
+            return True
+        if not self.wait_s:
+            return False
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
+        started, said = time.monotonic(), -SAY_EVERY_S
+        try:
+            while (waited := time.monotonic() - started) < self.wait_s:
+                if waited - said >= SAY_EVERY_S:
+                    said = waited
+                    log.warning(
+                        "waiting for nodes: %s takes %s, the cluster has %s (%.0f of cluster.wait_for_nodes_s=%.0f s)",
+                        *(what, shown(bundles), self.shown(), waited, self.wait_s),
+                    )
+                time.sleep(min(LOOK_EVERY_S, self.wait_s))
+                if self.fit(bundles):
+                    return True
+        finally:
+            request_resources(bundles=[])  # what runs there keeps the nodes by itself
+        return False
+
+    def shown(self) -> str:
+        import ray
+
+        found = ray.cluster_resources()
+        return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
+
+
+def fits(bundles: Bundles, nodes: list[dict[str, Any]]) -> bool:
+    """First fit: each bundle on one node, the largest first. `nodes` are changed."""
+    for bundle in sorted(bundles, key=lambda bundle: -sum(bundle.values())):
+        place = next((node for node in nodes if all(node.get(name, 0) >= n for name, n in bundle.items())), None)
+        if place is None:
+            return False
+        for name, n in bundle.items():
+            place[name] -= n
+    return True
+
+
+def shown(bundles: Bundles) -> str:
+    one = " and ".join(f"{n:g} {name}" for name, n in bundles[0].items()) if bundles else "nothing"
+    return f"{len(bundles)} × ({one})"

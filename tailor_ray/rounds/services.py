@@ -18,8 +18,7 @@ from tailor_ray.layout import ledger_folder
 from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output
 from tailor_ray.observe.progress import Progress
-from tailor_ray.rounds.cluster import connected
-from tailor_ray.rounds.nodes import Nodes
+from tailor_ray.rounds.cluster import Nodes, connected
 from tailor_ray.serving.teachers import hosted_teachers
 from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool

@@ -13,6 +13,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+import yaml
+
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import DataError
 from tailor_ray.layout import (
@@ -33,7 +35,6 @@ from tailor_ray.observe import advice
 from tailor_ray.observe.metrics import part_answered
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
-from tailor_ray.rounds.card import model_card
 from tailor_ray.rounds.services import Services
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import (
@@ -61,6 +62,10 @@ from tailor_ray.training.example_parts import ExamplesJob, make_examples
 from tailor_ray.training.launch import TrainJob
 
 log = logging.getLogger(__name__)
+
+SECTIONS = ("task", "student", "exam", "teacher", "training")  # of the settings that change results
+
+REFLECTIONS = {"triplet": "triplet loss", "likelihood": "as less likely", "none": "by the lessons on them alone"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,44 @@ def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> 
     card = model_card(config, {r: inputs.metrics(StageId(r, "teach")) for r in inputs.all("teach")}, metrics)
     out.write_bytes(f"{STUDENT}/README.md", card.encode())
     return StageResult({**metrics, "student_sha256": result.model.sha256}, model=result.model)
+
+
+def model_card(config: RunConfig, taught: Mapping[int, Mapping[str, Any]], trained: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    `taught` holds the teaching's figures by round up to this one, `trained` those of this round's training.
+    """
+    given = f"{config.student.model}" + (f" at {config.student.revision}" if config.student.revision else "")
+    data = config.task.name + (f", {config.task.path}" if config.task.path else "")
+    settings = {name: section for name, section in config.results().items() if name in SECTIONS}
+    steps = str(trained["steps"])
+    if trained["step_kept"] != trained["steps"]:
+        steps = f"{trained['step_kept']} of {steps}"
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation"),
+        *("tags: [reasoning, distillation, tailor-ray]", "---", "", f"# {config.name}, round {max(taught)}", ""),
+        "A small causal language model that learnt step-by-step reasoning from a larger one, in rounds: on the",
+        f"teacher's rationales (weighted cross-entropy) and its own mistakes ({REFLECTIONS[config.training.pairs]}).",
+        "Made by tailor-ray.",
+        "",
+        f"- Data: {_plain(data)}",
+        f"- Student as given: {_plain(given)}",
+        f"- Teacher: {_plain(config.teacher.model)}",
+        f"- Lessons accepted, by round: {', '.join(str(figures['accepted']) for figures in taught.values())}",
+        f"- Examples of this round: {trained['examples']}, {trained['with_pair']} of them with a mistake",
+        f"- Training steps of this round: {steps}",
+        f"- Seed: {config.seed}",
+        "- Accuracy: in the run's report",
+        "",
+        "## Settings",
+        "",
+        *("```yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(), "```", ""),
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def evaluate(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:

@@ -11,10 +11,10 @@ from tailor_ray.layout import BASE_STUDENT, StageId, stage_folder
 from tailor_ray.models import identify, read_model, resolve
 from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.ops import trial
-from tailor_ray.ops.line import Line
+from tailor_ray.ops.doctor import Line
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Attempt, Question, Verdict, from_table
-from tailor_ray.rounds.launch import run
+from tailor_ray.rounds.loop import run
 from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 from tailor_ray.student.sampling import Sampling
