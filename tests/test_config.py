@@ -1,14 +1,15 @@
 """A configuration is refused with the value, the rule and the setting to change; what changes results is hashed."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from tailor_ray.config import RunConfig, load_config
-from tailor_ray.config.base import Section
+from tailor_ray.config.base import CONSTANTS, Section
 from tailor_ray.config.reference import reference
-from tailor_ray.config.run import METHODS, parse_config
+from tailor_ray.config.run import METHODS, parse_config, parse_run_file
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError, UserError
 
@@ -191,6 +192,32 @@ def test_every_setting_is_documented_and_in_the_reference():
         for name, field in section.model_fields.items():
             assert field.description, f"{path}{name} has no text below it"
             assert f"`{path}{name}`" in text
+
+
+def test_the_reference_marks_what_changes_results():
+    """Of a section that is operational as a whole no setting does: changing it resumes the run."""
+    marks = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `.*?` \| (●?) ?\|", reference(), re.MULTILINE))
+    assert (marks["exam.samples"], marks["rounds.min_gain"]) == ("●", "●")
+    for name in ("teacher.actors", "cluster.address", "observe.trackers", "teacher.teachers[].serving.port"):
+        assert marks[name] == "", name
+    base = load_config(None).results_hash()
+    assert load_config(None, ["cluster.num_cpus=7", "observe.log_every_s=3"]).results_hash() == base
+
+
+def test_the_reference_begins_with_ten_settings():
+    first, _, rest = reference().partition("## the ten to start with")[2].partition("## top level")
+    names = re.findall(r"^\| `([\w.\[\]]+)` \|", first, re.MULTILINE)
+    assert len(names) == 10
+    assert all(f"| `{name}` |" in rest for name in names)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_setting_that_became_a_constant_is_refused_in_a_file_and_read_over_in_a_run_folder(name):
+    section, _, setting = name.partition(".")
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)}: this setting is a constant now \({CONSTANTS[name]}\)"):
+        load_config(None, [f"{name}=7"])
+    old = {section: {setting: 7}, "seed": 5}
+    assert parse_run_file(old, "run.yaml") == load_config(None, ["seed=5"])
 
 
 def test_the_settings_that_change_results_are_plain_data():

@@ -22,6 +22,14 @@ class Operational:
 
 OPERATIONAL = Operational()
 
+# Settings of earlier versions that nobody set: what they are now. All of them said where or how fast.
+CONSTANTS = {
+    "teacher.batch_max_mib": "190 MiB",
+    "training.checkpoint_every_s": "60 s",
+    "training.keep_checkpoints": "2",
+    "training.max_shard_size": "4 GB",
+}
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, each field documented by the string below it."""
@@ -67,7 +75,9 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        if path in CONSTANTS:
+            lines.append(f"{path}: this setting is a constant now ({CONSTANTS[path]}); remove it")
+        elif item["type"] == "extra_forbidden":
             known = known_keys(root, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tailor_ray.config.base import OPERATIONAL, Section, explain, result_settings
+from tailor_ray.config.base import CONSTANTS, OPERATIONAL, Section, explain, result_settings
 from tailor_ray.config.rounds import ClusterConfig, ObserveConfig, RoundsConfig
 from tailor_ray.config.student import EvaluationConfig, ExamConfig, StudentConfig
 from tailor_ray.config.task import TaskConfig
@@ -142,10 +142,20 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def parse_config(data: dict[str, Any], source: str) -> RunConfig:
+    """The configuration of plain data; raises ConfigError that begins with `source`."""
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise explain(error, RunConfig, source) from None
+
+
+def parse_run_file(data: dict[str, Any], source: str) -> RunConfig:
+    """As `parse_config`, of a run folder's own run.yaml: an earlier version wrote settings that are constants now."""
+    for name in CONSTANTS:
+        section, _, setting = name.partition(".")
+        if isinstance(data.get(section), dict):
+            data[section].pop(setting, None)
+    return parse_config(data, source)
 
 
 def _read_settings(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:

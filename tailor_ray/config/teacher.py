@@ -231,8 +231,6 @@ class TeacherConfig(Section):
     """One call a request, or the OpenAI Batch API: slower and cheaper."""
     batch_max_requests: Annotated[int, OPERATIONAL] = Field(default=50_000, ge=1, le=50_000)
     """Requests in one batch file; the API allows 50,000."""
-    batch_max_mib: Annotated[float, OPERATIONAL] = Field(default=190.0, gt=0, le=200)
-    """Size of one batch file; the API allows 200 MB."""
     batch_max_queued_tokens: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
     """Prompt tokens, as estimated, in all batches that are under way; the API's limit depends on the account."""
     batch_poll_s: Annotated[float, OPERATIONAL] = Field(default=30.0, gt=0)

@@ -140,11 +140,8 @@ class TrainingConfig(Section):
     """Forward passes a step and worker at least; more are made where `micro_batch_tokens` asks for them."""
 
     checkpoint_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
-    """Steps between two checkpoints; None leaves it to `checkpoint_every_s`."""
-    checkpoint_every_s: Annotated[float, OPERATIONAL] = Field(default=60.0, gt=0)
-    """Seconds between two checkpoints at least; more where they would cost more than a twentieth of the time."""
-    keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
-    """Checkpoints kept; two, so that a torn one leaves the one before."""
+    """Steps between two checkpoints; None writes one a minute, and fewer where they would cost more than a twentieth of
+    the time."""
     max_skipped_steps: int = Field(default=5, ge=1)
     """Steps skipped in a row (overflow, NaN or Inf) that end the stage; without loss scaling the first one does."""
     max_failures: Annotated[int, OPERATIONAL] = Field(default=3, ge=0)
@@ -152,8 +149,6 @@ class TrainingConfig(Section):
     greedy_check: Annotated[int, OPERATIONAL] = Field(default=32, ge=0)
     """Validation questions that the student must answer alike in transformers and in the engines before its round is
     committed; 0 leaves it out."""
-    max_shard_size: Annotated[str, OPERATIONAL] = "4GB"
-    """Safetensors files of the exported student are split above this size."""
 
     @property
     def reflection_weight(self) -> float:

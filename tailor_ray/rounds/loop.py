@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.run import parse_config
+from tailor_ray.config.run import parse_run_file
 from tailor_ray.errors import LeaseLost, RunFolderError
 from tailor_ray.layout import LOG_FILE, PROGRESS_FILE, REPORT_PAGE, RUN_FILE, StageId, stage_folder
 from tailor_ray.observe import metrics
@@ -264,7 +264,7 @@ def claim_folder(run: Store, config: RunConfig) -> None:
     """Write run.yaml, or check that the one there gives the same results; raises RunFolderError naming what differs."""
     if run.exists(RUN_FILE):
         where = f"{run.uri}/{RUN_FILE}"
-        changed = changed_settings(parse_config(read_settings(run, RUN_FILE), where).results(), config.results())
+        changed = changed_settings(parse_run_file(read_settings(run, RUN_FILE), where).results(), config.results())
         if changed and all(line.startswith("teacher.") for line in changed) and not has_lessons(run):
             log.info("the teacher is asked otherwise than before: %s", "; ".join(changed))
             changed = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.run import parse_config
+from tailor_ray.config.run import parse_run_file
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import DataError
 from tailor_ray.layout import RUN_FILE, check_is_run, rounds_begun, stage_folder, student_after
@@ -17,7 +17,7 @@ from tailor_ray.storage.settings import read_settings
 def config_of(run: Store) -> RunConfig:
     """The run's own configuration; raises DataError when the folder is no run, CorruptionError when it is damaged."""
     check_is_run(run)
-    return parse_config(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
+    return parse_run_file(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
 
 
 def newest_round(run: Store) -> int:
