@@ -42,7 +42,10 @@ MAX_POINTS = 600  # of one loss curve: more than the pixels that show it
 
 
 def run_charts(document: dict[str, Any], losses: Losses) -> dict[str, Chart]:
-    """All charts of one run, by the names that the template asks for."""
+    """All charts of one run, by the names that the template asks for.
+
+    They are made of the `document` of report.json and of `losses`, the thinned curves of `read_losses`.
+    """
     rounds = document["rounds"]
     charts = {
         "accuracy": accuracy_chart([("test", "evaluation", BLUE), ("validation", "validation", AMBER)], rounds),
@@ -69,7 +72,7 @@ def accuracy_points(rounds: Sequence[dict[str, Any]], split: str) -> list[dict[s
 
 
 def accuracy_lines(series: Sequence[dict[str, Any]]) -> Chart | None:
-    """Accuracy over rounds of any number of series {name, color, points}."""
+    """Accuracy over rounds of any number of series {name, color, points}; None where none has a point."""
     drawn = [one for one in series if one["points"]]
     if not drawn:
         return None
@@ -83,7 +86,10 @@ def accuracy_lines(series: Sequence[dict[str, Any]]) -> Chart | None:
 
 
 def accuracy_chart(splits: Sequence[tuple[str, str, str]], rounds: Sequence[dict[str, Any]]) -> Chart | None:
-    """`splits` are (name, key of the round's entry, colour)."""
+    """Accuracy over rounds by split, each of `splits` a name, the key of the round's entry and a colour.
+
+    The evaluation is left out where it is the validation's, as in a run without test questions.
+    """
     series = []
     for name, key, color in splits:
         points = accuracy_points(rounds, key)
@@ -140,7 +146,10 @@ def _time(rounds: list[dict[str, Any]]) -> Chart | None:
 
 
 def read_losses(record: RunRecord) -> Losses:
-    """Each round's training steps {step, loss, mle, reflection, …}, thinned to about MAX_POINTS; NaN is null."""
+    """Each round's training steps {step, loss, mle, reflection, …}, thinned to about MAX_POINTS; NaN is null.
+
+    Raises CorruptionError for a file of steps that is damaged or missing.
+    """
     curves = {}
     for number in record.rounds:
         steps = record.steps(number)
@@ -151,7 +160,10 @@ def read_losses(record: RunRecord) -> Losses:
 
 
 def loss_points(steps: Sequence[dict[str, Any]], key: str, offset: int) -> list[dict[str, Any]]:
-    """One term of a round's curve, its first step at `offset` + 1."""
+    """The term `key` of a round's curve as points, its first step at `offset` + 1.
+
+    A step whose term is not finite has no point.
+    """
     start = offset + 1 - steps[0]["step"]
     return [
         {"x": start + step["step"], "y": step[key], "tip": f"{step[key]:.4f}"}
@@ -184,6 +196,10 @@ def _losses(losses: Losses) -> Chart | None:
 def comparison_charts(
     names: Sequence[str], reports: Sequence[dict[str, Any]], losses: Sequence[Losses]
 ) -> dict[str, Chart]:
+    """The charts of several runs, by the names that the template asks for.
+
+    `reports` are their documents of report.json and `losses` their curves, both in the order of `names`.
+    """
     colors = [SERIES[order % len(SERIES)] for order in range(len(names))]
     series = [
         {"name": name, "color": color, "points": accuracy_points(report["rounds"], "evaluation")}
@@ -282,7 +298,7 @@ def _rows_of_exam(record: RunRecord, number: int, quota: int) -> list[Row]:
         later = _part_by_question(record, (number + 1, "exam", ATTEMPTS), index, names)
         for name, attempts in groups.items():
             question = next(iter(questions.get(name, ())), {})
-            rows.append(_row(number, question, attempts, later.get(name, []), _lesson(lessons.get(name, []))))
+            rows.append(_row(number, question, attempts, later.get(name, []), lessons.get(name, [])))
     return rows
 
 
@@ -303,12 +319,9 @@ def _by_question(table: pa.Table, wanted: Sequence[str], column: str = "question
     return groups
 
 
-def _lesson(lessons: Sequence[Row]) -> Row | None:
-    """The first lesson about a mistake of its own, else the first rationale."""
-    return next((lesson for lesson in lessons if lesson["mistake"] is not None), next(iter(lessons), None))
-
-
-def _row(number: int, question: Row, attempts: list[Row], later: list[Row], lesson: Row | None) -> Row:
+def _row(number: int, question: Row, attempts: list[Row], later: list[Row], lessons: list[Row]) -> Row:
+    # The first lesson about a mistake of its own, else the first rationale.
+    lesson = next((one for one in lessons if one["mistake"] is not None), next(iter(lessons), None))
     wrong = {attempt["sample"]: attempt for attempt in attempts if attempt["verdict"] == Verdict.WRONG}
     shown = wrong.get(lesson["mistake_sample"] if lesson else None) or next(iter(wrong.values()))
     again = next((attempt for attempt in later if attempt["sample"] == shown["sample"]), None)
@@ -331,7 +344,10 @@ def _row(number: int, question: Row, attempts: list[Row], later: list[Row], less
 
 
 def shorten(text: str | None) -> str:
-    """The text without outer blanks, up to MAX_CHARACTERS, saying how much was left out; nothing for None."""
+    """The text without outer blanks, up to MAX_CHARACTERS; it says how much was left out.
+
+    Returns an empty text for None.
+    """
     text = (text or "").strip()
     if len(text) <= MAX_CHARACTERS:
         return text

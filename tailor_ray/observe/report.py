@@ -1,8 +1,8 @@
-"""The report of a run: report/report.json, and report/index.html, one file that opens from disk without a network.
+"""The reports of a run and of runs side by side: JSON, and one page that opens from disk without a network.
 
-Reads manifests and the parts they count, never the log or anything uncommitted, so it can be written at any moment of a
-run and after any failure. All text from models, data and settings is escaped: jinja2 escapes the page, the page's data
-is JSON in a data block, the scripts set text as text, and a content policy allows these two scripts alone.
+They are made of manifests and the parts that these count, never of the log or anything uncommitted. So they can be
+written at any moment of a run and after any failure. All text from models, data and settings is escaped. jinja2 escapes
+the page. The page's data is JSON in a data block. The scripts set text as text. A content policy allows them alone.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MAX_MISTAKES = 3_000  # rows in the page; at ~1 kB each it stays a file that ope
 
 
 def write_report(run: Store) -> dict[str, Any]:
-    """Write both files of the run folder's report/ and return the document of report.json.
+    """Write both files of the folder report/ of `run`, and return the document of report.json.
 
     A damaged or missing file is named in the document's `warnings` and on the page; its figures are left out.
     """
     record = load_run(run)
-    rows, total = _tolerant(record, _mistake_table, _NO_ROWS)
+    rows, total = _tolerant(record, lambda one: mistake_rows(one, MAX_MISTAKES), _NO_ROWS)
     losses: Losses = _tolerant(record, read_losses, {})
     gain = _tolerant(record, _gain, None)
     document = summarize(record)
@@ -59,7 +59,10 @@ def write_report(run: Store) -> dict[str, Any]:
 
 
 def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
-    """Two or more runs side by side: comparison.json and comparison.html in the folder `out`; returns the document."""
+    """Put two or more runs side by side: comparison.json and comparison.html in the folder `out`.
+
+    The first of `runs` is what the others are held against. Returns the document of comparison.json.
+    """
     records = [load_run(run) for run in runs]
     no_curves: Losses = {}
     reports = [summarize(record) for record in records]
@@ -72,7 +75,10 @@ def write_comparison(runs: Sequence[Store], out: Store) -> dict[str, Any]:
 
 
 def verdicts_of(record: RunRecord, number: int, split: str = "test") -> Iterator[dict[str, bool]]:
-    """Whether each question of a round's evaluation was answered correctly, by question id, one part at a time."""
+    """Whether each question of a round's evaluation was answered correctly.
+
+    Yields one mapping from question id per part of `split`. Raises CorruptionError for a damaged part.
+    """
     for part in record.parts(number, "evaluate", split):
         table = read_part(record.folder(number, "evaluate"), part, ["question_id", "verdict"])
         right = pc.equal(table["verdict"], Verdict.CORRECT.value)
@@ -80,10 +86,11 @@ def verdicts_of(record: RunRecord, number: int, split: str = "test") -> Iterator
 
 
 def paired_change(first: tuple[RunRecord, int], second: tuple[RunRecord, int]) -> dict[str, Any] | None:
-    """How the second evaluation differs from the first on the test questions they share; None when they share none.
+    """How the second evaluation differs from the first on the test questions that they share.
 
-    {"questions", "points" (a share), "gained", "lost", "p_value", "verdict" (in words)}. Within one run a question lies
-    in the part of the same number; between runs all are held by id.
+    Each is a run and the number of a round. Returns {"questions", "points" (a share), "gained", "lost", "p_value",
+    "verdict" (in words)}, or None when they share no question. Within one run a question lies in the part of the same
+    number. Between runs all are held by id.
     """
     before, after = verdicts_of(*first), verdicts_of(*second)
     if first[0] is not second[0]:
@@ -121,7 +128,7 @@ def compare_runs(
                 "uri": record.store.uri,
                 "task": report["task"],
                 "student": report["student"],
-                "final": _last(report, "evaluation"),
+                "final": next((one["evaluation"] for one in reversed(report["rounds"]) if one["evaluation"]), None),
                 "baseline": report["rounds"][0]["evaluation"] if report["rounds"] else None,
                 "rounds": len([entry for entry in report["rounds"] if entry["round"] > 0 and entry["evaluation"]]),
                 "totals": report["totals"],
@@ -146,10 +153,6 @@ def distinct_names(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _last(report: dict[str, Any], key: str) -> dict[str, Any] | None:
-    return next((entry[key] for entry in reversed(report["rounds"]) if entry[key]), None)
-
-
 def _against(first: RunRecord, other: RunRecord) -> dict[str, Any] | None:
     last = [max((n for n in run.rounds if (n, "evaluate") in run.stages), default=None) for run in (first, other)]
     if last[0] is None or last[1] is None:
@@ -162,7 +165,10 @@ def _against(first: RunRecord, other: RunRecord) -> dict[str, Any] | None:
 
 
 def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all runs: {"setting", "values" in the runs' order}."""
+    """Settings that are not the same in all runs.
+
+    Returns {"setting", "values"} for each, the values as texts in the order of `records`, None where a run has none.
+    """
     flat = [dict(flat_settings(record.settings)) for record in records]
     return [
         {"setting": name, "values": [None if name not in one else str(one[name]) for one in flat]}
@@ -172,7 +178,7 @@ def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def comparison_table(document: dict[str, Any]) -> str:
-    """The document of comparison.json as text: one line a run, with its difference to the first one."""
+    """The `document` of comparison.json as text: one line per run, with its difference to the first one."""
     heads = ("run", "round 0", "accuracy", "95 % interval", "to the first", "p", "teacher tokens", "cost", "per point")
     rows = [heads]
     for run in document["runs"]:
@@ -185,7 +191,10 @@ def comparison_table(document: dict[str, Any]) -> str:
 
 
 def rounds_table(document: dict[str, Any]) -> str:
-    """One line a round: accuracy with its interval, exam, teacher, training, seconds."""
+    """The `document` of report.json as text: one line per round.
+
+    Shown are accuracy with its interval, the exam's mistakes, lessons, cost, steps and time.
+    """
     rows = [("round", "accuracy", "95 % interval", "n", "wrong attempts", "lessons", "cost", "steps", "time")]
     for entry in document["rounds"]:
         score, exam, teacher, training = (entry[key] for key in ("evaluation", "exam", "teacher", "training"))
@@ -206,13 +215,19 @@ def rounds_table(document: dict[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as lines of text, each column as wide as its widest cell."""
+    """Rows of equally many cells as lines of text.
+
+    Each column is as wide as its widest cell, and its cells end at its right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def render(template: str, page: dict[str, Any], **values: Any) -> str:
-    """A template of page/ with the scripts and styles inside; `page` is the data that the scripts read."""
+    """A template of page/ with the scripts and styles inside.
+
+    `page` is the data that the scripts read, `values` are the names that the template uses besides.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -254,10 +269,6 @@ def _tolerant(record: RunRecord, read: Callable[[RunRecord], T], without: T) -> 
 
 
 _NO_ROWS: tuple[list[Row], int] = ([], 0)
-
-
-def _mistake_table(record: RunRecord) -> tuple[list[Row], int]:
-    return mistake_rows(record, MAX_MISTAKES)
 
 
 def _gain(record: RunRecord) -> dict[str, Any] | None:
@@ -339,7 +350,7 @@ def dollars(value: float | None) -> str:
 
 
 def per_point(totals: dict[str, Any]) -> str:
-    """Dollars that a point of accuracy took, or the tokens where the teacher is free."""
+    """Dollars that a point of accuracy took, or the tokens where the teacher is free; `totals` are report.json's."""
     usd, tokens = totals["usd_per_point"], totals["tokens_per_point"]
     if usd is None:
         return "—"

@@ -1,6 +1,6 @@
 """`tailor-ray doctor`: what works here, line by line, and what to do for each line that fails.
 
-Each check returns lines and never raises for what it looks for; the command exits 0 when no line failed. Of a
+Each check yields lines and never raises for what it looks for. The command exits 0 when no line failed. Of a
 configuration it also asks the student one question, and the teacher for one lesson where that is wanted (`trial`).
 """
 
@@ -16,15 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import TailorError
 from tailor_ray.observe.advice import about_settings
 from tailor_ray.storage import Store
-
-if TYPE_CHECKING:
-    from tailor_ray.models.memory import Shape
 
 # The versions that were measured to run together; another one may work, and is said.
 VERSIONS = {
@@ -45,7 +41,7 @@ SLOW_IMPORTS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One finding; `todo` is what to do about it, None when there is nothing to do."""
+    """One finding; `todo` is what to do about it, None when it is no failure."""
 
     topic: str
     found: str
@@ -57,7 +53,7 @@ class Line:
 
 
 def examine(config: RunConfig, say: Callable[[Line], None], ask: bool = False, ask_teacher: bool = False) -> bool:
-    """Run all checks, say each line as it is found; True when none failed.
+    """Run all checks and `say` each line as it is found; returns whether none failed.
 
     With `ask` one question goes to the student, with `ask_teacher` one request for a lesson to the teacher.
     """
@@ -93,7 +89,10 @@ def settings(config: RunConfig) -> Iterator[Line]:
 
 
 def versions(_: RunConfig) -> Iterator[Line]:
-    found = sys.version.split()[0] + (SLOW_IMPORTS if _compiles_each_time() else "")
+    torch = importlib.util.find_spec("torch")
+    source = None if torch is None else torch.origin
+    kept = source is None or not sys.dont_write_bytecode or Path(importlib.util.cache_from_source(source)).exists()
+    found = sys.version.split()[0] + ("" if kept else SLOW_IMPORTS)
     old = sys.version_info < (3, 11)
     yield Line("python", found, "install Python 3.11 or newer and run `make` again" if old else None)
     for name, wanted in VERSIONS.items():
@@ -144,14 +143,21 @@ def memory(config: RunConfig) -> Iterator[Line]:
     """Whether the student fits this machine's GPUs, trained and asked, by arithmetic."""
     if config.student.model == "tiny" or shutil.which("nvidia-smi") is None:
         return
-    from tailor_ray.models.memory import ROOM, engine_memory, training_memory
+    from tailor_ray.models.memory import ROOM, Shape, engine_memory, training_memory
 
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     sizes = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
     if not sizes:
         return
-    try:
-        shape = _shape(config)
+    from transformers import AutoConfig
+
+    from tailor_ray.models import identify, resolve
+
+    try:  # from its configuration alone: no weights of a hub's model are fetched for it
+        model = config.student.model
+        if "://" in model:
+            model = str(resolve(identify(model)))
+        shape = Shape.of(Path(model), AutoConfig.from_pretrained(model, revision=config.student.revision))
     except (TailorError, OSError, ValueError, AttributeError) as error:
         yield Line("memory", f"unknown: {error}", "set student.model to a model whose configuration can be read")
         return
@@ -171,21 +177,6 @@ def memory(config: RunConfig) -> Iterator[Line]:
         f"weights {sums['weights']:.1f}, cache {sums['cache']:.1f}, one sequence takes {sums['one sequence']:.2f} GiB"
     )
     yield Line("memory, engines", found, None if fits else todo)
-
-
-def _shape(config: RunConfig) -> Shape:
-    """Of the student, from its configuration alone: no weights are fetched for it."""
-    from transformers import AutoConfig
-
-    from tailor_ray.models.memory import Shape
-
-    model = config.student.model
-    if "://" in model:
-        from tailor_ray.models import identify, resolve
-
-        model = str(resolve(identify(model)))
-    found = AutoConfig.from_pretrained(model, revision=config.student.revision)
-    return Shape.of(Path(model), found)
 
 
 def storage(config: RunConfig) -> Iterator[Line]:
@@ -210,45 +201,41 @@ def cluster(config: RunConfig) -> Iterator[Line]:
     try:
         with connected(config.cluster):
             import ray
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
             resources = ray.cluster_resources()
             nodes = [node for node in ray.nodes() if node["Alive"]]
             shown = f"{len(nodes)} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
             yield Line("ray", shown)
-            yield from _clocks([node["NodeID"] for node in nodes])
+
+            @ray.remote(num_cpus=0)
+            def now() -> float:
+                return time.time()
+
+            worst = 0.0
+            for node in nodes:
+                pinned = now.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+                ray.get(pinned.remote())  # starts the worker, so that the next call measures the clock alone
+                before = time.time()
+                there = ray.get(pinned.remote())
+                worst = max(worst, skew(before, there, time.time()))
+            yield clock_line(worst)
     except (TailorError, ConnectionError, RuntimeError) as error:
         yield Line(
             "ray", str(error), "start a cluster with `ray start --head`, or unset cluster.address and RAY_ADDRESS"
         )
 
 
-def _clocks(nodes: list[str]) -> Iterator[Line]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    worst = 0.0
-    now = ray.remote(_now)
-    for node in nodes:
-        pinned = now.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        ray.get(pinned.remote())  # starts the worker, so that the next call measures the clock and not the start
-        before = time.time()
-        there = ray.get(pinned.remote())
-        after = time.time()
-        worst = max(worst, skew(before, there, after))
-    yield clock_line(worst)
-
-
-def _now() -> float:
-    """A function of our own, for Ray takes no built-in one."""
-    return time.time()
-
-
 def skew(before: float, there: float, after: float) -> float:
-    """Seconds by which a clock read between `before` and `after` of ours certainly differs from it."""
+    """By how many seconds another clock certainly differs from ours.
+
+    It was read as `there` while ours went from `before` to `after`. Returns 0.0 where it may be right.
+    """
     return max(before - there, there - after, 0.0)
 
 
 def clock_line(worst: float) -> Line:
+    """The finding on the nodes' clocks, of which the `worst` is so many seconds off."""
     todo = None if worst <= MAX_SKEW_S else "synchronize the nodes' clocks (NTP): times in logs and records would lie"
     return Line("clocks", f"at most {worst:.2f} s apart", todo)
 
@@ -286,14 +273,6 @@ def _version(name: str, wanted: str) -> Line:
         return Line(name, "not installed", "run `make` in the project, or install tailor-ray again")
     known = found.split("+")[0].startswith(wanted)
     return Line(name, found if known else f"{found}; {wanted} is what was tested")
-
-
-def _compiles_each_time() -> bool:
-    """Whether what one process compiled of torch's sources is not there for the next."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return False
-    return sys.dont_write_bytecode and not Path(importlib.util.cache_from_source(torch.origin)).exists()
 
 
 def _installed(name: str) -> str | None:

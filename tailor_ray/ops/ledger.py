@@ -1,7 +1,7 @@
 """`tailor-ray ledger`: what a run asked its teacher and what it paid, and rows shared between runs.
 
-Rows pass by file by file, so that a long ledger need not fit into memory. A driver may be at work while they are
-listed: its last second may be missing.
+Rows are read one file at a time, so a long ledger need not fit into memory. A driver may be at work while they are
+listed. Then its last second may be missing.
 """
 
 from __future__ import annotations

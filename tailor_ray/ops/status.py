@@ -1,4 +1,8 @@
-"""`tailor-ray status` and `tailor-ray logs`: a run looked at from outside, live or dead."""
+"""`tailor-ray status` and `tailor-ray logs`: a run looked at from outside, live or dead.
+
+Both read the run folder alone. `status` reads manifests, names of part records and the lease, never rows, so that it
+answers at once. `logs` reads the log of the run's driver, on the machine that has it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,10 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 def show_status(run: str, watch: bool, as_json: bool, say: Callable[[str], None]) -> None:
-    """Once, or again and again while somebody holds the run."""
+    """`say` what `status` finds: once, or with `watch` every two seconds while somebody holds the run.
+
+    With `as_json` it is one JSON object in place of text. Raises DataError when the folder is no run.
+    """
     store = Store.open(run)
     while True:
         document = status_document(store)
@@ -39,7 +46,10 @@ def show_status(run: str, watch: bool, as_json: bool, say: Callable[[str], None]
 
 
 def show_log(run: str, lines: int, follow: bool, say: Callable[[str], None]) -> None:
-    """The last lines of the log of a run's driver, and with `follow` what comes after them."""
+    """`say` the last `lines` of the log of a run's driver, and with `follow` what comes after them.
+
+    Raises DataError where this machine has no such log.
+    """
     store = Store.open(run)
     path = log_file(store)
     if not path.exists():
@@ -65,13 +75,13 @@ def show_log(run: str, lines: int, follow: bool, say: Callable[[str], None]) -> 
 
 
 def status(store: Store) -> str:
-    """The table of rounds, the stages under way and who holds the run; raises DataError when it is no run.
+    """The table of rounds, the stages under way and who holds the run.
 
-    A damaged file is named in a warning.
+    A damaged file is named in a warning. Raises DataError when the folder is no run.
     """
     document = status_document(store)
     lines = [rounds_table(document), *(f"{stage}: {done}" for stage, done in document["unfinished_parts"].items())]
-    lines += [_under_way(stage) for stage in document["under_way"]]
+    lines += [f"under way since {_ago(stage['since'])}: {stage['line']}" for stage in document["under_way"]]
     lines += [f"warning: {text}" for text in (*document["warnings"], *document["advice"])]
     if document["last_warning"]:
         when, text = document["last_warning"]
@@ -81,18 +91,35 @@ def status(store: Store) -> str:
 
 
 def status_document(store: Store) -> dict[str, Any]:
-    """The same as plain data: report.json's document, and what is under way by the live driver's own account."""
+    """The same as plain data.
+
+    Returns report.json's document with four keys more: `unfinished_parts`, and by the live driver's own account
+    `under_way` and `last_warning`, and `holder`.
+    """
     layout.check_is_run(store)
     document = summarize(load_run(store))
     parts = {}
-    for stage in [*document["unfinished"], *_begun(store, document)]:
+    newest = max(layout.rounds_begun(store), default=0)
+    begun = []  # of a round that has parts and no manifest yet, which a record of manifests knows nothing of
+    if all(entry["round"] < newest for entry in document["rounds"]):
+        stages = [StageId(newest, name) for name in layout.STAGES]
+        begun = [str(stage) for stage in stages if layout.stage_folder(store, stage).files()]
+    for stage in [*document["unfinished"], *begun]:
         number, name = re.fullmatch(r"round (\d+) (\w+)", stage).groups()  # type: ignore[union-attr]
-        parts[stage] = _parts_done(store, StageId(int(number), name))
-    holder = _holder(store)
-    stages, warning = _progress(store) if holder.startswith("held") else ([], None)
+        files = layout.stage_folder(store, StageId(int(number), name)).files()
+        done = sum(bool(re.fullmatch(r"[a-z]+-\d+\.json", file)) for file in files)
+        parts[stage] = f"{done} parts committed" if done else "not committed yet"
+    try:
+        lease = read_lease(store)
+    except CorruptionError as error:
+        holder = f"warning: {error}; who holds the run is unknown"
+    else:
+        owner = None if lease is None or lease["released"] else lease["owner"]
+        holder = "" if not owner else f"held by process {owner['pid']} on {owner['host']} (beat {lease['beat']})"
+    under_way, warning = _progress(store) if holder.startswith("held") else ([], None)
     return document | {
         "unfinished_parts": parts,
-        "under_way": stages,
+        "under_way": under_way,
         "last_warning": warning,
         "holder": holder,
     }
@@ -109,34 +136,5 @@ def _progress(store: Store) -> tuple[list[dict[str, Any]], tuple[float, str] | N
         return [], None
 
 
-def _under_way(stage: dict[str, Any]) -> str:
-    return f"under way since {_ago(stage['since'])}: {stage['line']}"
-
-
 def _ago(when: float) -> str:
     return f"{time.strftime('%H:%M:%S', time.localtime(when))} ({duration(max(0.0, time.time() - when))} ago)"
-
-
-def _begun(store: Store, document: dict[str, Any]) -> list[str]:
-    """The stages of a round that has parts and no manifest yet, which a record of manifests knows nothing of."""
-    newest = max(layout.rounds_begun(store), default=0)
-    if any(entry["round"] >= newest for entry in document["rounds"]):
-        return []
-    stages = [StageId(newest, name) for name in layout.STAGES]
-    return [str(stage) for stage in stages if layout.stage_folder(store, stage).files()]
-
-
-def _parts_done(store: Store, stage: StageId) -> str:
-    files = layout.stage_folder(store, stage).files()
-    parts = sum(bool(re.fullmatch(r"[a-z]+-\d+\.json", name)) for name in files)
-    return f"{parts} parts committed" if parts else "not committed yet"
-
-
-def _holder(store: Store) -> str:
-    try:
-        lease = read_lease(store)
-    except CorruptionError as error:
-        return f"warning: {error}; who holds the run is unknown"
-    if lease is None or lease["released"]:
-        return ""
-    return f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"

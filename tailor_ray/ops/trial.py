@@ -1,20 +1,20 @@
-"""One question on its whole way, shown as text: what the student reads and writes, and what the grader says of it.
+"""One question on its whole way, as text: what the student reads and writes, and what the grader says.
 
 With a teacher also one lesson: what the teacher reads and writes, and whether it would be learnt from. It costs one
-engine's start and one request, and nothing is kept. What always holds: the question is shown as a run would show it.
+engine's start and one request. Nothing is kept. The question is shown as a run would show it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tailor_ray.config import RunConfig
 from tailor_ray.demo.mock_process import open_teacher
 from tailor_ray.errors import TailorError
-from tailor_ray.models import ModelRef, identify
+from tailor_ray.models import identify
 from tailor_ray.ops.doctor import Line
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
@@ -24,7 +24,7 @@ from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
 from tailor_ray.tasks import grader_for, load_task
 from tailor_ray.teacher.asks import Asker, judge
-from tailor_ray.teacher.client import TeacherRequest, send_once
+from tailor_ray.teacher.client import send_once
 from tailor_ray.teacher.errors import access_error
 
 TODO = {
@@ -45,7 +45,10 @@ class Tried:
 
 
 def student(config: RunConfig) -> Iterator[Line | Tried]:
-    """The first training question through prompt, engine and grader; last, if it came so far, what was tried."""
+    """The first training question through prompt, engine and grader.
+
+    Yields what is found, and last, if it came so far, what was tried.
+    """
     try:
         question = next(iter(load_task(config.task, config.seed).train))
         if config.student.model == "tiny":
@@ -58,7 +61,10 @@ def student(config: RunConfig) -> Iterator[Line | Tried]:
         limit = config.evaluation.max_new_tokens
         sampling = Sampling(0.0, 1.0, limit, prompt.stop, prompt.style == "plain")
         seed = sample_seed(config.seed, 0, question.id, 0)
-        with connected(config.cluster), _engines(config, model) as pool:
+        with connected(config.cluster), ExitStack() as started:
+            pool = EnginePool(config.student.model_copy(update={"engines": 1}), config.seed)
+            started.callback(pool.stop)
+            pool.serve(model)
             said = pool.answer([question.id], [asked], [[seed]], sampling)
     except (TailorError, ConnectionError, RuntimeError) as error:
         yield Line("student", str(error), "mend the setting that it names; `tailor-ray config-reference` explains each")
@@ -77,7 +83,10 @@ def student(config: RunConfig) -> Iterator[Line | Tried]:
 
 
 def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
-    """One lesson of the first teacher: on the student's mistake where it made one, else a rationale."""
+    """One lesson of the first teacher, as what is found on its way.
+
+    It is feedback where `tried` is the student's mistake, else a rationale.
+    """
     try:
         if config.teacher.teachers[0].serve is not None:
             yield Line("lesson", "this teacher is served by the run itself, and is not up yet")
@@ -89,7 +98,8 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
         with open_teacher(asked) as teacher:
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
-            yield Line("teacher is asked", f"{request.model}{_block(_shown(request))}")
+            shown = "\n".join(f"[{one['role']}]\n{one['content']}" for one in json.loads(request.body)["messages"])
+            yield Line("teacher is asked", f"{request.model}{_block(shown)}")
             endpoint = teacher.teachers[0]
             outcome = send_once(endpoint, request)
             if outcome.code != "answered":
@@ -106,22 +116,6 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Line]:
         return
     learnt = StudentPrompt("plain", grader.kind).completion(judged.rationale, judged.answer).strip()
     yield Line("student is to learn", f"{len(learnt.split())} words{_block(learnt)}")
-
-
-@contextmanager
-def _engines(config: RunConfig, model: ModelRef) -> Iterator[EnginePool]:
-    """One engine."""
-    pool = EnginePool(config.student.model_copy(update={"engines": 1}), config.seed)
-    try:
-        pool.serve(model)
-        yield pool
-    finally:
-        pool.stop()
-
-
-def _shown(request: TeacherRequest) -> str:
-    """The messages as a person reads them."""
-    return "\n".join(f"[{one['role']}]\n{one['content']}" for one in json.loads(request.body)["messages"])
 
 
 def _block(text: str) -> str:

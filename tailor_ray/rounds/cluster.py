@@ -1,4 +1,8 @@
-"""The Ray cluster that carries a run: found where there is one, started and stopped where there is none."""
+"""The Ray cluster that carries a run, and the room on it.
+
+It is found where there is one, and started and stopped where there is none. Room is what the nodes have and what an
+autoscaler may bring. It is waited for within a bound.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[bool]:
-    """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
+    """Be a driver of the cluster at `config.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
 
     Yields whether it was started here; only that is stopped at the end. Raises ConfigError when a named address is no
     cluster that this process can use. On the command line the loss of the cluster ends the process; see `watch`.
@@ -55,29 +59,19 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
         opened.callback(ray.shutdown)
-        if local:
-            opened.enter_context(_guarded_agents())
+        if local:  # Ray's agents on this node end with this process even when it is killed; see `guard`
+            agents = []
+            for child in _children():
+                with suppress(psutil.Error):  # one that ended meanwhile
+                    if "agent" in " ".join(child.cmdline()).lower():
+                        agents.append(str(child.pid))
+            command = [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents]
+            guarding = subprocess.Popen(command, start_new_session=True)
+            opened.callback(guarding.wait)
+            opened.callback(guarding.kill)
         if watch.process_is_ours:
             opened.enter_context(watch.Watch(local, config.max_restarts))
         yield local
-
-
-@contextmanager
-def _guarded_agents() -> Iterator[None]:
-    """While this lasts, Ray's agents on this node end with this process even when it is killed; see `guard`."""
-    agents = []
-    for child in _children():
-        with suppress(psutil.Error):  # one that ended meanwhile
-            if "agent" in " ".join(child.cmdline()).lower():
-                agents.append(str(child.pid))
-    process = subprocess.Popen(
-        [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents], start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _init(config: ClusterConfig, opened: ExitStack) -> bool:
@@ -141,7 +135,10 @@ def _children() -> set[psutil.Process]:
 
 
 def short_folder(opened: ExitStack) -> str | None:
-    """A folder for Ray's sockets where its own would be too long for one; None where Ray's own will do."""
+    """A folder for Ray's sockets where its own would be too long for one, deleted with `opened`.
+
+    Returns None where Ray's own will do. Raises ConfigError where none can be made.
+    """
     given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(given)) <= LONGEST_TMPDIR:
         return None
@@ -253,7 +250,10 @@ class Nodes:
         self.wait_s = wait_s
 
     def could_have(self, resource: str) -> float:
-        """How much of a resource the cluster has, or may grow to."""
+        """How much of `resource` the cluster has, or may grow to where new nodes are waited for.
+
+        It is a number of CPUs or GPUs, or whatever else Ray counts.
+        """
         import ray
         from ray._private.state import state  # private: ray 2.60 tells the autoscaler's limits nowhere else
 
@@ -268,7 +268,10 @@ class Nodes:
         return fits(bundles, left)
 
     def wait_for(self, bundles: Bundles, what: str) -> bool:
-        """Ask the autoscaler for room and wait for it; False when there is none in time. `what` is for the log."""
+        """Ask the autoscaler for room for all `bundles` and wait for it.
+
+        Returns whether there is room in time. `what` is for the log.
+        """
         if self.fit(bundles):
             return True
         if not self.wait_s:
@@ -300,7 +303,10 @@ class Nodes:
 
 
 def fits(bundles: Bundles, nodes: list[dict[str, Any]]) -> bool:
-    """First fit: each bundle on one node, the largest first. `nodes` are changed."""
+    """Whether each of the `bundles` finds a place on one of the `nodes`: first fit, the largest first.
+
+    Both say amounts by resource. Those of `nodes` are what is free, and are changed.
+    """
     for bundle in sorted(bundles, key=lambda bundle: -sum(bundle.values())):
         place = next((node for node in nodes if all(node.get(name, 0) >= n for name, n in bundle.items())), None)
         if place is None:

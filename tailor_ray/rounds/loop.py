@@ -1,7 +1,8 @@
 """THE loop: find the first stage without a valid manifest, do it, commit it; stop when nothing is gained.
 
-In: a RunConfig and its run folder. Out: a folder whose manifests tell what was done. Called again it goes on; a stage
-whose manifest is there is never done again.
+In: a RunConfig and its run folder. Out: a folder whose manifests tell what was done. Called again it goes on. A stage
+whose manifest is there is never done again. Folder, lease, log and services are opened in this order, and closed in
+reverse. One stage alone is a run without rounds, so it commits and resumes like one. No teacher need be there for it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 def run(config: RunConfig, pools: WorkerPools | None = None) -> str:
     """Do what the run folder lacks; returns the summary that the command prints.
 
+    Engines and training workers come from `pools` where they are given, and outlive the run then.
     Raises UserError for wrong input, Stopped when the run can go on later, StageError and CorruptionError otherwise.
     """
     with open_run(config, pools) as (folder, services):
@@ -54,7 +56,11 @@ def run(config: RunConfig, pools: WorkerPools | None = None) -> str:
 
 @contextmanager
 def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tuple[Store, Services]]:
-    """The run folder, claimed and leased, with services that start nothing before they are entered."""
+    """The run folder, claimed and leased, with services that start nothing before they are entered.
+
+    The folder that is yielded refuses to be written to once another driver has the lease. Raises RunFolderError for a
+    folder that was made with other settings, and for one that another driver holds.
+    """
     store = Store.open(config.storage).child(config.name)
     metrics.set_run(config.name)
     setup_logging(log_file(store), secrets=_secrets(config))
@@ -68,7 +74,12 @@ def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tu
                 log.warning("%s", text)
             guarded = store.guarded(lease.fence)
             claim_folder(guarded, config)
-            with Progress(config.observe.log_every_s, record=lambda bars: _write_down(guarded, bars)) as progress:
+
+            def write_down(bars: list[dict[str, Any]]) -> None:  # for `tailor-ray status`
+                found = {"written": time.time(), "stages": bars, "warning": last_warning()}
+                guarded.write_json(PROGRESS_FILE, found)
+
+            with Progress(config.observe.log_every_s, record=write_down) as progress:
                 yield guarded, Services(config, guarded, progress, pools)
     except KeyboardInterrupt:
         if (error := watch.reason()) is not None:
@@ -77,15 +88,10 @@ def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tu
 
 
 def log_file(store: Store) -> Path:
-    """Beside the run where it is local, else in this node's cache."""
+    """Where a run's driver writes its log: beside the run where `store` is local, else in this node's cache."""
     if store.is_local:
         return Path(store.path(LOG_FILE))
     return node_cache() / "logs" / f"{Path(store.root).name}.log"
-
-
-def _write_down(run: Store, bars: list[dict[str, Any]]) -> None:
-    """What is under way, and the last warning, for `tailor-ray status`."""
-    run.write_json(PROGRESS_FILE, {"written": time.time(), "stages": bars, "warning": last_warning()})
 
 
 def _secrets(config: RunConfig) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ def _secrets(config: RunConfig) -> tuple[str, ...]:
 
 
 def evaluate_alone(config: RunConfig) -> str:
-    """Greedy accuracy on validation and test as JSON."""
+    """Ask the student greedily, and no more; returns its accuracy on validation and test as JSON."""
     alone = _without_rounds(config)
     with open_run(alone) as (run, services), services:
         run_rounds(alone, run, services)
@@ -111,7 +117,10 @@ def evaluate_alone(config: RunConfig) -> str:
 
 
 def exam_alone(config: RunConfig) -> str:
-    """Verdict counts of the sampled exam on the training questions as JSON; the attempts lie in the run folder."""
+    """Sample the student on the training questions, and no more.
+
+    Returns the counts of verdicts as JSON; the attempts lie in the run folder.
+    """
     alone = _without_rounds(config)
     with open_run(alone) as (run, services), services:
         return json.dumps(run_exam_alone(alone, run, services), indent=1)
@@ -122,7 +131,11 @@ def _without_rounds(config: RunConfig) -> RunConfig:
 
 
 def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
-    """Do all that the run lacks."""
+    """Do all that `run` lacks of what `config` asks for, one stage after the other.
+
+    After each one the trackers are told; after each evaluation the report is written. Raises what `Commits.missing` and
+    the stages do: what is committed by then stays.
+    """
     commits, trackers = Commits(config, run), Trackers(config.observe, run)
     try:
         while todo := commits.missing():
@@ -140,7 +153,7 @@ def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
 
 
 def run_exam_alone(config: RunConfig, run: Store, services: Services) -> dict[str, Any]:
-    """Round 0 without its evaluation, then the first exam without its teaching; the exam's figures."""
+    """Do round 0 without its evaluation, then the first exam without its teaching; returns the exam's figures."""
     commits = Commits(config, run)
     questions, student, _ = stages_of(config, 0)
     exam = stages_of(config, 1)[0]
@@ -157,7 +170,11 @@ def do_stage(commits: Commits, spec: StageSpec, services: Services, started: flo
 
 
 def exam_and_teach(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
-    """Exam and teaching at the same time: the teacher starts with the first committed part."""
+    """Do the two stages of `group` at the same time: the teacher starts with the first committed part.
+
+    `started` is the monotonic clock's time from which their seconds count. An exam that was committed earlier hands its
+    parts on all the same.
+    """
     exam, teach = group
     services.connect()  # before there are two threads that would, as is what grading loads at first use
     grader_for(commits.config.task).check()
@@ -190,7 +207,10 @@ class Commits:
         and RunFolderError for stages that were made from other settings or inputs.
         """
         for number in range(self.config.rounds.max_rounds + 1):
-            for group in _groups(stages_of(self.config, number)):
+            specs = stages_of(self.config, number)
+            together = tuple(spec for spec in specs if spec.id.name in ("exam", "teach"))
+            groups = [(spec,) for spec in specs if spec not in together]
+            for group in [together, *groups] if together else groups:
                 if not all([self.is_done(spec) for spec in group]):  # noqa: C419  each one's manifest is checked
                     return group
             if self._gained_nothing(number):
@@ -199,7 +219,10 @@ class Commits:
         return ()
 
     def is_done(self, spec: StageSpec) -> bool:
-        """Whether its manifest names this run's settings and inputs. What it counts is checked when read."""
+        """Whether the stage's manifest is there. The parts that it counts are checked when they are read.
+
+        Raises RunFolderError where it names other settings or inputs than this run's.
+        """
         if spec.id in self._done:
             return True
         folder = self.folder(spec)
@@ -248,7 +271,7 @@ class Commits:
         return Inputs(spec.id.round, {stage: stage_folder(self._run, stage) for stage in spec.after})
 
     def manifest(self, stage: StageId) -> Manifest:
-        """Of a stage that was found done, or was committed."""
+        """The manifest of a stage that was found done, or was committed. Raises KeyError for another."""
         return self._done[stage]
 
     def _gained_nothing(self, number: int) -> bool:
@@ -261,7 +284,10 @@ class Commits:
 
 
 def claim_folder(run: Store, config: RunConfig) -> None:
-    """Write run.yaml, or check that the one there gives the same results; raises RunFolderError naming what differs."""
+    """Write run.yaml into the folder `run`, or check that the one there gives the same results.
+
+    The teacher's settings may differ until a lesson is committed. Raises RunFolderError naming what differs.
+    """
     if run.exists(RUN_FILE):
         where = f"{run.uri}/{RUN_FILE}"
         changed = changed_settings(parse_run_file(read_settings(run, RUN_FILE), where).results(), config.results())
@@ -288,10 +314,3 @@ def has_lessons(run: Store) -> bool:
         if any(part.rows for part in committed_parts(folder, stages.LESSONS, verify=False)):
             return True
     return False
-
-
-def _groups(specs: tuple[StageSpec, ...]) -> list[tuple[StageSpec, ...]]:
-    """Exam and teaching go together, every other stage by itself."""
-    together = tuple(spec for spec in specs if spec.id.name in ("exam", "teach"))
-    alone: list[tuple[StageSpec, ...]] = [(spec,) for spec in specs if spec not in together]
-    return [together, *alone] if together else alone
