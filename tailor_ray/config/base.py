@@ -50,7 +50,10 @@ def is_operational(field: FieldInfo) -> bool:
 
 
 def result_settings(section: BaseModel) -> dict[str, Any]:
-    """The settings that change results, as plain data; nested sections in place."""
+    """The settings of `section` that change results, as plain data.
+
+    Nested sections are mappings in their places, words of an enum are texts.
+    """
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         if is_operational(field):
@@ -71,7 +74,11 @@ def _plain(value: Any) -> Any:
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """Turn pydantic's errors into one message a line: the setting, the rule, the value, the nearest known name."""
+    """Pydantic's errors on a `root` section as one error that begins with `source`.
+
+    Each has a line with the setting, the rule, and the value or the nearest known name. What looks like a key in a
+    value is masked.
+    """
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
@@ -92,7 +99,10 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
 
 
 def known_keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Names of the settings of the section at `path` below `root`."""
+    """Names of the settings of the section at `path` below `root`, in order of the alphabet.
+
+    Numbers in `path`, of a list, are passed over.
+    """
     section: Any = root
     for part in path:
         fields = getattr(section, "model_fields", {})

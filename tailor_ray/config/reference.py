@@ -1,4 +1,4 @@
-"""The reference of all settings, generated from the fields and the strings below them, as Markdown."""
+"""The reference of all settings as Markdown, made of the fields and the strings below them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The whole run's configuration: the sections joined, YAML and `--set` read, conflicts between sections refused."""
+"""The whole run's configuration: the sections joined, YAML and `--set` read.
+
+Conflicts between sections are refused.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,10 @@ class RunConfig(Section):
         return self.teacher.model_copy(update=changes)
 
     def results(self) -> dict[str, Any]:
-        """The settings that change results."""
+        """The settings that change results, as plain data by section.
+
+        Two runs with the same ones may share a run folder.
+        """
         return result_settings(self)
 
     def results_hash(self) -> str:
@@ -142,7 +148,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def parse_config(data: dict[str, Any], source: str) -> RunConfig:
-    """The configuration of plain data; raises ConfigError that begins with `source`."""
+    """The configuration of plain `data`: sections of settings, as YAML gives them.
+
+    Raises ConfigError that begins with `source` and names each setting, its value and the rule.
+    """
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -150,7 +159,10 @@ def parse_config(data: dict[str, Any], source: str) -> RunConfig:
 
 
 def parse_run_file(data: dict[str, Any], source: str) -> RunConfig:
-    """As `parse_config`, of a run folder's own run.yaml: an earlier version wrote settings that are constants now."""
+    """As `parse_config`, of a run folder's own run.yaml.
+
+    An earlier version wrote settings there that are constants now: they are taken out of `data`.
+    """
     for name in CONSTANTS:
         section, _, setting = name.partition(".")
         if isinstance(data.get(section), dict):

@@ -152,7 +152,10 @@ class EndpointConfig(Section):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the endpoint is on this machine or this cluster's own, so that no key has to leave it."""
+        """Whether the endpoint is on this machine or the cluster's own.
+
+        No key has to leave it then, so none is asked for.
+        """
         if self.serve is not None:
             return True
         host = urlsplit(self.base_url).hostname or ""
@@ -280,7 +283,7 @@ class TeacherConfig(Section):
 
     @property
     def model(self) -> str:
-        """Of the teacher that is asked first."""
+        """The model of the teacher that is asked first."""
         return self.teachers[0].model
 
     @model_validator(mode="before")
@@ -304,7 +307,10 @@ class TeacherConfig(Section):
 
 
 def one_form(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The section with what stood in its first form moved to where it belongs, and hints on what to write instead."""
+    """The section `teacher` as it is written now, of one that may have its form of version 0.1.
+
+    Returns a copy of `data` with each setting where it belongs, and hints on what to write instead of the old ones.
+    """
     data, hints = dict(data), []
     if "sandbox" in data:
         data["mock"] = data.pop("sandbox")

@@ -152,20 +152,23 @@ class TrainingConfig(Section):
 
     @property
     def reflection_weight(self) -> float:
-        """Of the chosen self-reflection term; 0 where there is none."""
+        """Weight of the chosen self-reflection term; 0 where there is none."""
         weights = {"triplet": self.triplet_weight, "orpo": self.orpo_weight, "redi": self.redi_weight}
         return weights.get(self.reflection, 0.0)
 
     @property
     def pairs(self) -> Literal["triplet", "likelihood", "none"]:
-        """What the self-reflection term compares: a rationale with another and a mistake, or with a mistake alone."""
+        """What the self-reflection term compares.
+
+        With `triplet` that is a rationale with another one and a mistake, with `likelihood` a rationale with a mistake.
+        """
         if not self.reflection_weight:
             return "none"
         return "triplet" if self.reflection == "triplet" else "likelihood"
 
     @property
     def detached(self) -> bool:
-        """Whether the self-reflection term sends no gradient into the prompt."""
+        """Whether the self-reflection term sends no gradient into the prompt; only the term `triplet` can."""
         return self.pairs == "triplet" and self.triplet_prompt_gradient == "detached"
 
     @model_validator(mode="after")

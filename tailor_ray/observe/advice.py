@@ -21,7 +21,10 @@ LEAST_ROOM = 64  # tokens: a question of one sentence in a chat template takes a
 
 
 def about_settings(config: RunConfig) -> list[str]:
-    """What is unusual; none of it for the tiny student, which is not pretrained."""
+    """What is allowed and far off for the student that is named, and what is usual.
+
+    Nothing is said of the tiny student, which is not pretrained.
+    """
     if config.student.model == "tiny":
         return []
     student, training = config.student, config.training
@@ -48,13 +51,19 @@ def about_settings(config: RunConfig) -> list[str]:
 
 
 def shares(counts: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """What part of an exam's attempts was cut off, not read, or read in two ways."""
+    """What share of an exam's attempts was truncated, unparsed or disputed, by its `counts`.
+
+    Returns None where nothing was attempted.
+    """
     attempts = (counts or {}).get("attempts")
     return {name: (counts or {}).get(name, 0) / attempts for name in SHARES} if attempts else None
 
 
 def about_answers(what: str, counts: Mapping[str, Any], setting: str, limit: int | None) -> Iterator[str]:
-    """On an exam or evaluation; `setting` caps its answers at `limit` tokens."""
+    """Advice on the exam or evaluation `what`, by its `counts` of verdicts.
+
+    `setting` names what caps its answers, at `limit` tokens.
+    """
     found = shares(counts) or dict.fromkeys(SHARES, 0.0)
     attempts = counts.get("attempts", 0)
     if found["truncated"] >= LOST:
@@ -71,8 +80,11 @@ def about_answers(what: str, counts: Mapping[str, Any], setting: str, limit: int
 
 
 def about_pairs(round_: int, counts: Mapping[str, Any], weight: float, reflection: str = "triplet") -> Iterator[str]:
-    """On a round's examples: the self-reflection term needs a mistake of the student's, the triplet term another right
-    rationale besides."""
+    """Advice on the examples of a round, by the `counts` of their making.
+
+    The self-reflection term needs a mistake of the student's, the triplet term another right rationale besides. Nothing
+    is said where the term's `weight` is 0.
+    """
     examples, pairs = counts.get("examples", 0), counts.get("with_pair", counts.get("examples", 0))
     if not weight or pairs >= FEW * examples:
         return
@@ -93,7 +105,10 @@ def about_pairs(round_: int, counts: Mapping[str, Any], weight: float, reflectio
 
 
 def about_run(stages: Mapping[tuple[int, str], Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """On all committed stages of a run; `stages` are their metrics by round and name."""
+    """Advice on all committed stages of a run.
+
+    `stages` are their metrics by round and name, `settings` the sections of run.yaml.
+    """
 
     def setting(section: str, name: str) -> Any:
         return settings.get(section, {}).get(name)

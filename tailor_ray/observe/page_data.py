@@ -1,15 +1,15 @@
 """What the report's pages show besides report.json: charts, and the rows of the table of mistakes.
 
-In: the document of report.json, the loss curves, and the rows of the few parts that the table shows. Out: plain dicts;
-a chart's hold names, colour classes and numbers, which charts.js draws. A chart without anything to show is left out.
-Part i of an exam, of its lessons and of the next exam belongs to question part i, so one part of each is in memory at a
-time.
+In: the document of report.json, the loss curves, and the rows of the few parts that the table shows. Out: plain dicts.
+A chart's hold names, colour classes and numbers, which charts.js draws. A chart with nothing to show is left out. Part
+i of an exam, of its lessons and of the next exam belongs to question part i. So one part of each is in memory at once.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ VERDICTS = {"correct": GREEN, "wrong": RED, "unparsed": AMBER, "truncated": GREY
 CHANGES = {"fixed": GREEN, "regressed": RED, "stubborn": GREY, "undecided": VIOLET}
 OUTCOMES = {"accepted": GREEN, "rejected": AMBER, "failed": RED}
 STAGE_COLORS = dict(zip(STAGES, (GREY, VIOLET, BLUE, AMBER, TEAL, GREEN, RED), strict=True))
+LOSS_X, LOSS_Y = {"whole": False, "name": "Step"}, {"min": 0, "format": "loss"}
 STAGE_NAMES = {"teach": "teach, after the exam"}
 LOSSES = {
     "loss": ("total", BLUE),
@@ -47,19 +48,76 @@ def run_charts(document: dict[str, Any], losses: Losses) -> dict[str, Chart]:
     They are made of the `document` of report.json and of `losses`, the thinned curves of `read_losses`.
     """
     rounds = document["rounds"]
-    charts = {
-        "accuracy": accuracy_chart([("test", "evaluation", BLUE), ("validation", "validation", AMBER)], rounds),
-        "verdicts": _bars(rounds, "exam", VERDICTS, "Exam verdicts by round", share=True),
-        "mistakes": _bars(rounds, "mistakes", CHANGES, "Questions fixed, regressed and stubborn by round", share=False),
-        "requests": _requests(rounds),
-        "reasons": _reasons(rounds),
-        "time": _time(rounds),
-        "loss": _losses(losses),
-    }
-    return {name: chart for name, chart in charts.items() if chart is not None}
+    scores = [("test", "evaluation", BLUE), ("validation", "validation", AMBER)]
+    if all(entry["evaluation"] == entry["validation"] for entry in rounds):  # as without test questions
+        del scores[0]
+    accuracy = [{"name": name, "color": color, "points": accuracy_points(rounds, key)} for name, key, color in scores]
+    reasons = sorted({reason for entry in rounds for reason in (entry["teacher"] or {}).get("reasons", ())})
+    counted = [{"round": entry["round"], "reasons": (entry["teacher"] or {}).get("reasons")} for entry in rounds]
+    times = [{"round": entry["round"], "time": wall_seconds(entry["seconds"])} for entry in rounds]
+    return _drawn(
+        accuracy=_accuracy(accuracy),
+        verdicts=_bars(rounds, "exam", VERDICTS, "Exam verdicts by round", share=True),
+        mistakes=_bars(rounds, "mistakes", CHANGES, "Questions fixed, regressed and stubborn by round"),
+        requests=_requests(rounds),
+        reasons=_bars(
+            counted,
+            "reasons",
+            dict(zip(reasons, cycle(SERIES), strict=False)),
+            "Rejected and failed requests by reason",
+        ),
+        time=_bars(times, "time", STAGE_COLORS, "Seconds by stage and round", form="duration"),
+        loss=_losses(losses),
+    )
+
+
+def comparison_charts(
+    names: Sequence[str], reports: Sequence[dict[str, Any]], losses: Sequence[Losses]
+) -> dict[str, Chart]:
+    """The charts of several runs, by the names that the template asks for.
+
+    `reports` are their documents of report.json and `losses` their curves, both in the order of `names`.
+    """
+    colors = [SERIES[order % len(SERIES)] for order in range(len(names))]
+    accuracy, curves = [], []
+    for name, color, report, rounds in zip(names, colors, reports, losses, strict=True):
+        accuracy.append({"name": name, "color": color, "points": accuracy_points(report["rounds"], "evaluation")})
+        points, offset = list[Row](), 0
+        for steps in rounds.values():
+            points += loss_points(steps, "loss", offset)
+            offset += step_count(steps)
+        curves.append({"name": name, "color": color, "points": points})
+
+    def totals(label: str, form: str, *parts: tuple[str, str | None, str], **more: Any) -> Chart | None:
+        """One bar per run of its totals, each part a name, a colour (None is the run's) and a key."""
+        rows = [
+            {
+                "name": name,
+                "parts": [
+                    {"name": part, "color": own or color, "value": report["totals"][key]} for part, own, key in parts
+                ],
+            }
+            for name, color, report in zip(names, colors, reports, strict=True)
+        ]
+        if not any(report["totals"][key] for report in reports for _, _, key in parts):
+            return None
+        return {"kind": "bars", "label": label, "rows": rows, "format": form, "share": False, **more}
+
+    def total(label: str, form: str, key: str) -> Chart | None:
+        return totals(label, form, (label, None, key), legend=False)
+
+    return _drawn(
+        accuracy=_accuracy(accuracy),
+        loss=_lines("Training loss by step", curves, LOSS_X, LOSS_Y),
+        cost=total("Teacher cost", "dollars", "cost_usd"),
+        fixed=total("Mistakes fixed", "number", "fixed"),
+        time=total("Seconds over all stages", "duration", "seconds"),
+        tokens=totals("Teacher tokens", "number", ("input", BLUE, "input_tokens"), ("output", AMBER, "output_tokens")),
+    )
 
 
 def accuracy_points(rounds: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """A split's accuracy by round as points, with its interval in [0, 1]; rounds that were not asked have none."""
     points = []
     for entry in rounds:
         score = entry[split]
@@ -71,50 +129,47 @@ def accuracy_points(rounds: Sequence[dict[str, Any]], split: str) -> list[dict[s
     return points
 
 
-def accuracy_lines(series: Sequence[dict[str, Any]]) -> Chart | None:
-    """Accuracy over rounds of any number of series {name, color, points}; None where none has a point."""
+def _drawn(**charts: Chart | None) -> dict[str, Chart]:
+    return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def _accuracy(series: list[dict[str, Any]]) -> Chart | None:
+    y = {"min": 0, "max": 1, "format": "percent"}
+    return _lines("Accuracy by round with 95 % intervals", series, {"whole": True, "name": "Round"}, y)
+
+
+def _lines(label: str, series: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> Chart | None:
+    """Series {name, color, points}; None where none has a point."""
     drawn = [one for one in series if one["points"]]
-    if not drawn:
-        return None
-    return {
-        "kind": "lines",
-        "label": "Accuracy by round with 95 % intervals",
-        "series": drawn,
-        "x": {"whole": True, "name": "Round"},
-        "y": {"min": 0, "max": 1, "format": "percent"},
-    }
+    return {"kind": "lines", "label": label, "series": drawn, "x": x, "y": y} if drawn else None
 
 
-def accuracy_chart(splits: Sequence[tuple[str, str, str]], rounds: Sequence[dict[str, Any]]) -> Chart | None:
-    """Accuracy over rounds by split, each of `splits` a name, the key of the round's entry and a colour.
-
-    The evaluation is left out where it is the validation's, as in a run without test questions.
-    """
-    series = []
-    for name, key, color in splits:
-        points = accuracy_points(rounds, key)
-        if points and not (key == "evaluation" and all(entry["evaluation"] == entry["validation"] for entry in rounds)):
-            series.append({"name": name, "color": color, "points": points})
-    return accuracy_lines(series)
-
-
-def _bars(rounds: list[dict[str, Any]], key: str, colors: dict[str, str], label: str, share: bool) -> Chart | None:
+def _bars(
+    rounds: list[dict[str, Any]],
+    key: str,
+    colors: dict[str, str],
+    label: str,
+    share: bool = False,
+    form: str = "number",
+) -> Chart | None:
+    """One bar per round of the counts that its entry has under `key`, in the order of `colors`."""
     rows = [
         {
             "name": f"round {entry['round']}",
             "parts": [
-                {"name": name, "color": color, "value": entry[key].get(name, 0)} for name, color in colors.items()
+                {"name": STAGE_NAMES.get(name, name), "color": color, "value": entry[key].get(name, 0)}
+                for name, color in colors.items()
             ],
         }
         for entry in rounds
         if entry[key]
     ]
-    return {"kind": "bars", "label": label, "rows": rows, "format": "number", "share": share} if rows else None
+    return {"kind": "bars", "label": label, "rows": rows, "format": form, "share": share} if rows else None
 
 
 def _requests(rounds: list[dict[str, Any]]) -> Chart | None:
     """Ended requests by outcome; the ledger's share of them is a bar of its own below."""
-    chart = _bars(rounds, "teacher", OUTCOMES, "Teacher requests by outcome and round", share=False)
+    chart = _bars(rounds, "teacher", OUTCOMES, "Teacher requests by outcome and round")
     if chart is None:
         return None
     for entry in rounds:
@@ -122,27 +177,6 @@ def _requests(rounds: list[dict[str, Any]]) -> Chart | None:
             part = {"name": "answered from the ledger", "color": BLUE, "value": entry["teacher"]["from_ledger"]}
             chart["rows"].append({"name": f"round {entry['round']} ledger", "parts": [part]})
     return chart
-
-
-def _reasons(rounds: list[dict[str, Any]]) -> Chart | None:
-    reasons = sorted({reason for entry in rounds if entry["teacher"] for reason in entry["teacher"]["reasons"]})
-    colors = {reason: SERIES[order % len(SERIES)] for order, reason in enumerate(reasons)}
-    counted = [{"round": entry["round"], "reasons": (entry["teacher"] or {}).get("reasons")} for entry in rounds]
-    return _bars(counted, "reasons", colors, "Rejected and failed requests by reason", share=False)
-
-
-def _time(rounds: list[dict[str, Any]]) -> Chart | None:
-    rows = []
-    for entry in rounds:
-        seconds = wall_seconds(entry["seconds"])
-        parts = [
-            {"name": STAGE_NAMES.get(stage, stage), "color": STAGE_COLORS[stage], "value": seconds.get(stage, 0)}
-            for stage in STAGES
-        ]
-        rows.append({"name": f"round {entry['round']}", "parts": parts})
-    if not rows:
-        return None
-    return {"kind": "bars", "label": "Seconds by stage and round", "rows": rows, "format": "duration", "share": False}
 
 
 def read_losses(record: RunRecord) -> Losses:
@@ -174,96 +208,16 @@ def loss_points(steps: Sequence[dict[str, Any]], key: str, offset: int) -> list[
 
 def _losses(losses: Losses) -> Chart | None:
     """One axis of steps over all rounds, each round's beginning marked."""
-    series = {key: {"name": name, "color": color, "points": []} for key, (name, color) in LOSSES.items()}
+    series: dict[str, dict[str, Any]] = {
+        key: {"name": name, "color": color, "points": []} for key, (name, color) in LOSSES.items()
+    }
     marks, offset = [], 0
     for number, steps in losses.items():
         marks.append({"x": offset + 1, "name": f"round {number}"})
         for key, one in series.items():
-            one["points"] += loss_points(steps, key, offset)  # type: ignore[operator]
+            one["points"] += loss_points(steps, key, offset)
         offset += step_count(steps)
-    drawn = [one for one in series.values() if one["points"]]
-    if not drawn:
-        return None
-    return {
-        "kind": "lines",
-        "label": "Training loss by step",
-        "series": drawn,
-        "x": {"whole": False, "name": "Step", "marks": marks},
-        "y": {"min": 0, "format": "loss"},
-    }
-
-
-def comparison_charts(
-    names: Sequence[str], reports: Sequence[dict[str, Any]], losses: Sequence[Losses]
-) -> dict[str, Chart]:
-    """The charts of several runs, by the names that the template asks for.
-
-    `reports` are their documents of report.json and `losses` their curves, both in the order of `names`.
-    """
-    colors = [SERIES[order % len(SERIES)] for order in range(len(names))]
-    series = [
-        {"name": name, "color": color, "points": accuracy_points(report["rounds"], "evaluation")}
-        for name, color, report in zip(names, colors, reports, strict=True)
-    ]
-    charts = {
-        "accuracy": accuracy_lines(series),
-        "loss": _loss_chart(names, colors, losses),
-        "cost": _total_bars("Teacher cost", "dollars", names, colors, reports, "cost_usd"),
-        "fixed": _total_bars("Mistakes fixed", "number", names, colors, reports, "fixed"),
-        "time": _total_bars("Seconds over all stages", "duration", names, colors, reports, "seconds"),
-        "tokens": _tokens(names, reports),
-    }
-    return {name: chart for name, chart in charts.items() if chart is not None}
-
-
-def _total_bars(
-    label: str, form: str, names: Sequence[str], colors: Sequence[str], reports: Sequence[dict[str, Any]], key: str
-) -> Chart | None:
-    rows: list[dict[str, Any]] = [
-        {"name": name, "parts": [{"name": label, "color": color, "value": report["totals"][key]}]}
-        for name, color, report in zip(names, colors, reports, strict=True)
-    ]
-    if not any(row["parts"][0]["value"] for row in rows):
-        return None
-    return {"kind": "bars", "label": label, "rows": rows, "format": form, "share": False, "legend": False}
-
-
-def _tokens(names: Sequence[str], reports: Sequence[dict[str, Any]]) -> Chart | None:
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "parts": [
-                {"name": "input", "color": SERIES[0], "value": report["totals"]["input_tokens"]},
-                {"name": "output", "color": SERIES[1], "value": report["totals"]["output_tokens"]},
-            ],
-        }
-        for name, report in zip(names, reports, strict=True)
-    ]
-    if not any(part["value"] for row in rows for part in row["parts"]):
-        return None
-    return {"kind": "bars", "label": "Teacher tokens", "rows": rows, "format": "number", "share": False}
-
-
-def _loss_chart(names: Sequence[str], colors: Sequence[str], losses: Sequence[Losses]) -> Chart | None:
-    """The total loss of each run over all its rounds' steps."""
-    series = []
-    for name, color, curves in zip(names, colors, losses, strict=True):
-        points: list[dict[str, Any]] = []
-        offset = 0
-        for steps in curves.values():
-            points += loss_points(steps, "loss", offset)
-            offset += step_count(steps)
-        if points:
-            series.append({"name": name, "color": color, "points": points})
-    if not series:
-        return None
-    return {
-        "kind": "lines",
-        "label": "Training loss by step",
-        "series": series,
-        "x": {"whole": False, "name": "Step"},
-        "y": {"min": 0, "format": "loss"},
-    }
+    return _lines("Training loss by step", list(series.values()), LOSS_X | {"marks": marks}, LOSS_Y)
 
 
 def mistake_rows(record: RunRecord, limit: int) -> tuple[list[Row], int]:

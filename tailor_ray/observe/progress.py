@@ -106,7 +106,7 @@ class Bar:
         return self._clock() - self.started
 
     def facts(self) -> dict[str, Any]:
-        """The stage as plain data; `since` is seconds since the epoch."""
+        """The stage as plain data: its count, `since` in seconds since the epoch, its `rate` per second, its `line`."""
         names = ("name", "done", "total", "unit", "note", "since")
         return {name: getattr(self, name) for name in names} | {"rate": self.rate(), "line": self.line()}
 

@@ -119,7 +119,11 @@ def paired_change(first: tuple[RunRecord, int], second: tuple[RunRecord, int]) -
 def compare_runs(
     records: Sequence[RunRecord], reports: Sequence[dict[str, Any]], losses: Sequence[Losses]
 ) -> tuple[dict[str, Any], dict[str, Chart]]:
-    """The document of comparison.json and the charts of its page; the first run is what the others are held against."""
+    """The document of comparison.json and the charts of its page.
+
+    `reports` are the documents of report.json and `losses` the curves of `records`, in their order. The first run is
+    what the others are held against.
+    """
     names = distinct_names(records)
     document = {
         "runs": [
@@ -342,7 +346,7 @@ def points(value: float) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Cents from a dollar up, two significant digits below: a lesson may cost $0.00012."""
+    """A sum in US dollars: cents from a dollar up, two significant digits below, for a lesson may cost $0.00012."""
     if value is None:
         return "—"
     decimals = 2 if value >= 1 or value <= 0 else max(2, 1 - math.floor(math.log10(value)))

@@ -200,7 +200,10 @@ def _round(record: RunRecord, number: int) -> dict[str, Any]:
 
 
 def score(counts: Mapping[str, Any] | None, split: str) -> dict[str, Any] | None:
-    """A manifest's counts as the report shows them, None when the split was not asked; the interval is Wilson's."""
+    """A manifest's `counts` of a split as the report shows them, with Wilson's interval.
+
+    Returns None when the split was not asked.
+    """
     if not counts or not counts.get("total"):
         return None
     return {"split": split, **accuracy(int(counts["correct"]), int(counts["total"]))}

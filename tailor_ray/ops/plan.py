@@ -30,7 +30,7 @@ def plan(config: RunConfig) -> str:
     """The forecast as text: a table with one line per round, what it assumes, and the budgets."""
     store = Store.open(config.storage).child(config.name)
     made = run_forecast(config, store)
-    rows = [("round", "requests", "input tokens", "output tokens", "cost", "teacher's time")]
+    rows: list[tuple[str, ...]] = [("round", "requests", "input tokens", "output tokens", "cost", "teacher's time")]
     named: list[tuple[str, Amount]] = [(str(number), amount) for number, amount in enumerate(made.rounds, start=1)]
     for name, amount in (*named, ("all", made.total)):
         counts = (f"{one:,}" for one in (amount.requests, amount.input_tokens, amount.output_tokens))
@@ -58,8 +58,8 @@ def run_forecast(config: RunConfig, store: Store) -> Forecast:
         manifest = read_manifest(stage_folder(store, StageId(number, "teach")))
         if manifest is not None:
             took = manifest.metrics
-            counts = (took[name] for name in ("requests", "input_tokens", "output_tokens", "cost_usd"))
-            done[number] = Amount(*counts, manifest.seconds)
+            tokens = took["input_tokens"], took["output_tokens"]
+            done[number] = Amount(took["requests"], *tokens, took["cost_usd"], manifest.seconds)
     basis = Basis(
         questions=questions,
         sample=tuple(islice(iter(task.train), SAMPLE)),

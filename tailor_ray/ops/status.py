@@ -109,13 +109,13 @@ def status_document(store: Store) -> dict[str, Any]:
         files = layout.stage_folder(store, StageId(int(number), name)).files()
         done = sum(bool(re.fullmatch(r"[a-z]+-\d+\.json", file)) for file in files)
         parts[stage] = f"{done} parts committed" if done else "not committed yet"
+    holder = ""
     try:
         lease = read_lease(store)
+        if lease is not None and not lease["released"]:
+            holder = f"held by process {lease['owner']['pid']} on {lease['owner']['host']} (beat {lease['beat']})"
     except CorruptionError as error:
         holder = f"warning: {error}; who holds the run is unknown"
-    else:
-        owner = None if lease is None or lease["released"] else lease["owner"]
-        holder = "" if not owner else f"held by process {owner['pid']} on {owner['host']} (beat {lease['beat']})"
     under_way, warning = _progress(store) if holder.startswith("held") else ([], None)
     return document | {
         "unfinished_parts": parts,
