@@ -178,7 +178,7 @@ def grade(
 def ledger_list(
     run: RunArgument, limit: Annotated[int, typer.Option(min=0, help="Rows shown, the newest.")] = 20
 ) -> None:
-    """The newest requests and how they ended, a JSON object a line."""
+    """The newest requests and how they ended, one JSON object per line."""
     from tailor_ray.ops import ledger
 
     typer.echo(ledger.list_rows(run, limit))
@@ -186,7 +186,7 @@ def ledger_list(
 
 @ledger_app.command("total", epilog="Example: tailor-ray ledger total runs/demo")
 def ledger_total(run: RunArgument) -> None:
-    """Requests, tokens and dollars by round, model and outcome, a JSON object a line."""
+    """Requests, tokens and dollars by round, model and outcome, one JSON object per line."""
     from tailor_ray.ops import ledger
 
     typer.echo(ledger.total(run))
@@ -286,12 +286,12 @@ def mock_teacher(
     jitter: Annotated[float, typer.Option(help="Up to so many seconds more.")] = 0.0,
     wrong: Annotated[float, typer.Option(help="Share of requests answered wrongly.")] = 0.0,
     malformed: Annotated[float, typer.Option(help="Share of requests whose first reply is malformed.")] = 0.0,
-    rpm: Annotated[float | None, typer.Option(help="Requests a minute; more get 429.")] = None,
-    tpm: Annotated[float | None, typer.Option(help="Tokens a minute; more get 429.")] = None,
+    rpm: Annotated[float | None, typer.Option(help="Requests per minute; more get 429.")] = None,
+    tpm: Annotated[float | None, typer.Option(help="Tokens per minute; more get 429.")] = None,
     key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the key that clients must send.")
     ] = None,
-    access_log: Annotated[str | None, typer.Option(help="JSONL file with a line a call.")] = None,
+    access_log: Annotated[str | None, typer.Option(help="JSONL file with a line per call.")] = None,
 ) -> None:
     """A local OpenAI-compatible teacher for demos and tests; prints its address, serves until it is stopped."""
     from tailor_ray.ops.serve import serve_mock_teacher

@@ -109,7 +109,7 @@ def test_yaml_round_trip_gives_the_same_run():
     config = load_config(None, ["seed=7", "training.epochs=2"])
     again = RunConfig.model_validate(yaml.safe_load(config.to_yaml()))
     assert again == config
-    assert again.results_hash() == config.results_hash()
+    assert again.results() == config.results()
 
 
 def flat(section, path=""):
@@ -131,7 +131,7 @@ def test_the_paper_is_the_default_and_plain_learns_from_rationales_alone():
     assert METHODS["paper"] == {}
     plain = load_config(None, ["method=plain"])
     assert (plain.training.feedback, plain.training.pairs, plain.training.own_correct) == (False, "none", 0)
-    assert len({load_config(None, [f"method={method}"]).results_hash() for method in METHODS}) == len(METHODS)
+    assert len({str(load_config(None, [f"method={method}"]).results()) for method in METHODS}) == len(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -171,11 +171,11 @@ def test_where_feedback_teaches_nothing_none_is_asked_for():
 
 
 def test_only_settings_that_change_results_are_hashed():
-    base = load_config(None).results_hash()
+    base = load_config(None).results()
     for same in ("name=other", "storage=/elsewhere", "teacher.actors=4", "rounds.max_rounds=9", "training.workers=2"):
-        assert load_config(None, [same]).results_hash() == base, same
+        assert load_config(None, [same]).results() == base, same
     for other in ("seed=1", "exam.samples=8", "teacher.model=gpt", "training.triplet_weight=0", "task.name=jsonl"):
-        assert load_config(None, [other]).results_hash() != base, other
+        assert load_config(None, [other]).results() != base, other
 
 
 def sections(section, path=""):
@@ -200,8 +200,8 @@ def test_the_reference_marks_what_changes_results():
     assert (marks["exam.samples"], marks["rounds.min_gain"]) == ("●", "●")
     for name in ("teacher.actors", "cluster.address", "observe.trackers", "teacher.teachers[].serving.port"):
         assert marks[name] == "", name
-    base = load_config(None).results_hash()
-    assert load_config(None, ["cluster.num_cpus=7", "observe.log_every_s=3"]).results_hash() == base
+    base = load_config(None).results()
+    assert load_config(None, ["cluster.num_cpus=7", "observe.log_every_s=3"]).results() == base
 
 
 def test_the_reference_begins_with_ten_settings():

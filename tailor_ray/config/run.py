@@ -5,8 +5,6 @@ Conflicts between sections are refused.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -125,9 +123,6 @@ class RunConfig(Section):
         Two runs with the same ones may share a run folder.
         """
         return result_settings(self)
-
-    def results_hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.results(), sort_keys=True, default=str).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """The resolved configuration; it holds no key, for keys are never read into it."""

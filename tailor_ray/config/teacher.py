@@ -18,7 +18,7 @@ _NOT_EXTRA = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_c
 
 
 class PriceConfig(Section):
-    """US dollars a million tokens."""
+    """US dollars per million tokens."""
 
     input: float = Field(ge=0)
     """Prompt tokens."""
@@ -38,7 +38,7 @@ class ServingConfig(Section):
     replicas: int = Field(default=1, ge=1)
     """Engines that share the requests."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs an engine."""
+    """GPUs per engine."""
     max_model_len: int = Field(default=4096, ge=16)
     """Prompt plus reply, in tokens."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
@@ -108,7 +108,7 @@ class EndpointConfig(Section):
     @classmethod
     def _named_by_what_is_served(cls, data: Any) -> Any:
         """The ledger tells teachers apart by `model`, so two served models must not share the default; they cost
-        nothing a token."""
+        nothing per token."""
         if isinstance(data, dict) and data.get("serve"):
             own = {"model": data["serve"], "price": {"input": 0.0, "output": 0.0}}
             return {**data, **{name: data.get(name) or value for name, value in own.items()}}

@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Global norm at which gradients are clipped; 0 switches clipping off."""
     batch_size: int = Field(default=16, ge=1)
-    """Examples a step over all workers; never two of the same question."""
+    """Examples per step over all workers; never two of the same question."""
     max_length: int = Field(default=1024, ge=8)
     """Tokens of prompt plus completion; longer completions are cut, longer prompts skipped, both are counted."""
 
@@ -90,9 +90,9 @@ class TrainingConfig(Section):
     """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
     rationale. Exams show the question alone all the same."""
     max_negatives: int = Field(default=4, ge=1)
-    """Mistakes a question that may serve as negatives."""
+    """Mistakes per question that may serve as negatives."""
     max_positives: int = Field(default=10, ge=1)
-    """Other correct rationales a question that may serve as positives."""
+    """Other correct rationales per question that may serve as positives."""
     own_positives: bool = True
     """The student's own correct attempts may serve as positives."""
     own_correct: int = Field(default=0, ge=0)
@@ -133,11 +133,11 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters; None trains all weights."""
     micro_batch_tokens: Annotated[int, OPERATIONAL] = Field(default=16384, ge=16)
-    """Tokens that one forward pass holds at most; lower it when memory runs out. Their logits alone take 4 bytes a
-    token and entry of the vocabulary, about three times: of 49,152 entries 2,048 tokens take 1.2 GB, which suits a CPU,
+    """Tokens that one forward pass holds at most; lower it when memory runs out. Their logits alone take 4 bytes per
+    token and entry of the vocabulary, three times over: of 49,152 entries 2,048 tokens take 1.2 GB, which suits a CPU,
     and 16,384 take 10 GB, which suits a GPU of 24 GB and more."""
     accumulation: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
-    """Forward passes a step and worker at least; more are made where `micro_batch_tokens` asks for them."""
+    """Forward passes per step and worker at least; more are made where `micro_batch_tokens` asks for them."""
 
     checkpoint_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
     """Steps between two checkpoints; None writes one a minute, and fewer where they would cost more than a twentieth of

@@ -55,17 +55,13 @@ def run_charts(document: dict[str, Any], losses: Losses) -> dict[str, Chart]:
     reasons = sorted({reason for entry in rounds for reason in (entry["teacher"] or {}).get("reasons", ())})
     counted = [{"round": entry["round"], "reasons": (entry["teacher"] or {}).get("reasons")} for entry in rounds]
     times = [{"round": entry["round"], "time": wall_seconds(entry["seconds"])} for entry in rounds]
+    shades = dict(zip(reasons, cycle(SERIES), strict=False))
     return _drawn(
         accuracy=_accuracy(accuracy),
         verdicts=_bars(rounds, "exam", VERDICTS, "Exam verdicts by round", share=True),
         mistakes=_bars(rounds, "mistakes", CHANGES, "Questions fixed, regressed and stubborn by round"),
         requests=_requests(rounds),
-        reasons=_bars(
-            counted,
-            "reasons",
-            dict(zip(reasons, cycle(SERIES), strict=False)),
-            "Rejected and failed requests by reason",
-        ),
+        reasons=_bars(counted, "reasons", shades, "Rejected and failed requests by reason"),
         time=_bars(times, "time", STAGE_COLORS, "Seconds by stage and round", form="duration"),
         loss=_losses(losses),
     )
