@@ -106,30 +106,6 @@ def _secrets(config: RunConfig) -> tuple[str, ...]:
     return tuple(secret for secret in found if len(secret) >= 8)
 
 
-def evaluate_alone(config: RunConfig) -> str:
-    """Ask the student greedily, and no more; returns its accuracy on validation and test as JSON."""
-    alone = _without_rounds(config)
-    with open_run(alone) as (run, services), services:
-        run_rounds(alone, run, services)
-        manifest = read_manifest(stage_folder(run, StageId(0, "evaluate")))
-        assert manifest is not None
-        return json.dumps(manifest.metrics, indent=1)
-
-
-def exam_alone(config: RunConfig) -> str:
-    """Sample the student on the training questions, and no more.
-
-    Returns the counts of verdicts as JSON; the attempts lie in the run folder.
-    """
-    alone = _without_rounds(config)
-    with open_run(alone) as (run, services), services:
-        return json.dumps(run_exam_alone(alone, run, services), indent=1)
-
-
-def _without_rounds(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"rounds": config.rounds.model_copy(update={"max_rounds": 0})})
-
-
 def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
     """Do all that `run` lacks of what `config` asks for, one stage after the other.
 
@@ -150,17 +126,6 @@ def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
                 write_report(run)
     finally:
         trackers.close()
-
-
-def run_exam_alone(config: RunConfig, run: Store, services: Services) -> dict[str, Any]:
-    """Do round 0 without its evaluation, then the first exam without its teaching; returns the exam's figures."""
-    commits = Commits(config, run)
-    questions, student, _ = stages_of(config, 0)
-    exam = stages_of(config, 1)[0]
-    for spec in (questions, student, exam):
-        if not commits.is_done(spec):
-            do_stage(commits, spec, services, time.monotonic())
-    return commits.manifest(exam.id).metrics
 
 
 def do_stage(commits: Commits, spec: StageSpec, services: Services, started: float) -> None:
@@ -314,3 +279,33 @@ def has_lessons(run: Store) -> bool:
         if any(part.rows for part in committed_parts(folder, stages.LESSONS, verify=False)):
             return True
     return False
+
+
+def evaluate_alone(config: RunConfig) -> str:
+    """Ask the student greedily, and no more; returns its accuracy on validation and test as JSON."""
+    alone = _without_rounds(config)
+    with open_run(alone) as (run, services), services:
+        run_rounds(alone, run, services)
+        manifest = read_manifest(stage_folder(run, StageId(0, "evaluate")))
+        assert manifest is not None
+        return json.dumps(manifest.metrics, indent=1)
+
+
+def exam_alone(config: RunConfig) -> str:
+    """Sample the student on the training questions, and no more: round 0 without its evaluation, then the first exam.
+
+    Returns the counts of verdicts as JSON; the attempts lie in the run folder.
+    """
+    alone = _without_rounds(config)
+    with open_run(alone) as (run, services), services:
+        commits = Commits(alone, run)
+        questions, student, _ = stages_of(alone, 0)
+        exam = stages_of(alone, 1)[0]
+        for spec in (questions, student, exam):
+            if not commits.is_done(spec):
+                do_stage(commits, spec, services, time.monotonic())
+        return json.dumps(commits.manifest(exam.id).metrics, indent=1)
+
+
+def _without_rounds(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"rounds": config.rounds.model_copy(update={"max_rounds": 0})})
