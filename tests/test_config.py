@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import get_args, get_origin
 
 import pytest
 import yaml
@@ -181,9 +182,9 @@ def test_only_settings_that_change_results_are_hashed():
 def sections(section, path=""):
     yield path, section
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from sections(kind, f"{path}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from sections(kind, f"{path}{name}{'[]' if get_origin(field.annotation) is tuple else ''}.")
 
 
 def test_every_setting_is_documented_and_in_the_reference():

@@ -108,16 +108,16 @@ def known_keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
         fields = getattr(section, "model_fields", {})
         if part not in fields:
             continue  # a list index or the tag of a union
-        section = _section_of(fields[part].annotation)
+        section = section_of(fields[part].annotation)
     return sorted(getattr(section, "model_fields", {}))
 
 
-def _section_of(annotation: Any) -> Any:
-    """The section class inside `X`, `X | None`, `list[X]` or `dict[str, X]`."""
+def section_of(annotation: Any) -> Any:
+    """The section class inside an `annotation` like `X`, `X | None`, `list[X]` or `dict[str, X]`; None without one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
+        found = section_of(argument)
         if found is not None:
             return found
     return None

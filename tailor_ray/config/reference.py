@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tailor_ray.config.base import is_operational
+from tailor_ray.config.base import is_operational, section_of
 from tailor_ray.config.run import METHODS, RunConfig
 
 # What a run of one's own sets first.
@@ -42,11 +42,12 @@ def reference() -> str:
         title = path.rstrip(".") or "top level"
         lines += [f"## {title}", "", "| setting | default | | what it is |", "|---|---|---|---|"]
         for name, field in section.model_fields.items():
-            if _section(field) is None:
+            if section_of(field.annotation) is None:
                 mark = "" if operational or is_operational(field) else "●"
                 lines.append(f"| `{path}{name}` | `{_default(field)}` | {mark} | {_text(field)} |")
             else:
-                lines.append(f"| `{path}{name}` | | | {_text(field)} See below. |")
+                default = "`null`" if field.default is None else ""
+                lines.append(f"| `{path}{name}` | {default} | | {_text(field)} See below. |")
         lines.append("")
         if section is RunConfig:
             lines += ["## methods", "", "| `method` | setting | default |", "|---|---|---|"]
@@ -60,17 +61,10 @@ def _sections(section: type[BaseModel], path: str, operational: bool) -> Iterato
     """The path of each section, its class, and whether the whole of it is operational."""
     yield path, section, operational
     for name, field in section.model_fields.items():
-        inner = _section(field)
+        inner = section_of(field.annotation)
         if inner is not None:
-            many = "" if inner is field.annotation else "[]"
+            many = "[]" if get_origin(field.annotation) is tuple else ""
             yield from _sections(inner, f"{path}{name}{many}.", operational or is_operational(field))
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kind: Any = field.annotation
-    if get_origin(kind) is tuple:  # a list of sections
-        kind = get_args(kind)[0]
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _text(field: FieldInfo) -> str:
