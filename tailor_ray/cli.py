@@ -76,7 +76,7 @@ def _alone(model: str, task: str, overrides: list[str], out: str) -> RunConfig:
 @app.command(epilog="Example: tailor-ray run jobs/gsm8k.yaml --name try2 --set training.epochs=3")
 def run(config: ConfigArgument, set_: Overrides, storage: StorageOption = None, name: NameOption = None) -> None:
     """Start a run, or go on where it stopped: the same command."""
-    from tailor_ray.rounds.launch import run as run_rounds
+    from tailor_ray.rounds.loop import run as run_rounds
 
     typer.echo(run_rounds(_config(config, set_, storage, name)))
 
@@ -120,8 +120,7 @@ def report(
 ) -> None:
     """(Re)write a run's report; of several runs, one page side by side."""
     from tailor_ray.layout import REPORT_PAGE
-    from tailor_ray.observe.report import comparison_table, write_comparison, write_report
-    from tailor_ray.observe.status import rounds_table
+    from tailor_ray.observe.report import comparison_table, rounds_table, write_comparison, write_report
     from tailor_ray.storage import Store
 
     stores = [Store.open(run) for run in runs]
@@ -136,7 +135,7 @@ def report(
 @app.command(epilog="Example: tailor-ray exam ./my-model gsm8k --set task.path=data/gsm8k --set task.limit_train=100")
 def exam(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/exam") -> None:
     """Sample a model on a task's training questions and grade it: one stage alone, resumable like a run."""
-    from tailor_ray.ops.alone import exam_alone
+    from tailor_ray.rounds.loop import exam_alone
 
     typer.echo(exam_alone(_alone(model, task, set_, out)))
 
@@ -144,7 +143,7 @@ def exam(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOpti
 @app.command(epilog="Example: tailor-ray evaluate ./my-model svamp --set task.path=data/svamp")
 def evaluate(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/evaluate") -> None:
     """Greedy accuracy of a model on a task's validation and test questions: one stage alone."""
-    from tailor_ray.ops.alone import evaluate_alone
+    from tailor_ray.rounds.loop import evaluate_alone
 
     typer.echo(evaluate_alone(_alone(model, task, set_, out)))
 
@@ -179,7 +178,7 @@ def grade(
 def ledger_list(
     run: RunArgument, limit: Annotated[int, typer.Option(min=0, help="Rows shown, the newest.")] = 20
 ) -> None:
-    """The newest requests and how they ended, a JSON object a line."""
+    """The newest requests and how they ended, one JSON object per line."""
     from tailor_ray.ops import ledger
 
     typer.echo(ledger.list_rows(run, limit))
@@ -187,7 +186,7 @@ def ledger_list(
 
 @ledger_app.command("total", epilog="Example: tailor-ray ledger total runs/demo")
 def ledger_total(run: RunArgument) -> None:
-    """Requests, tokens and dollars by round, model and outcome, a JSON object a line."""
+    """Requests, tokens and dollars by round, model and outcome, one JSON object per line."""
     from tailor_ray.ops import ledger
 
     typer.echo(ledger.total(run))
@@ -287,17 +286,17 @@ def mock_teacher(
     jitter: Annotated[float, typer.Option(help="Up to so many seconds more.")] = 0.0,
     wrong: Annotated[float, typer.Option(help="Share of requests answered wrongly.")] = 0.0,
     malformed: Annotated[float, typer.Option(help="Share of requests whose first reply is malformed.")] = 0.0,
-    rpm: Annotated[float | None, typer.Option(help="Requests a minute; more get 429.")] = None,
-    tpm: Annotated[float | None, typer.Option(help="Tokens a minute; more get 429.")] = None,
+    rpm: Annotated[float | None, typer.Option(help="Requests per minute; more get 429.")] = None,
+    tpm: Annotated[float | None, typer.Option(help="Tokens per minute; more get 429.")] = None,
     key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the key that clients must send.")
     ] = None,
-    access_log: Annotated[str | None, typer.Option(help="JSONL file with a line a call.")] = None,
+    access_log: Annotated[str | None, typer.Option(help="JSONL file with a line per call.")] = None,
 ) -> None:
     """A local OpenAI-compatible teacher for demos and tests; prints its address, serves until it is stopped."""
-    from tailor_ray.ops.mock import serve
+    from tailor_ray.ops.serve import serve_mock_teacher
 
-    serve(
+    serve_mock_teacher(
         host=host,
         port=port,
         faults=fault,

@@ -9,8 +9,8 @@
       progress.json                                     the stages under way, for `tailor-ray status`
       run.log, trackers/                                where the storage is a local folder
 
-An exam's parts that are not whole yet have their answers so far in `<prefix>-answered/`. A stage's `log/` holds what
-tells how it went (requests of the teacher, training's steps): with times in it, so no later stage is made from it.
+Parts of an exam that are not whole yet have their answers so far in `<prefix>-answered/`. A stage's `log/` tells how it
+went: requests of the teacher, training's steps. It has times in it, so no later stage is made from it.
 """
 
 from __future__ import annotations

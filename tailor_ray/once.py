@@ -1,8 +1,8 @@
 """What waits for its first use: made once in a process, by one thread, while all others wait.
 
 Some packages import their parts lazily: transformers, huggingface_hub, sympy. Several threads cannot import such a
-package for the first time at once, for one of them sees a half-made module. So there is one lock for all of a process's
-first uses. Two packages may share a part, so one lock each would not do. A thread that has the lock may come in again.
+package for the first time at once: one of them sees a half-made module. So there is one lock for all of a process's
+first uses. Two packages may share a part. So one lock each would not do. A thread that has the lock may come in again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """A configuration is refused with the value, the rule and the setting to change; what changes results is hashed."""
 
 import json
+import re
+from typing import get_args, get_origin
 
 import pytest
 import yaml
 
 from tailor_ray.config import RunConfig, load_config
-from tailor_ray.config.base import Section
+from tailor_ray.config.base import CONSTANTS, Section
 from tailor_ray.config.reference import reference
-from tailor_ray.config.run import METHODS, parse_config
+from tailor_ray.config.run import METHODS, parse_config, parse_run_file
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError, UserError
 
@@ -108,7 +110,7 @@ def test_yaml_round_trip_gives_the_same_run():
     config = load_config(None, ["seed=7", "training.epochs=2"])
     again = RunConfig.model_validate(yaml.safe_load(config.to_yaml()))
     assert again == config
-    assert again.results_hash() == config.results_hash()
+    assert again.results() == config.results()
 
 
 def flat(section, path=""):
@@ -130,7 +132,7 @@ def test_the_paper_is_the_default_and_plain_learns_from_rationales_alone():
     assert METHODS["paper"] == {}
     plain = load_config(None, ["method=plain"])
     assert (plain.training.feedback, plain.training.pairs, plain.training.own_correct) == (False, "none", 0)
-    assert len({load_config(None, [f"method={method}"]).results_hash() for method in METHODS}) == len(METHODS)
+    assert len({str(load_config(None, [f"method={method}"]).results()) for method in METHODS}) == len(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -170,19 +172,19 @@ def test_where_feedback_teaches_nothing_none_is_asked_for():
 
 
 def test_only_settings_that_change_results_are_hashed():
-    base = load_config(None).results_hash()
+    base = load_config(None).results()
     for same in ("name=other", "storage=/elsewhere", "teacher.actors=4", "rounds.max_rounds=9", "training.workers=2"):
-        assert load_config(None, [same]).results_hash() == base, same
+        assert load_config(None, [same]).results() == base, same
     for other in ("seed=1", "exam.samples=8", "teacher.model=gpt", "training.triplet_weight=0", "task.name=jsonl"):
-        assert load_config(None, [other]).results_hash() != base, other
+        assert load_config(None, [other]).results() != base, other
 
 
 def sections(section, path=""):
     yield path, section
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from sections(kind, f"{path}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from sections(kind, f"{path}{name}{'[]' if get_origin(field.annotation) is tuple else ''}.")
 
 
 def test_every_setting_is_documented_and_in_the_reference():
@@ -191,6 +193,32 @@ def test_every_setting_is_documented_and_in_the_reference():
         for name, field in section.model_fields.items():
             assert field.description, f"{path}{name} has no text below it"
             assert f"`{path}{name}`" in text
+
+
+def test_the_reference_marks_what_changes_results():
+    """Of a section that is operational as a whole no setting does: changing it resumes the run."""
+    marks = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `.*?` \| (●?) ?\|", reference(), re.MULTILINE))
+    assert (marks["exam.samples"], marks["rounds.min_gain"]) == ("●", "●")
+    for name in ("teacher.actors", "cluster.address", "observe.trackers", "teacher.teachers[].serving.port"):
+        assert marks[name] == "", name
+    base = load_config(None).results()
+    assert load_config(None, ["cluster.num_cpus=7", "observe.log_every_s=3"]).results() == base
+
+
+def test_the_reference_begins_with_ten_settings():
+    first, _, rest = reference().partition("## the ten to start with")[2].partition("## top level")
+    names = re.findall(r"^\| `([\w.\[\]]+)` \|", first, re.MULTILINE)
+    assert len(names) == 10
+    assert all(f"| `{name}` |" in rest for name in names)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_setting_that_became_a_constant_is_refused_in_a_file_and_read_over_in_a_run_folder(name):
+    section, _, setting = name.partition(".")
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)}: this setting is a constant now \({CONSTANTS[name]}\)"):
+        load_config(None, [f"{name}=7"])
+    old = {section: {setting: 7}, "seed": 5}
+    assert parse_run_file(old, "run.yaml") == load_config(None, ["seed=5"])
 
 
 def test_the_settings_that_change_results_are_plain_data():

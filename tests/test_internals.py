@@ -42,7 +42,7 @@ USES = [
         "workers' lines go to our log",
     ),
     ("rounds/cluster.py", "ray._private.utils", "read_ray_address", "which cluster `ray start` left on this machine"),
-    ("rounds/nodes.py", "ray._private.state", "state", "nothing else tells the autoscaler's limits"),
+    ("rounds/cluster.py", "ray._private.state", "state", "nothing else tells the autoscaler's limits"),
     ("rounds/watch.py", "ray._private.worker", "_global_node", "nothing else says where the raylet listens"),
     (
         "serving/deployment.py",

@@ -134,7 +134,7 @@ def _chain(variant: str) -> list[str]:
 def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int, against: str = FULL) -> None:
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
-    from tailor_ray.rounds.launch import run
+    from tailor_ray.rounds.loop import run
     from tailor_ray.rounds.services import WorkerPools
 
     os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand

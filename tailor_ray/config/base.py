@@ -22,6 +22,14 @@ class Operational:
 
 OPERATIONAL = Operational()
 
+# Settings of earlier versions that nobody set: what they are now. All of them said where or how fast.
+CONSTANTS = {
+    "teacher.batch_max_mib": "190 MiB",
+    "training.checkpoint_every_s": "60 s",
+    "training.keep_checkpoints": "2",
+    "training.max_shard_size": "4 GB",
+}
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, each field documented by the string below it."""
@@ -42,7 +50,10 @@ def is_operational(field: FieldInfo) -> bool:
 
 
 def result_settings(section: BaseModel) -> dict[str, Any]:
-    """The settings that change results, as plain data; nested sections in place."""
+    """The settings of `section` that change results, as plain data.
+
+    Nested sections are mappings in their places, words of an enum are texts.
+    """
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         if is_operational(field):
@@ -63,11 +74,17 @@ def _plain(value: Any) -> Any:
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
-    """Turn pydantic's errors into one message a line: the setting, the rule, the value, the nearest known name."""
+    """Pydantic's errors on a `root` section as one error that begins with `source`.
+
+    Each has a line with the setting, the rule, and the value or the nearest known name. What looks like a key in a
+    value is masked.
+    """
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        if path in CONSTANTS:
+            lines.append(f"{path}: this setting is a constant now ({CONSTANTS[path]}); remove it")
+        elif item["type"] == "extra_forbidden":
             known = known_keys(root, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
@@ -82,22 +99,25 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
 
 
 def known_keys(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Names of the settings of the section at `path` below `root`."""
+    """Names of the settings of the section at `path` below `root`, in order of the alphabet.
+
+    Numbers in `path`, of a list, are passed over.
+    """
     section: Any = root
     for part in path:
         fields = getattr(section, "model_fields", {})
         if part not in fields:
             continue  # a list index or the tag of a union
-        section = _section_of(fields[part].annotation)
+        section = section_of(fields[part].annotation)
     return sorted(getattr(section, "model_fields", {}))
 
 
-def _section_of(annotation: Any) -> Any:
-    """The section class inside `X`, `X | None`, `list[X]` or `dict[str, X]`."""
+def section_of(annotation: Any) -> Any:
+    """The section class inside an `annotation` like `X`, `X | None`, `list[X]` or `dict[str, X]`; None without one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
+        found = section_of(argument)
         if found is not None:
             return found
     return None

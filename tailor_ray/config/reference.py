@@ -1,20 +1,32 @@
-"""The reference of all settings, generated from the fields and the strings below them, as Markdown."""
+"""The reference of all settings as Markdown, made of the fields and the strings below them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tailor_ray.config.base import is_operational
+from tailor_ray.config.base import is_operational, section_of
 from tailor_ray.config.run import METHODS, RunConfig
+
+# What a run of one's own sets first.
+FIRST = (
+    *("task.name", "task.path", "student.model", "student.prompt_style", "teacher.teachers[].base_url"),
+    *("teacher.teachers[].model", "teacher.budget_usd"),
+    *("training.epochs", "training.learning_rate", "rounds.max_rounds"),
+)
 
 
 def reference() -> str:
-    """One table a section; settings that change results are marked, for changing one makes a new run."""
+    """All settings as Markdown: the ten to start with, one table per section, and what each method sets.
+
+    Settings that change results are marked, for changing one makes a new run.
+    """
+    sections = list(_sections(RunConfig, "", False))
+    fields = {f"{path}{name}": field for path, one, _ in sections for name, field in one.model_fields.items()}
     lines = [
         "# Settings",
         "",
@@ -22,46 +34,41 @@ def reference() -> str:
         "how fast and may change from one start to the next. `--set section.setting=value` overrides the file.",
         "`extends: other.yaml` in a file takes the settings of another one, by its path from the first one's folder.",
         "",
+        *("## the ten to start with", "", "| setting | default | what it is |", "|---|---|---|"),
+        *(f"| `{name}` | `{_default(fields[name])}` | {_text(fields[name])} |" for name in FIRST),
+        "",
     ]
-    for path, section in _sections(RunConfig, ""):
+    for path, section, operational in sections:
         title = path.rstrip(".") or "top level"
-        title = title.replace("[].", "[]")
         lines += [f"## {title}", "", "| setting | default | | what it is |", "|---|---|---|---|"]
         for name, field in section.model_fields.items():
-            if _section(field) is None:
-                mark = "" if is_operational(field) else "●"
-                text = " ".join((field.description or "").split()).replace("|", "\\|")
-                lines.append(f"| `{path}{name}` | `{_default(field)}` | {mark} | {text} |")
+            if section_of(field.annotation) is None:
+                mark = "" if operational or is_operational(field) else "●"
+                lines.append(f"| `{path}{name}` | `{_default(field)}` | {mark} | {_text(field)} |")
             else:
-                lines.append(f"| `{path}{name}` | | | {field.description} See below. |")
+                default = "`null`" if field.default is None else ""
+                lines.append(f"| `{path}{name}` | {default} | | {_text(field)} See below. |")
         lines.append("")
         if section is RunConfig:
-            lines += _methods()
+            lines += ["## methods", "", "| `method` | setting | default |", "|---|---|---|"]
+            for method, defaults in METHODS.items():
+                lines += [f"| {method} | `{name}` | `{json.dumps(value)}` |" for name, value in defaults.items()]
+            lines.append("")
     return "\n".join(lines)
 
 
-def _methods() -> list[str]:
-    """What each method sets, for those that set anything."""
-    lines = ["## methods", "", "| `method` | setting | default |", "|---|---|---|"]
-    for method, defaults in METHODS.items():
-        lines += [f"| {method} | `{name}` | `{json.dumps(value)}` |" for name, value in defaults.items()]
-    return [*lines, ""]
-
-
-def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    yield path, section
+def _sections(section: type[BaseModel], path: str, operational: bool) -> Iterator[tuple[str, type[BaseModel], bool]]:
+    """The path of each section, its class, and whether the whole of it is operational."""
+    yield path, section, operational
     for name, field in section.model_fields.items():
-        inner = _section(field)
+        inner = section_of(field.annotation)
         if inner is not None:
-            many = "" if inner is field.annotation else "[]"
-            yield from _sections(inner, f"{path}{name}{many}.")
+            many = "[]" if get_origin(field.annotation) is tuple else ""
+            yield from _sections(inner, f"{path}{name}{many}.", operational or is_operational(field))
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kind: Any = field.annotation
-    if get_origin(kind) is tuple:  # a list of sections
-        kind = get_args(kind)[0]
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+def _text(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
 def _default(field: FieldInfo) -> str:

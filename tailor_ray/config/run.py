@@ -1,9 +1,10 @@
-"""The whole run's configuration: the sections joined, YAML and `--set` read, conflicts between sections refused."""
+"""The whole run's configuration: the sections joined, YAML and `--set` read.
+
+Conflicts between sections are refused.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -13,10 +14,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tailor_ray.config.base import OPERATIONAL, Section, explain, result_settings
-from tailor_ray.config.exam import EvaluationConfig, ExamConfig
+from tailor_ray.config.base import CONSTANTS, OPERATIONAL, Section, explain, result_settings
 from tailor_ray.config.rounds import ClusterConfig, ObserveConfig, RoundsConfig
-from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.student import EvaluationConfig, ExamConfig, StudentConfig
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import TeacherConfig, one_form
 from tailor_ray.config.training import TrainingConfig
@@ -118,11 +118,11 @@ class RunConfig(Section):
         return self.teacher.model_copy(update=changes)
 
     def results(self) -> dict[str, Any]:
-        """The settings that change results."""
-        return result_settings(self)
+        """The settings that change results, as plain data by section.
 
-    def results_hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.results(), sort_keys=True, default=str).encode()).hexdigest()
+        Two runs with the same ones may share a run folder.
+        """
+        return result_settings(self)
 
     def to_yaml(self) -> str:
         """The resolved configuration; it holds no key, for keys are never read into it."""
@@ -143,10 +143,26 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def parse_config(data: dict[str, Any], source: str) -> RunConfig:
+    """The configuration of plain `data`: sections of settings, as YAML gives them.
+
+    Raises ConfigError that begins with `source` and names each setting, its value and the rule.
+    """
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise explain(error, RunConfig, source) from None
+
+
+def parse_run_file(data: dict[str, Any], source: str) -> RunConfig:
+    """As `parse_config`, of a run folder's own run.yaml.
+
+    An earlier version wrote settings there that are constants now: they are taken out of `data`.
+    """
+    for name in CONSTANTS:
+        section, _, setting = name.partition(".")
+        if isinstance(data.get(section), dict):
+            data[section].pop(setting, None)
+    return parse_config(data, source)
 
 
 def _read_settings(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:

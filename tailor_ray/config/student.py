@@ -1,4 +1,4 @@
-"""`student`: the model that learns, and the engines that serve it."""
+"""`student`, `exam` and `evaluation`: the model that learns, its engines, and how it is asked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TinyConfig(Section):
     school_steps: int = Field(default=1100, ge=1)
     """Optimizer steps of schooling; a count and not a time, so that the same seed gives the same student."""
     school_batch: int = Field(default=16, ge=1)
-    """Problems a step."""
+    """Problems per step."""
     school_learning_rate: float = Field(default=2e-3, gt=0)
     """Peak of the cosine schedule."""
 
@@ -56,9 +56,9 @@ class StudentConfig(Section):
     """Of the engine's weights; auto is float32 on CPU (SmolLM2-135M took 142 s for 100 questions on two cores, in
     bfloat16 197 s), bfloat16 on GPUs that have it."""
     engines: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], OPERATIONAL] = "auto"
-    """Number of vLLM engines; auto takes one a GPU (or tensor_parallel of them), or one a CPU core if memory lasts."""
+    """Number of vLLM engines; auto takes one per GPU (or tensor_parallel of them), or per CPU core if memory lasts."""
     tensor_parallel: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
-    """GPUs an engine."""
+    """GPUs per engine."""
     max_model_len: int = Field(default=1024, ge=16)
     """Prompt plus completion, in tokens. In a chat template a word problem takes 100 to 150, each demo 100 more."""
     gpu_memory_utilization: Annotated[float, OPERATIONAL] = Field(default=0.85, gt=0, le=1)
@@ -77,3 +77,30 @@ class StudentConfig(Section):
     """What engines do while the student trains. On GPUs auto stops them, for workers take their GPUs, and they start
     again on the new student; `sleep` and `never` are for engines and workers on GPUs of their own. On CPU auto does
     nothing."""
+
+
+class ExamConfig(Section):
+    """How the student's mistakes are mined. Defaults are the reference's."""
+
+    samples: int = Field(default=4, ge=1, le=256)
+    """Attempts per question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampler; greedy decoding belongs to `evaluation`."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Cap of one attempt; an attempt that reaches it before its conclusion is `truncated`. Instruct students asked
+    without demos write 130 tokens and more, with demos 30 to 60 on one-step problems."""
+    shard_questions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Questions in one committed part; teaching starts with the first. Auto takes what 32,768 new tokens of an engine
+    hold (samples · max_new_tokens per question, two engines where `student.engines` is auto), at least 16 parts, and no
+    fewer than 8 questions. What is answered of a part that is not whole yet survives a kill in any case."""
+    max_engine_restarts: Annotated[int, OPERATIONAL] = Field(default=3, ge=0)
+    """Engines replaced in one stage before it fails."""
+
+
+class EvaluationConfig(Section):
+    """How progress is measured: greedy decoding on validation (decides) and test (for the report alone)."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Cap of one answer."""

@@ -18,7 +18,7 @@ _NOT_EXTRA = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_c
 
 
 class PriceConfig(Section):
-    """US dollars a million tokens."""
+    """US dollars per million tokens."""
 
     input: float = Field(ge=0)
     """Prompt tokens."""
@@ -38,7 +38,7 @@ class ServingConfig(Section):
     replicas: int = Field(default=1, ge=1)
     """Engines that share the requests."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs an engine."""
+    """GPUs per engine."""
     max_model_len: int = Field(default=4096, ge=16)
     """Prompt plus reply, in tokens."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
@@ -108,7 +108,7 @@ class EndpointConfig(Section):
     @classmethod
     def _named_by_what_is_served(cls, data: Any) -> Any:
         """The ledger tells teachers apart by `model`, so two served models must not share the default; they cost
-        nothing a token."""
+        nothing per token."""
         if isinstance(data, dict) and data.get("serve"):
             own = {"model": data["serve"], "price": {"input": 0.0, "output": 0.0}}
             return {**data, **{name: data.get(name) or value for name, value in own.items()}}
@@ -152,7 +152,10 @@ class EndpointConfig(Section):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the endpoint is on this machine or this cluster's own, so that no key has to leave it."""
+        """Whether the endpoint is on this machine or the cluster's own.
+
+        No key has to leave it then, so none is asked for.
+        """
         if self.serve is not None:
             return True
         host = urlsplit(self.base_url).hostname or ""
@@ -231,8 +234,6 @@ class TeacherConfig(Section):
     """One call a request, or the OpenAI Batch API: slower and cheaper."""
     batch_max_requests: Annotated[int, OPERATIONAL] = Field(default=50_000, ge=1, le=50_000)
     """Requests in one batch file; the API allows 50,000."""
-    batch_max_mib: Annotated[float, OPERATIONAL] = Field(default=190.0, gt=0, le=200)
-    """Size of one batch file; the API allows 200 MB."""
     batch_max_queued_tokens: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
     """Prompt tokens, as estimated, in all batches that are under way; the API's limit depends on the account."""
     batch_poll_s: Annotated[float, OPERATIONAL] = Field(default=30.0, gt=0)
@@ -282,7 +283,7 @@ class TeacherConfig(Section):
 
     @property
     def model(self) -> str:
-        """Of the teacher that is asked first."""
+        """The model of the teacher that is asked first."""
         return self.teachers[0].model
 
     @model_validator(mode="before")
@@ -306,7 +307,10 @@ class TeacherConfig(Section):
 
 
 def one_form(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The section with what stood in its first form moved to where it belongs, and hints on what to write instead."""
+    """The section `teacher` as it is written now, of one that may have its form of version 0.1.
+
+    Returns a copy of `data` with each setting where it belongs, and hints on what to write instead of the old ones.
+    """
     data, hints = dict(data), []
     if "sandbox" in data:
         data["mock"] = data.pop("sandbox")

@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Global norm at which gradients are clipped; 0 switches clipping off."""
     batch_size: int = Field(default=16, ge=1)
-    """Examples a step over all workers; never two of the same question."""
+    """Examples per step over all workers; never two of the same question."""
     max_length: int = Field(default=1024, ge=8)
     """Tokens of prompt plus completion; longer completions are cut, longer prompts skipped, both are counted."""
 
@@ -90,9 +90,9 @@ class TrainingConfig(Section):
     """One more example per lesson of kind feedback: after question, own mistake and feedback comes the corrected
     rationale. Exams show the question alone all the same."""
     max_negatives: int = Field(default=4, ge=1)
-    """Mistakes a question that may serve as negatives."""
+    """Mistakes per question that may serve as negatives."""
     max_positives: int = Field(default=10, ge=1)
-    """Other correct rationales a question that may serve as positives."""
+    """Other correct rationales per question that may serve as positives."""
     own_positives: bool = True
     """The student's own correct attempts may serve as positives."""
     own_correct: int = Field(default=0, ge=0)
@@ -133,18 +133,15 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters; None trains all weights."""
     micro_batch_tokens: Annotated[int, OPERATIONAL] = Field(default=16384, ge=16)
-    """Tokens that one forward pass holds at most; lower it when memory runs out. Their logits alone take 4 bytes a
-    token and entry of the vocabulary, about three times: of 49,152 entries 2,048 tokens take 1.2 GB, which suits a CPU,
+    """Tokens that one forward pass holds at most; lower it when memory runs out. Their logits alone take 4 bytes per
+    token and entry of the vocabulary, three times over: of 49,152 entries 2,048 tokens take 1.2 GB, which suits a CPU,
     and 16,384 take 10 GB, which suits a GPU of 24 GB and more."""
     accumulation: Annotated[int, OPERATIONAL] = Field(default=1, ge=1)
-    """Forward passes a step and worker at least; more are made where `micro_batch_tokens` asks for them."""
+    """Forward passes per step and worker at least; more are made where `micro_batch_tokens` asks for them."""
 
     checkpoint_every_steps: Annotated[int | None, OPERATIONAL] = Field(default=None, ge=1)
-    """Steps between two checkpoints; None leaves it to `checkpoint_every_s`."""
-    checkpoint_every_s: Annotated[float, OPERATIONAL] = Field(default=60.0, gt=0)
-    """Seconds between two checkpoints at least; more where they would cost more than a twentieth of the time."""
-    keep_checkpoints: Annotated[int, OPERATIONAL] = Field(default=2, ge=1)
-    """Checkpoints kept; two, so that a torn one leaves the one before."""
+    """Steps between two checkpoints; None writes one a minute, and fewer where they would cost more than a twentieth of
+    the time."""
     max_skipped_steps: int = Field(default=5, ge=1)
     """Steps skipped in a row (overflow, NaN or Inf) that end the stage; without loss scaling the first one does."""
     max_failures: Annotated[int, OPERATIONAL] = Field(default=3, ge=0)
@@ -152,25 +149,26 @@ class TrainingConfig(Section):
     greedy_check: Annotated[int, OPERATIONAL] = Field(default=32, ge=0)
     """Validation questions that the student must answer alike in transformers and in the engines before its round is
     committed; 0 leaves it out."""
-    max_shard_size: Annotated[str, OPERATIONAL] = "4GB"
-    """Safetensors files of the exported student are split above this size."""
 
     @property
     def reflection_weight(self) -> float:
-        """Of the chosen self-reflection term; 0 where there is none."""
+        """Weight of the chosen self-reflection term; 0 where there is none."""
         weights = {"triplet": self.triplet_weight, "orpo": self.orpo_weight, "redi": self.redi_weight}
         return weights.get(self.reflection, 0.0)
 
     @property
     def pairs(self) -> Literal["triplet", "likelihood", "none"]:
-        """What the self-reflection term compares: a rationale with another and a mistake, or with a mistake alone."""
+        """What the self-reflection term compares.
+
+        With `triplet` that is a rationale with another one and a mistake, with `likelihood` a rationale with a mistake.
+        """
         if not self.reflection_weight:
             return "none"
         return "triplet" if self.reflection == "triplet" else "likelihood"
 
     @property
     def detached(self) -> bool:
-        """Whether the self-reflection term sends no gradient into the prompt."""
+        """Whether the self-reflection term sends no gradient into the prompt; only the term `triplet` can."""
         return self.pairs == "triplet" and self.triplet_prompt_gradient == "detached"
 
     @model_validator(mode="after")

@@ -1,26 +1,69 @@
-"""What a stage's figures say is off, and which setting to change: sentences for the log and for the report.
+"""What is off in settings and in a stage's figures, and which setting to change.
 
-In: a stage's metrics and the run's settings as plain data. Out: sentences, none where nothing is off.
+In: a configuration, or a stage's metrics and the run's settings as plain data.
+Out: sentences for the log, the report and the doctor. There are none where nothing is off.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from tailor_ray.config import RunConfig
 
 LOST = 1 / 3  # share of answers without a verdict from which an exam measures its own settings more than the student
 FEW = 0.1  # share of examples with a pair below which the self-reflection term hardly counts
 SHARES = ("truncated", "unparsed", "disputed")
+HIGHEST_RATE = 1e-4  # SmolLM2-135M still learnt at 1e-4; larger models want 5e-6 to 2e-5
+HIGHEST_LORA_RATE = 2e-3
+LEAST_ROOM = 64  # tokens: a question of one sentence in a chat template takes as many
+
+
+def about_settings(config: RunConfig) -> list[str]:
+    """What is allowed and far off for the student that is named, and what is usual.
+
+    Nothing is said of the tiny student, which is not pretrained.
+    """
+    if config.student.model == "tiny":
+        return []
+    student, training = config.student, config.training
+    found = []
+    highest = HIGHEST_LORA_RATE if training.lora else HIGHEST_RATE
+    if training.learning_rate > highest:
+        found.append(
+            f"training.learning_rate={training.learning_rate:g} is far above what a pretrained model stands "
+            f"({'1e-4 to 5e-4 with adapters' if training.lora else '5e-6 to 5e-5 for all weights'}): it forgets what "
+            "it knows"
+        )
+    if student.prompt_style == "plain" and re.search(r"(?i)\b(?:instruct|chat|it)\b", re.sub(r"_", "-", student.model)):
+        found.append(
+            f"student.model={student.model} looks like an instruct model, and student.prompt_style=plain does not use "
+            "its chat template: set it to chat"
+        )
+    for name, tokens in (("exam", config.exam.max_new_tokens), ("evaluation", config.evaluation.max_new_tokens)):
+        if tokens > student.max_model_len - LEAST_ROOM:
+            found.append(
+                f"{name}.max_new_tokens={tokens} leaves under {LEAST_ROOM} of student.max_model_len="
+                f"{student.max_model_len} tokens for the question: raise the latter"
+            )
+    return found
 
 
 def shares(counts: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """What part of an exam's attempts was cut off, not read, or read in two ways."""
+    """What share of an exam's attempts was truncated, unparsed or disputed, by its `counts`.
+
+    Returns None where nothing was attempted.
+    """
     attempts = (counts or {}).get("attempts")
     return {name: (counts or {}).get(name, 0) / attempts for name in SHARES} if attempts else None
 
 
 def about_answers(what: str, counts: Mapping[str, Any], setting: str, limit: int | None) -> Iterator[str]:
-    """On an exam or evaluation; `setting` caps its answers at `limit` tokens."""
+    """Advice on the exam or evaluation `what`, by its `counts` of verdicts.
+
+    `setting` names what caps its answers, at `limit` tokens.
+    """
     found = shares(counts) or dict.fromkeys(SHARES, 0.0)
     attempts = counts.get("attempts", 0)
     if found["truncated"] >= LOST:
@@ -37,8 +80,11 @@ def about_answers(what: str, counts: Mapping[str, Any], setting: str, limit: int
 
 
 def about_pairs(round_: int, counts: Mapping[str, Any], weight: float, reflection: str = "triplet") -> Iterator[str]:
-    """On a round's examples: the self-reflection term needs a mistake of the student's, the triplet term another right
-    rationale besides."""
+    """Advice on the examples of a round, by the `counts` of their making.
+
+    The self-reflection term needs a mistake of the student's, the triplet term another right rationale besides. Nothing
+    is said where the term's `weight` is 0.
+    """
     examples, pairs = counts.get("examples", 0), counts.get("with_pair", counts.get("examples", 0))
     if not weight or pairs >= FEW * examples:
         return
@@ -59,7 +105,10 @@ def about_pairs(round_: int, counts: Mapping[str, Any], weight: float, reflectio
 
 
 def about_run(stages: Mapping[tuple[int, str], Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """On all committed stages of a run; `stages` are their metrics by round and name."""
+    """Advice on all committed stages of a run.
+
+    `stages` are their metrics by round and name, `settings` the sections of run.yaml.
+    """
 
     def setting(section: str, name: str) -> Any:
         return settings.get(section, {}).get(name)

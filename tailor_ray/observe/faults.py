@@ -1,8 +1,8 @@
 """Whatever Ray, the filesystem or the network raise, as one sentence: what happened, what is safe, what to do.
 
-In: any exception, or the text of one that a worker process printed. Out: a `TailorError` whose exit code says who must
-act: 2 the user's input, 3 stopped and the same command goes on, 1 a bug of ours. Kinds are told apart by errno and by
-the words that libraries use, in one table; nothing here imports the libraries.
+In: any exception, or the text of one that a worker process printed. Out: a `TailorError`. Its exit code says who must
+act. With 2 it is the user. With 3 the run stopped, and the same command goes on. With 1 it is a bug of ours. One table
+tells the kinds apart, by errno and by the words that libraries use. Nothing here imports the libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONGEST = 400  # characters of what a library said
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FaultKind:
     """One kind: recognized by an errno, by the name of an exception's class or base, or by words of its text."""
 
     what: str
@@ -44,7 +44,7 @@ class Fault:
 
 # The first that fits counts, so what says more stands before what says less.
 FAULTS = (
-    Fault(
+    FaultKind(
         "a disk is full",
         f"make space there, or point {PLACES} at another disk, {AGAIN}",
         Stopped,
@@ -52,7 +52,7 @@ FAULTS = (
         types=("OutOfDiskError",),
         words=r"No space left|quota exceeded|disk is full|disk full|OutOfDiskError|File too large",
     ),
-    Fault(
+    FaultKind(
         "memory ran out",
         "lower student.max_num_seqs, student.engines or student.kv_cache_gib (student.gpu_memory_utilization on "
         f"GPUs), in training training.micro_batch_tokens, {AGAIN}",
@@ -62,48 +62,48 @@ FAULTS = (
         words=r"out of memory|OutOfMemory|can't allocate memory|Cannot allocate memory|\bMemoryError\b"
         r"|No available memory for the cache blocks|less than desired GPU memory",
     ),
-    Fault(
+    FaultKind(
         "too many files are open",
         f"raise the limit (`ulimit -n 65536`), {AGAIN}",
         Stopped,
         codes=(errno.EMFILE, errno.ENFILE),
         words=r"Too many open files",
     ),
-    Fault(
+    FaultKind(
         "there are too many processes or threads",
         f"raise the limit (`ulimit -u`, or the container's of processes), {AGAIN}",
         Stopped,
         codes=(errno.EAGAIN,),
         words=r"can't start new thread",
     ),
-    Fault(
+    FaultKind(
         "a library cannot be loaded",
         "install tailor-ray again; `tailor-ray doctor` says what is missing",
         UserError,
         types=("ImportError",),
         words=r"cannot open shared object file|undefined symbol",
     ),
-    Fault(
+    FaultKind(
         "a GPU failed",
         f"see `nvidia-smi` and the node's kernel log, {AGAIN}",
         Stopped,
         words=r"CUDA error|CUDA driver|NCCL error|cuDNN error|device-side assert",
     ),
-    Fault(
+    FaultKind(
         "a port is taken",
         "choose another port, or end what listens there",
         UserError,
         codes=(errno.EADDRINUSE,),
         words=r"Address already in use|address already in use",
     ),
-    Fault(
+    FaultKind(
         "this machine has no such address",
         "choose an address of this machine (--host)",
         UserError,
         codes=(errno.EADDRNOTAVAIL,),
         words=r"Cannot assign requested address",
     ),
-    Fault(
+    FaultKind(
         "a place cannot be written",
         f"make it writable for this user, or name another ({PLACES}), {AGAIN}",
         UserError,
@@ -111,7 +111,7 @@ FAULTS = (
         words=r"Read-only file system|readonly database|unable to open database file",
         waits=True,
     ),
-    Fault(
+    FaultKind(
         "access is refused",
         f"give this user the right to it, or name another place ({PLACES}); for an object store check the credentials "
         f"in the environment of every node, {AGAIN}",
@@ -121,41 +121,41 @@ FAULTS = (
         words=r"Permission denied|Operation not permitted|ACCESS_DENIED|AccessDenied|InvalidAccessKeyId"
         r"|SignatureDoesNotMatch|PermissionDenied|No response body\..*403",
     ),
-    Fault(
+    FaultKind(
         "the Ray cluster refused the token",
         "set RAY_AUTH_MODE and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the cluster's nodes",
         UserError,
         types=("AuthenticationError", "UnauthenticatedError"),
         words=r"Unauthenticated|InvalidAuthToken",
     ),
-    Fault(
+    FaultKind(
         "a name cannot be resolved",
         "check the host's name and the network's name service",
         UserError,
         types=("gaierror",),
         words=r"Name or service not known|nodename nor servname|Temporary failure in name resolution",
     ),
-    Fault(
+    FaultKind(
         "a path is too long",
         f"choose a shorter one ({PLACES})",
         UserError,
         codes=(errno.ENAMETOOLONG,),
         words=r"File name too long|AF_UNIX path",
     ),
-    Fault(
+    FaultKind(
         "a path holds a NUL byte",
         "take it out of the setting or argument that names the path",
         UserError,
         words=r"embedded null (byte|character)",
     ),
-    Fault(
+    FaultKind(
         "a file is damaged",
         "restore it, or delete it to have its work done again",
         UserError,
         types=("JSONDecodeError", "UnicodeDecodeError", "YAMLError", "ArrowInvalid", "SafetensorError"),
         words=r"database disk image is malformed|file is not a database",
     ),
-    Fault(
+    FaultKind(
         "storage does not answer",
         f"see that it is mounted and reachable from every node, {AGAIN}",
         Stopped,
@@ -164,7 +164,7 @@ FAULTS = (
         r"|Stale file handle|Input/output error|Generic S3 error|Generic GCS error|Transport endpoint",
         waits=True,
     ),
-    Fault(
+    FaultKind(
         "something is not there",
         f"check the path or the bucket's name, or name another place ({PLACES})",
         UserError,
@@ -172,14 +172,14 @@ FAULTS = (
         types=("NotFoundError",),
         words=r"path '.*' is a directory|AWS Error (NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND)|NoSuchBucket",
     ),
-    Fault(
+    FaultKind(
         "a node of the Ray cluster, or a process on one, is gone",
         f"see `ray status` and {PLACES.split(',')[0]}'s run.log for what ended it, {AGAIN}",
         Stopped,
         types=("RayError", "RayTaskError", "RaySystemError", "TrainingFailedError"),
         words=r"raylet|GCS\b|ActorDiedError|ActorUnavailableError|NodeDiedError|core worker|placement group",
     ),
-    Fault(
+    FaultKind(
         "a connection failed",
         f"check the network and the other side, {AGAIN}",
         Stopped,
@@ -187,7 +187,7 @@ FAULTS = (
         types=("ConnectionError", "TimeoutError", "ClientError", "HTTPError", "APIError"),
         words=r"Connection (refused|reset)|timed out",
     ),
-    Fault(
+    FaultKind(
         "the operating system refused something",
         f"mend its cause, {AGAIN}",
         Stopped,
@@ -197,7 +197,11 @@ FAULTS = (
 
 
 def in_words(error: BaseException) -> TailorError:
-    """The error for a person: itself where it is one of ours, else the sentence of its kind, or a `Bug`."""
+    """The error for a person.
+
+    Returns it, or what it came from, where that is one of ours; else one with the sentence of its kind. What is of no
+    kind is a `Bug`.
+    """
     chain = _chain(error)
     for one in chain:
         if isinstance(one, TailorError):
@@ -210,24 +214,30 @@ def in_words(error: BaseException) -> TailorError:
     return Bug(f"a fault of tailor_ray itself: {type(found).__name__}: {one_line(found)}; {KEPT}")
 
 
-def fault_in_text(text: str) -> Fault | None:
-    """The kind that a worker's printed error belongs to, among those with a cause that a person can mend."""
+def fault_in_text(text: str) -> FaultKind | None:
+    """The kind that a worker's printed error belongs to.
+
+    Returns None where its cause is none that a person can mend, and trying again may help.
+    """
     retried = ("memory ran out", "a GPU failed", "a connection failed")  # also what a lost node looks like
     known = (fault for fault in FAULTS if fault.what not in retried)
     return next((fault for fault in known if fault.fits_text(text) and "RayError" not in fault.types), None)
 
 
-def _sentence(fault: Fault, said: str) -> str:
+def _sentence(fault: FaultKind, said: str) -> str:
     return f"{fault.what} ({said}); {KEPT}; {fault.todo}"
 
 
-def stopped_by(fault: Fault, said: str) -> TailorError:
-    """The error that ends a run for this fault."""
+def stopped_by(fault: FaultKind, said: str) -> TailorError:
+    """The error that ends a run for this fault; `said` is what a library said."""
     return fault.kind(_sentence(fault, masked(said.strip())[:LONGEST]))
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says in one line: of an OSError with its file, of Ray's the last line, without its frames."""
+    """What an error says, in one line of at most LONGEST characters, keys masked.
+
+    Of an OSError that is its reason and its file, of Ray's the last line, without the frames before it.
+    """
     if isinstance(error, OSError) and error.strerror and not isinstance(error, socket.gaierror):
         files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         text = f"{error.strerror}: {files}" if files else error.strerror

@@ -1,6 +1,6 @@
 """Logs of the driver: everything to the run's log file, warnings and errors to stderr as well, tracebacks never.
 
-`setup_logging` comes first; `adopt_ray_output` after `ray.init`, so that what Ray's workers print (vLLM, DeepSpeed)
+`setup_logging` comes first. `adopt_ray_output` comes after `ray.init`: what Ray's workers print (vLLM, DeepSpeed) then
 goes the same way instead of to the terminal. Both may be called again. Stdout stays free for results.
 `native_output_to_log` takes what libraries write past Python (Ray's C++, oneMKL) to the same file.
 """
@@ -140,7 +140,10 @@ def setup_logging(run_log: Path | None, level: int = logging.INFO, secrets: Iter
 
 
 def last_warning() -> tuple[float, str] | None:
-    """Seconds since the epoch, and the line that the terminal was shown last."""
+    """The warning or error that the terminal was shown last.
+
+    Returns when, in seconds since the epoch, and its line; None before the first one.
+    """
     found = (handler for handler in logging.getLogger().handlers if isinstance(handler, StderrHandler))
     return next((handler.last for handler in found), None)
 
@@ -155,7 +158,10 @@ _terminal: int | None = None  # a descriptor of what was stderr, once native out
 
 
 def native_output_to_log() -> None:
-    """From now on only what Python writes to sys.stderr reaches the terminal. For a process that is ours alone."""
+    """From now on only what Python writes to sys.stderr reaches the terminal.
+
+    It changes file descriptor 2, so it is for a process that is ours alone. Without a log file nothing happens.
+    """
     global _terminal
     path = run_log()
     if path is None:
@@ -170,7 +176,7 @@ def native_output_to_log() -> None:
 
 
 def native_output_back() -> None:
-    """Undo it, for the process that takes this one's place."""
+    """Undo `native_output_to_log`, for the process that takes this one's place."""
     if _terminal is not None:
         os.dup2(_terminal, 2)
 
@@ -201,7 +207,10 @@ def own_handlers() -> Iterator[None]:
 
 
 def adopt_ray_output() -> None:
-    """Route what Ray's workers print, and Ray Data's bars, into our logging. Call after `ray.init`."""
+    """Route what Ray's workers print into our logging, and switch Ray Data's bars off.
+
+    It wants `ray.init` before it.
+    """
     import ray._private.worker as driver
     import ray.data  # configures its loggers on import: they can be adopted only afterwards
     import ray.train

@@ -1,15 +1,15 @@
 """The run's live figures as Ray metrics, scraped by Prometheus and shown by the Grafana dashboard in cluster/.
 
-`count`, `gauge` and `observe` may be called from any process and thread, with or without Ray: outside a Ray process
+`count`, `gauge` and `observe` may be called from any process and thread, with or without Ray. Outside a Ray process
 they only check the name. A metric is made when first used, so importing this module costs nothing. Ray adds `ray_` to
-each name and `_total` to a counter's: `teacher_requests` is scraped as `ray_tailor_teacher_requests_total`.
+each name and `_total` to a counter's. `teacher_requests` is scraped as `ray_tailor_teacher_requests_total`.
 
-Each figure is counted once, by the process that knows it first: the driver counts what parts' records and manifests
-say (`part_answered`, `stage_committed`). Training's steps, tokens and loss are its worker's of rank 0, restarts of
-engines their supervisor's, requests the teacher's pool's.
+Each figure is counted once, by the process that knows it first. The driver counts what the records of parts and the
+manifests say. Training's worker of rank 0 counts steps, tokens and loss. The engines' supervisor counts their restarts.
+The teacher's pool counts requests.
 
-Every series carries the label `run`, for several runs may share a cluster. A process works for one run at a time:
-the driver and whoever it gives work to (engines' supervisor, training workers) say which by `set_run`.
+Every series carries the label `run`, for several runs may share a cluster. A process works for one run at a time. The
+driver and whoever it gives work to say which by `set_run`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _run = ""
 
 
 def set_run(name: str) -> None:
-    """From now on this process's figures belong to the run of this name."""
+    """From now on this process's figures belong to the run `name`."""
     global _run
     _run = name
 
@@ -81,21 +81,30 @@ def current_run() -> str:
 
 
 def count(name: str, n: float = 1, **tags: str) -> None:
-    """Add `n` to a counter; adding 0 only checks the name. Raises KeyError for a name or tag not in TABLE."""
+    """Add `n` to the counter `name`, in the series of these `tags`; adding 0 only checks the name.
+
+    Raises KeyError for a name or tag not in TABLE.
+    """
     metric = _checked(name, "counter", tags)
     if n > 0 and _in_ray():
         _instrument(metric).inc(n, tags={**tags, RUN: _run})
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
-    """Set a gauge. Raises KeyError for a name or tag not in TABLE."""
+    """Set the gauge `name`, in the series of these `tags`, to `value`.
+
+    Raises KeyError for a name or tag not in TABLE.
+    """
     metric = _checked(name, "gauge", tags)
     if _in_ray():
         _instrument(metric).set(value, tags={**tags, RUN: _run})
 
 
 def observe(name: str, value: float, **tags: str) -> None:
-    """Add one observation to a histogram. Raises KeyError for a name or tag not in TABLE."""
+    """Add `value` to the histogram `name`, in the series of these `tags`.
+
+    Raises KeyError for a name or tag not in TABLE.
+    """
     metric = _checked(name, "histogram", tags)
     if _in_ray():
         _instrument(metric).observe(value, tags={**tags, RUN: _run})

@@ -1,8 +1,8 @@
 """Progress of the stages under way: live bars on a terminal, a line every few seconds in a log. All on stderr.
 
-In: `with progress.stage("round 1 exam", total=2048, unit="samples") as bar: bar.advance(n)`, from any thread; stages
-may overlap. Out: only what a person reads; `tailor-ray status` finds the same in the run's folder. A stage leaves one
-last line with its time and rate when it ends. A log gets a line a minute once ten minutes are over.
+In: `with progress.stage("round 1 exam", total=2048, unit="samples") as bar: bar.advance(n)`, from any thread. Stages
+may overlap. Out: only what a person reads. `tailor-ray status` finds the same in the run's folder. A stage leaves one
+last line with its time and rate when it ends. A log gets a line per minute once ten minutes are over.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Bar:
             self._set(self.done + n)
 
     def update(self, *, done: int | None = None, total: int | None = None, note: str | None = None) -> None:
-        """Set what is given: the count, the total once it is known, a short remark."""
+        """Set what is given: `done` units, their `total` once it is known, a short remark.
+
+        A count that goes down is work to do again.
+        """
         with self._lock:
             if done is not None:
                 self._set(done)
@@ -58,7 +61,7 @@ class Bar:
                 self.note = note
 
     def found(self, n: int) -> None:
-        """Count work that an earlier try had done: it is no speed, so the rate leaves it out."""
+        """Count `n` units that an earlier try had done: they are no speed, so the rate leaves them out."""
         with self._lock:
             self.done += n
 
@@ -80,7 +83,7 @@ class Bar:
             return (self.worked - worked) / elapsed if elapsed > 0 else 0.0
 
     def seconds_left(self) -> float | None:
-        """At the present rate; None while rate or total is unknown."""
+        """How long the rest takes at the present rate; None while rate or total is unknown."""
         rate = self.rate()
         if self.total is None or rate <= 0:
             return None
@@ -103,7 +106,7 @@ class Bar:
         return self._clock() - self.started
 
     def facts(self) -> dict[str, Any]:
-        """The stage as plain data; `since` is seconds since the epoch."""
+        """The stage as plain data: its count, `since` in seconds since the epoch, its `rate` per second, its `line`."""
         names = ("name", "done", "total", "unit", "note", "since")
         return {name: getattr(self, name) for name in names} | {"rate": self.rate(), "line": self.line()}
 
@@ -142,7 +145,10 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Bar]:
-        """Show a stage for as long as the block runs; the last line says whether it ended well."""
+        """Show a stage for as long as the block runs; the last line says whether it ended well.
+
+        `total` counts `unit`s; None means that the end is not known yet. Yields the bar that the block moves on.
+        """
         bar = Bar(name, total, unit)
         self._open(bar)
         ended = "stopped"
@@ -212,14 +218,12 @@ class Progress:
         except Exception as error:  # noqa: BLE001 — whatever the storage raises
             log.info("the progress could not be written down: %s", error)
 
-    def _pause(self) -> float:
-        if self._live:
-            return 0.2
-        calm = time.monotonic() - self._begun > CALM_AFTER_S
-        return max(self._log_every_s, CALM_S) if calm else self._log_every_s
-
     def _refresh(self) -> None:
-        while not self._stop.wait(self._pause()):
+        while True:
+            calm = not self._live and time.monotonic() - self._begun > CALM_AFTER_S
+            pause = 0.2 if self._live else max(self._log_every_s, CALM_S) if calm else self._log_every_s
+            if self._stop.wait(pause):
+                return
             self._note_down()
             with self._lock:
                 bars = list(self._bars)
@@ -232,7 +236,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    """`seconds` as a person says them: 4.2 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -244,7 +248,10 @@ def duration(seconds: float) -> str:
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """A pace as a person says it: 1,235 samples/s, 0.5 samples/s, 45 s each."""
+    """A pace as a person says it: 1,235 samples/s, 0.5 samples/s, 45 s each.
+
+    `rate` is in units per second; `unit` may be empty.
+    """
     if 0 < rate < 0.1:
         return f"{duration(1 / rate)} each"
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"

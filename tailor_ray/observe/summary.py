@@ -1,7 +1,7 @@
 """A run's manifests as the plain data of report.json. Reads manifests and run.yaml, writes nothing.
 
 A stage without a manifest is null: an unfinished or failed run gives the same document with less in it. A damaged
-manifest or run.yaml is named under `warnings` and counts as not there.
+manifest or run.yaml is named under `warnings`, and counts as not there.
 """
 
 from __future__ import annotations
@@ -52,26 +52,35 @@ class RunRecord:
         return None if manifest is None else manifest.metrics
 
     def setting(self, section: str, name: str) -> Any:
-        """A setting of run.yaml, None where it is not there."""
+        """The setting `name` of a section of run.yaml; None where it is not there."""
         return self.settings.get(section, {}).get(name)
 
     def part_count(self, number: int, stage: str, prefix: str) -> int:
-        """How many parts the stage's manifest counts; 0 without a manifest."""
+        """How many parts of `prefix` the stage's manifest counts; returns 0 without a manifest."""
         manifest = self.stages.get((number, stage))
         return manifest.parts[prefix].count if manifest is not None and prefix in manifest.parts else 0
 
     def parts(self, number: int, stage: str, prefix: str) -> list[Part]:
-        """All of the stage's part records by index, as its manifest names them; empty without a manifest."""
+        """All of the stage's part records by index, as its manifest names them; empty without a manifest.
+
+        Raises CorruptionError for a record that is damaged or is not the one that the manifest counts.
+        """
         return stage_parts(self.folder(number, stage), prefix) if self.part_count(number, stage, prefix) else []
 
     def part(self, number: int, stage: str, prefix: str, index: int) -> Part | None:
-        """One part's record, without reading the others; None where the stage has no such part."""
+        """The record of part `index`, without reading the others.
+
+        Returns None where the stage has no such part. Raises CorruptionError where its record is damaged or missing.
+        """
         if index >= self.part_count(number, stage, prefix):
             return None
         return find_part(self.folder(number, stage), prefix, index)
 
     def steps(self, number: int) -> list[dict[str, Any]]:
-        """The rows {step, loss, mle, reflection, …} of the round's training; empty before it has committed."""
+        """The rows {step, loss, mle, reflection, …} of the round's training; empty before it has committed.
+
+        Raises CorruptionError where their file is damaged or missing.
+        """
         if (number, "train") not in self.stages:
             return []
         log = self.folder(number, "train").child(layout.LOG)
@@ -118,7 +127,10 @@ def _settings(run: Store, warnings: list[str]) -> dict[str, Any]:
 
 
 def flat_settings(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """A run's settings as `section.name`; they hold no key, for keys are never read into them."""
+    """A run's settings as pairs of `section.name` and value, the names below `path`.
+
+    They hold no key, for keys are never read into them.
+    """
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{path}{name}.")
@@ -127,7 +139,10 @@ def flat_settings(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple
 
 
 def summarize(record: RunRecord) -> dict[str, Any]:
-    """The document of report.json."""
+    """The document of report.json, of what is committed.
+
+    NaN and infinities are null in it. A figure that cannot be read is missing, and named under `warnings`.
+    """
     rounds = [_round(record, number) for number in record.rounds]
     base = record.metrics(0, "student") or {}
     trained = [entry["student"] for entry in rounds if entry["student"]]
@@ -155,18 +170,24 @@ def _round(record: RunRecord, number: int) -> dict[str, Any]:
     scores = record.metrics(number, "evaluate") or {}
     test, validation = (score(scores.get(split), split) for split in ("test", "validation"))
     stages = {stage: record.stages[number, stage] for stage in STAGES if (number, stage) in record.stages}
+    teacher, student = _counts(teach, TEACHER_COUNTS), None
+    if teach is not None and teacher is not None:
+        teacher |= {"reasons": teach.get("reasons") or {}, "forecast": teach.get("forecast") or None}
+    if train is not None:
+        folder = record.folder(number, "train").child(layout.STUDENT)
+        student = {"path": folder.uri, "sha256": train.get("student_sha256", "")}
     return {
         "round": number,
         "evaluation": test or validation,
         "validation": validation,
         "exam": _counts(exam, EXAM_COUNTS),
         "shares": shares(exam),
-        "undecided": _undecided(exam),
-        "teacher": _teacher(teach),
+        "undecided": {key: (exam or {}).get(key, []) for key in ("disputed_attempts", "quarantined")},
+        "teacher": teacher,
         "training": _counts(train, TRAINING_COUNTS),
         "mistakes": (exam or {}).get("changes"),
         "seconds": {stage: manifest.seconds for stage, manifest in stages.items()},
-        "student": _student(record, number),
+        "student": student,
         "sources": {
             stage: {
                 "manifest": f"{StageId(number, stage).path}/manifest.json",
@@ -179,7 +200,10 @@ def _round(record: RunRecord, number: int) -> dict[str, Any]:
 
 
 def score(counts: Mapping[str, Any] | None, split: str) -> dict[str, Any] | None:
-    """A manifest's counts as the report shows them, None when the split was not asked; the interval is Wilson's."""
+    """A manifest's `counts` of a split as the report shows them, with Wilson's interval.
+
+    Returns None when the split was not asked.
+    """
     if not counts or not counts.get("total"):
         return None
     return {"split": split, **accuracy(int(counts["correct"]), int(counts["total"]))}
@@ -189,29 +213,11 @@ def _counts(metrics: Mapping[str, Any] | None, names: tuple[str, ...]) -> dict[s
     return None if metrics is None else {name: metrics.get(name, 0) for name in names}
 
 
-def _undecided(exam: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the exam kept out of teaching by name: disputed attempts (the first of them), quarantined questions."""
-    return {key: (exam or {}).get(key, []) for key in ("disputed_attempts", "quarantined")}
-
-
-def _teacher(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if metrics is None:
-        return None
-    counts = _counts(metrics, TEACHER_COUNTS) or {}
-    return {**counts, "reasons": metrics.get("reasons") or {}, "forecast": metrics.get("forecast") or None}
-
-
-def _student(record: RunRecord, number: int) -> dict[str, str] | None:
-    """Where the student that left this round lies, and its files' checksum."""
-    train = record.metrics(number, "train")
-    if train is None:
-        return None
-    folder = record.folder(number, "train").child(layout.STUDENT)
-    return {"path": folder.uri, "sha256": train.get("student_sha256", "")}
-
-
 def unfinished(record: RunRecord) -> list[str]:
-    """The first stages still to do of a round that has begun, as `round 2 train`; empty between rounds."""
+    """The stages still to do of the last round that has begun.
+
+    Returns their names in order, as `round 2 train`; none between rounds.
+    """
     if not record.stages:
         return [str(layout.QUESTIONS)]
     last = record.rounds[-1]
@@ -252,7 +258,10 @@ def _per_point(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def wall_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by stage that add up to the round's: exam and teach begin together, so teach counts beyond the exam."""
+    """The `seconds` of a round by stage, so that they add up to the round's.
+
+    Exam and teaching begin together, so of the teaching counts what goes beyond the exam.
+    """
     return {
         stage: max(0.0, value - seconds.get("exam", 0.0)) if stage == "teach" else value
         for stage, value in seconds.items()
@@ -260,12 +269,18 @@ def wall_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def step_count(steps: Sequence[Mapping[str, Any]]) -> int:
-    """How many steps a curve spans, whether it counts from 0 or from 1 and however thinned."""
+    """How many steps a curve spans, however thinned.
+
+    Its `steps` are rows with the key `step`, which may count from 0 or from 1.
+    """
     return steps[-1]["step"] - steps[0]["step"] + 1 if steps else 0
 
 
 def plain(value: Any) -> Any:
-    """The value with NaN and infinities as null: JSON has no word for them and browsers refuse the whole document."""
+    """The value with NaN and infinities as null.
+
+    JSON has no word for them, and browsers refuse a document with one.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

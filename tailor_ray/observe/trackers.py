@@ -1,8 +1,8 @@
 """TensorBoard, MLflow and Weights & Biases: each committed stage's figures and training's curves, by config.
 
-In: the run folder's manifests. Out: scalars named `stage/figure` at the round, `train/loss` and the like at the step
-counted over all rounds, and the settings where the tracker keeps such. What was sent is written to the run folder's
-trackers/sent.json, so a restart sends what is missing and a tracker that was out of reach gets it later. A tracker that
+In: the run folder's manifests. Out: scalars named `stage/figure` at the round, and `train/loss` and the like at the
+step counted over all rounds. Settings go where the tracker keeps such. What was sent is written to trackers/sent.json
+of the run folder. So a restart sends what is missing, and a tracker that was out of reach gets it later. A tracker that
 fails is warned about and never stops a run. Keys come from each library's own environment variables.
 """
 
@@ -113,24 +113,22 @@ def _unsent(record: RunRecord, done: Sequence[str]) -> Iterator[tuple[str, list[
         if key not in done:
             yield key, [(number, {f"{stage}/{name}": value for name, value in scalars(manifest.metrics)})], "round"
         if stage == "train":
-            steps = _steps(record, number) if f"{key} curve" not in done else []
+            steps = []
+            try:  # a file that is missing or damaged stops no run
+                steps = record.steps(number) if f"{key} curve" not in done else []
+            except CorruptionError as error:
+                log.warning("%s; the trackers do not get the curve of round %d", error, number)
             if steps:
                 figures = [{f"train/{name}": value for name, value in scalars(step)} for step in steps]
                 yield f"{key} curve", list(enumerate(figures, start=offset + 1)), "train/step"
             offset += manifest.metrics.get("steps", 0)
 
 
-def _steps(record: RunRecord, number: int) -> list[dict[str, Any]]:
-    """A round's training steps; none where their file is missing or damaged, which stops no run."""
-    try:
-        return record.steps(number)
-    except CorruptionError as error:
-        log.warning("%s; the trackers do not get the curve of round %d", error, number)
-        return []
-
-
 def scalars(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """The finite numbers of nested metrics, named by their path."""
+    """The finite numbers of nested `metrics`, as pairs of name and value.
+
+    A name is the way to its number, as `test/accuracy`, below `path`.
+    """
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from scalars(value, f"{path}{name}/")

@@ -1,8 +1,9 @@
 """Grade a file of recorded outputs: the verdicts, and where they differ from given labels.
 
-In: a file of rows (JSONL, CSV or parquet, compressed or not) with a question, a gold answer and a model's output, and
-perhaps a label (whether a person calls it right), choices and a finish reason. Out: a line for each row, the counts,
-and every row whose verdict and label differ. Nothing is asked of a model and nothing is spent.
+In: a file of rows: JSONL, CSV or parquet, compressed or not. A row has a question, a gold answer and a model's output.
+It may have a label (whether a person calls it right), choices and a finish reason.
+Out: a line for each row, the counts, and every row whose verdict and label differ.
+Nothing is asked of a model and nothing is spent.
 """
 
 from __future__ import annotations
@@ -65,14 +66,23 @@ def answer_kind(name: str) -> AnswerKind:
 def grade_file(
     path: Path, kind: AnswerKind, function: str | None, columns: list[str], brief: bool, say: Callable[[str], None]
 ) -> None:
-    """Grade every row and say what came of it. Raises DataError, at the end, naming the rows that break a rule."""
+    """Grade every row of the file and `say` what came of it, a line for each row unless it is to be `brief`.
+
+    `columns` are texts NAME=COLUMN; `function` grades where `kind` is python. Raises ConfigError for options that do
+    not go together, and DataError for a file without rows or, at the end, naming the rows that break a rule.
+    """
     if not path.is_file():
         raise DataError(f"{str(path)!r} is not a file; give one with the columns question, gold and output")
     if (kind is AnswerKind.PYTHON) != (function is not None):
         raise ConfigError("--kind python and --function go together; give both or neither")
     grader = Grader(kind, function)
     grader.check()
-    named = _named(columns)
+    named = dict(COLUMNS)  # where to look for what
+    for one in columns:
+        name, equals, column = one.partition("=")
+        if not equals or not column or name not in COLUMNS:
+            raise ConfigError(f"--column {one!r} is not NAME=COLUMN with one of the names {', '.join(COLUMNS)}")
+        named[name] = (column,)
     source, bad = FileRows(str(path)), []
     graded: list[Graded] = []
     for line, row in source:
@@ -93,17 +103,6 @@ def grade_file(
         raise DataError(f"{len(bad)} rows of {path} were not graded:\n  " + "\n  ".join(bad[:SHOWN_BAD]) + more)
 
 
-def _named(columns: list[str]) -> dict[str, tuple[str, ...]]:
-    """Where to look for what, `output=completion` and its like put first. Raises ConfigError for another name."""
-    named = dict(COLUMNS)
-    for one in columns:
-        name, equals, column = one.partition("=")
-        if not equals or not column or name not in COLUMNS:
-            raise ConfigError(f"--column {one!r} is not NAME=COLUMN with one of the names {', '.join(COLUMNS)}")
-        named[name] = (column,)
-    return named
-
-
 def _grade(grader: Grader, row: dict[str, Any], line: int, named: dict[str, tuple[str, ...]]) -> Graded:
     """Raises ValueError with the rule that the row breaks."""
     found = {
@@ -120,17 +119,12 @@ def _grade(grader: Grader, row: dict[str, Any], line: int, named: dict[str, tupl
     reason = row.get(found["finish_reason"]) or "stop"
     if reason not in REASONS:
         raise ValueError(f"{found['finish_reason']!r} is {reason!r}, none of {', '.join(REASONS)}")
-    return Graded(line, question.answer, output, grader.grade(question, output, reason), _label(row, found["label"]))
-
-
-def _label(row: dict[str, Any], column: str) -> bool | None:
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    label = LABELS.get(str(value).strip().lower().removesuffix(".0"))
-    if label is None:
-        raise ValueError(f"{column!r} is {value!r}; a label is true or false, correct or wrong, 1 or 0")
-    return label
+    said, label = row.get(found["label"]), None
+    if said not in (None, ""):
+        label = LABELS.get(str(said).strip().lower().removesuffix(".0"))
+        if label is None:
+            raise ValueError(f"{found['label']!r} is {said!r}; a label is true or false, correct or wrong, 1 or 0")
+    return Graded(line, question.answer, output, grader.grade(question, output, reason), label)
 
 
 def _line(row: Graded) -> str:

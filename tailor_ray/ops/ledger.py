@@ -1,7 +1,7 @@
 """`tailor-ray ledger`: what a run asked its teacher and what it paid, and rows shared between runs.
 
-Rows pass by file by file, so that a long ledger need not fit into memory. A driver may be at work while they are
-listed: its last second may be missing.
+Rows are read one file at a time, so a long ledger need not fit into memory. A driver may be at work while they are
+listed. Then its last second may be missing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SUMS = ("attempts", "input_tokens", "output_tokens", "cost_usd", "lost_usd")
 
 
 def list_rows(run: str, limit: int) -> str:
-    """The newest rows, one JSON object a line."""
+    """The `limit` newest rows, the oldest of them first, one JSON object per line."""
     rows = newest_rows(_ledger(Store.open(run)), limit)
     keep = ("key", "round", "model", "outcome", "attempts", "input_tokens", "output_tokens", "cost_usd", "seconds")
     return "\n".join(json.dumps({name: getattr(row, name) for name in keep}) for row in rows)
 
 
 def total(run: str) -> str:
-    """Totals by round, model and outcome, one JSON object a line."""
+    """Totals by round, model and outcome, one JSON object per line."""
     return "\n".join(json.dumps(line) for line in totals(LedgerFiles(_ledger(Store.open(run))).read()))
 
 

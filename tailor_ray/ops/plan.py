@@ -1,7 +1,7 @@
-"""`tailor-ray plan`: what a run will ask, cost and take, before anything is spent. Reads the data, calls nobody.
+"""`tailor-ray plan`: what a run will ask, cost and take, before anything is spent.
 
-Questions are counted from the task itself. Once a run folder has a ledger and an exam, what they show takes the place
-of the assumptions, which are listed below the table; rounds that are done are shown as what they took.
+It reads the data and calls nobody. Questions are counted from the task itself. What else is assumed is listed below the
+table. A run folder's ledger and exam take the place of assumptions. Rounds that are done are shown as what they took.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import ATTEMPTS, StageId, ledger_folder, rounds_begun, stage_folder
 from tailor_ray.observe.progress import duration
+from tailor_ray.observe.report import aligned
 from tailor_ray.records import Verdict
 from tailor_ray.storage import Store, find_part, read_manifest, read_part
 from tailor_ray.tasks import load_task
@@ -26,11 +27,19 @@ SAMPLED_PARTS = 32  # of an exam, spread over all of it: some 8,000 questions sa
 
 
 def plan(config: RunConfig) -> str:
-    """The forecast as text."""
+    """The forecast as text: a table with one line per round, what it assumes, and the budgets."""
     store = Store.open(config.storage).child(config.name)
     made = run_forecast(config, store)
-    lines = [_table(made), "", "The forecast assumes:"]
-    lines += [f"- {text}" for text in (*made.assumptions, *_exam_lines(config))]
+    rows: list[tuple[str, ...]] = [("round", "requests", "input tokens", "output tokens", "cost", "teacher's time")]
+    named: list[tuple[str, Amount]] = [(str(number), amount) for number, amount in enumerate(made.rounds, start=1)]
+    for name, amount in (*named, ("all", made.total)):
+        counts = (f"{one:,}" for one in (amount.requests, amount.input_tokens, amount.output_tokens))
+        rows.append((name, *counts, f"${amount.cost_usd:,.2f}", duration(amount.seconds)))
+    lines = [aligned(rows), "", "The forecast assumes:", *(f"- {text}" for text in made.assumptions)]
+    lines.append(
+        f"- an exam asks each question {config.exam.samples} times, up to {config.exam.max_new_tokens} new tokens "
+        "each; its time depends on the engines and is not forecast"
+    )
     for name, limit in (("budget_usd", config.teacher.budget_usd), ("budget_tokens", config.teacher.budget_tokens)):
         if limit is not None:
             lines.append(f"teacher.{name} is {limit:g}; the run stops cleanly (exit code 3) when it is used up")
@@ -38,33 +47,30 @@ def plan(config: RunConfig) -> str:
 
 
 def run_forecast(config: RunConfig, store: Store) -> Forecast:
-    """All rounds' requests, tokens and dollars; from the run's own ledger, exams and rounds where it has them."""
+    """All rounds' requests, tokens and dollars.
+
+    They come from the ledger, exams and rounds of the run folder `store`, where it has them.
+    """
     task = load_task(config.task, config.seed)
     questions = sum(1 for _ in task.train)
+    done = {}  # what the rounds took whose teaching is committed
+    for number in rounds_begun(store):
+        manifest = read_manifest(stage_folder(store, StageId(number, "teach")))
+        if manifest is not None:
+            took = manifest.metrics
+            tokens = took["input_tokens"], took["output_tokens"]
+            done[number] = Amount(took["requests"], *tokens, took["cost_usd"], manifest.seconds)
     basis = Basis(
         questions=questions,
         sample=tuple(islice(iter(task.train), SAMPLE)),
         kind=task.answer_kind,
         rounds=config.rounds.max_rounds,
         attempts=config.exam.samples,
-        done=_done(store),
+        done=done,
     )
     basis, sampled = _examined(basis, config, store)
     made = forecast(config.asked_teacher(), basis, LedgerFiles(ledger_folder(store)).read())
     return replace(made, assumptions=(*made.assumptions, *sampled))
-
-
-def _done(store: Store) -> dict[int, Amount]:
-    """What the rounds took whose teaching is committed."""
-    done = {}
-    for number in rounds_begun(store):
-        manifest = read_manifest(stage_folder(store, StageId(number, "teach")))
-        if manifest is not None:
-            took = manifest.metrics
-            done[number] = Amount(
-                took["requests"], took["input_tokens"], took["output_tokens"], took["cost_usd"], manifest.seconds
-            )
-    return done
 
 
 def _examined(basis: Basis, config: RunConfig, store: Store) -> tuple[Basis, list[str]]:
@@ -93,28 +99,3 @@ def _examined(basis: Basis, config: RunConfig, store: Store) -> tuple[Basis, lis
         )
         return basis, [some] if len(indices) < count else []
     return basis, []
-
-
-def _table(made: Forecast) -> str:
-    rows = [("round", "requests", "input tokens", "output tokens", "cost", "teacher's time")]
-    named: list[tuple[str, Amount]] = [(str(number), amount) for number, amount in enumerate(made.rounds, start=1)]
-    for name, amount in [*named, ("all", made.total)]:
-        rows.append(
-            (
-                name,
-                f"{amount.requests:,}",
-                f"{amount.input_tokens:,}",
-                f"{amount.output_tokens:,}",
-                f"${amount.cost_usd:,.2f}",
-                duration(amount.seconds),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _exam_lines(config: RunConfig) -> list[str]:
-    return [
-        f"an exam asks each question {config.exam.samples} times, up to {config.exam.max_new_tokens} new tokens each; "
-        "its time depends on the engines and is not forecast"
-    ]

@@ -1,17 +1,28 @@
-"""`tailor-ray serve WHAT`: a run's student, or any model, behind an OpenAI-compatible API, until it is stopped."""
+"""`tailor-ray serve WHAT` and `tailor-ray mock-teacher`: OpenAI-compatible APIs that serve until they are stopped.
+
+The first serves a run's student or any model, on a cluster. The second serves the mock teacher, in this process alone.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from tailor_ray.config.base import explain
 from tailor_ray.config.rounds import ClusterConfig
 from tailor_ray.config.student import StudentConfig
-from tailor_ray.errors import ConfigError, DataError
+from tailor_ray.config.teacher import MockConfig
+from tailor_ray.demo.mock_server import MockOptions, serve_mock
+from tailor_ray.errors import ConfigError, DataError, UserError
 from tailor_ray.layout import RUN_FILE
 from tailor_ray.models import identify, resolve
 from tailor_ray.observe.logs import adopt_ray_output, native_output_to_log, own_handlers, setup_logging
@@ -25,8 +36,9 @@ from tailor_ray.storage.store import node_cache
 def serve(
     target: str, host: str, port: int, route: str, reload: bool, replicas: int, say: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `say` gets the address once it answers.
+    """Serve `target`, as `find` reads it, until SIGTERM or SIGINT; `say` gets the address once it answers.
 
+    The API lies at `route` of `host`:`port`; `replicas` engines share its requests, and `reload` follows a run.
     Raises UserError for a run, round or model that is not there, before anything is started.
     """
     if not re.fullmatch(r"/|(/[\w.~-]+)+/?", route):
@@ -47,7 +59,11 @@ def serve(
 
 
 def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
-    """What `RUN[@ROUND]` or the name of a model (a local folder, a hub id[@REVISION], a storage URI) stands for."""
+    """What `target` stands for: `RUN[@ROUND]`, or a model by local folder, hub id[@REVISION] or storage URI.
+
+    Returns what is served and the cluster that carries it, of a run its own. Raises DataError for what is neither and
+    ConfigError where `reload` has no run to follow.
+    """
     name, tail = split_target(target)
     run = Store.open(name)
     number = int(tail) if tail and re.fullmatch(r"[0-9]{1,6}", tail) else None
@@ -75,6 +91,34 @@ def find(target: str, reload: bool) -> tuple[Served, ClusterConfig]:
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """`runs/demo@2` → ("runs/demo", "2"); without a part behind @ that has no slash, None."""
+    """`runs/demo@2` → ("runs/demo", "2").
+
+    The second is None where no part of `target` without a slash follows an @.
+    """
     match = re.fullmatch(r"(.+)@([\w.-]+)", target)
     return (match[1], match[2]) if match else (target, None)
+
+
+def serve_mock_teacher(host: str, port: int, faults: Sequence[str], key_env: str | None, **settings: Any) -> None:
+    """Serve until interrupted; the first line of stdout is the address.
+
+    `faults` are texts NAME=SHARE, `key_env` names the variable with the key that clients must send, and `settings` are
+    those of MockConfig. Raises UserError for a share that is no number or a variable that is empty.
+    """
+    try:
+        config = MockConfig(**settings)
+    except ValidationError as error:
+        raise explain(error, MockConfig, "the command line") from None
+    key = None
+    if key_env is not None:
+        key = os.environ.get(key_env)
+        if not key:
+            raise UserError(f"--key-env {key_env}: this variable is empty; set it to the key that clients must send")
+    shares = []
+    for text in faults:
+        name, _, share = text.partition("=")
+        try:
+            shares.append((name, float(share)))
+        except ValueError:
+            raise UserError(f"--fault {text!r} must have the form NAME=SHARE, as http_500=0.1") from None
+    serve_mock(MockOptions(config, host, port, tuple(shares), key=key), sys.stdout)

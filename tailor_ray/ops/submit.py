@@ -1,8 +1,8 @@
 """`tailor-ray submit`: the same run as a Ray job, through the cluster's Jobs API, with its log followed here.
 
-What travels: this package, one resolved configuration, and what it names by a relative path (questions, the module that
-grades). No key does: `runtime_env` is shown in clear in the
-dashboard, so the teacher's key must be in the environment (or a mounted file) of the cluster's nodes.
+What travels: this package, one resolved configuration, and what it names by a relative path. That is questions and the
+module that grades. No key travels, for the dashboard shows `runtime_env` in clear. The teacher's key must be in the
+environment of the cluster's nodes, or in a file there.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ MOST_SHIPPED = 200 << 20  # bytes; Ray itself refuses a working folder above 500
 
 
 def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], None]) -> str:
-    """Submit and return the job's id; with `follow`, pass its log lines to `say` and wait for its end.
+    """Submit to the Jobs API at `address` and return the job's id.
 
+    With `follow`, its log lines go to `say` until it ends.
     Raises ConfigError when the run could not be found again by a later job, or the address does not answer; UserError,
     Stopped or StageError as the job's own exit code says; Stopped when a signal ends the following, not the job.
     """
@@ -52,10 +53,16 @@ def submit(config: RunConfig, address: str, follow: bool, say: Callable[[str], N
         except (RuntimeError, OSError) as error:
             raise _refused(address, error) from None
     say(f"submitted {job}; `ray job stop {job}` stops it, and submitting again goes on")
+
+    async def follow_log() -> None:
+        async for text in client.tail_job_logs(job):
+            for line in text.splitlines():
+                say(line)
+
     if follow:
         runs_on = f"job {job} runs on; `ray job logs -f {job}` follows it, `ray job stop {job}` stops it"
         try:
-            asyncio.run(_follow(client, job, say))
+            asyncio.run(follow_log())
             info = client.get_job_info(job)
         except KeyboardInterrupt:
             raise Stopped(f"no longer followed: {runs_on}") from None
@@ -87,7 +94,12 @@ def _ship(config: RunConfig, folder: Path) -> RunConfig:
     An absolute path is one of the cluster's nodes.
     """
     if config.task.answer_function is not None:
-        _ship_module(config.task.answer_function.partition(":")[0].partition(".")[0], folder)
+        # One of the working folder; an installed one is found on the nodes, which need it installed as well.
+        name = config.task.answer_function.partition(":")[0].partition(".")[0]
+        if Path(name).is_dir():
+            shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if Path(f"{name}.py").is_file():
+            shutil.copy(f"{name}.py", folder)
     path = config.task.path
     if path is None or Path(path).is_absolute():
         return config
@@ -105,15 +117,6 @@ def _ship(config: RunConfig, folder: Path) -> RunConfig:
         )
     shutil.copytree(here, folder / SHIPPED)
     return config.model_copy(update={"task": config.task.model_copy(update={"path": SHIPPED})})
-
-
-def _ship_module(name: str, folder: Path) -> None:
-    """A module of the working folder; an installed one is found on the nodes, which need it installed as well."""
-    for source in (Path(name), Path(f"{name}.py")):
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.is_file():
-            shutil.copy(source, folder)
 
 
 def _client(address: str) -> Any:
@@ -160,13 +163,8 @@ def _refused(address: str, error: Exception) -> ConfigError:
     )
 
 
-async def _follow(client: Any, job: str, say: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job):
-        for line in text.splitlines():
-            say(line)
-
-
 def raise_for(info: Any, job: str) -> None:
+    """Raise what the exit code of an ended job says, by Ray's `info` on it; nothing where it succeeded."""
     if str(info.status) == "SUCCEEDED":
         return
     code = info.driver_exit_code

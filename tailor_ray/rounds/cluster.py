@@ -1,4 +1,8 @@
-"""The Ray cluster that carries a run: found where there is one, started and stopped where there is none."""
+"""The Ray cluster that carries a run, and the room on it.
+
+It is found where there is one, and started and stopped where there is none. Room is what the nodes have and what an
+autoscaler may bring. It is waited for within a bound.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -25,14 +30,16 @@ from tailor_ray.observe.logs import adopt_loggers
 from tailor_ray.rounds import guard, watch
 
 log = logging.getLogger(__name__)
+Bundles = Sequence[dict[str, float]]
 LOCAL_STARTS = 3
 ANSWER_S = 10.0  # for a head to say its version
+LOOK_EVERY_S, SAY_EVERY_S = 2.0, 60.0  # while it is waited for nodes
 LONGEST_TMPDIR = 30  # bytes; Ray adds up to 75, and a socket's path has at most 107
 
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[bool]:
-    """Be a driver of the cluster at `cluster.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
+    """Be a driver of the cluster at `config.address`, RAY_ADDRESS, one that `ray start` started, or a local one.
 
     Yields whether it was started here; only that is stopped at the end. Raises ConfigError when a named address is no
     cluster that this process can use. On the command line the loss of the cluster ends the process; see `watch`.
@@ -52,29 +59,19 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which exits with another code than ours
         opened.callback(ray.shutdown)
-        if local:
-            opened.enter_context(_guarded_agents())
+        if local:  # Ray's agents on this node end with this process even when it is killed; see `guard`
+            agents = []
+            for child in _children():
+                with suppress(psutil.Error):  # one that ended meanwhile
+                    if "agent" in " ".join(child.cmdline()).lower():
+                        agents.append(str(child.pid))
+            command = [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents]
+            guarding = subprocess.Popen(command, start_new_session=True)
+            opened.callback(guarding.wait)
+            opened.callback(guarding.kill)
         if watch.process_is_ours:
             opened.enter_context(watch.Watch(local, config.max_restarts))
         yield local
-
-
-@contextmanager
-def _guarded_agents() -> Iterator[None]:
-    """While this lasts, Ray's agents on this node end with this process even when it is killed; see `guard`."""
-    agents = []
-    for child in _children():
-        with suppress(psutil.Error):  # one that ended meanwhile
-            if "agent" in " ".join(child.cmdline()).lower():
-                agents.append(str(child.pid))
-    process = subprocess.Popen(
-        [sys.executable, "-S", guard.__file__, str(os.getpid()), *agents], start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _init(config: ClusterConfig, opened: ExitStack) -> bool:
@@ -138,7 +135,10 @@ def _children() -> set[psutil.Process]:
 
 
 def short_folder(opened: ExitStack) -> str | None:
-    """A folder for Ray's sockets where its own would be too long for one; None where Ray's own will do."""
+    """A folder for Ray's sockets where its own would be too long for one, deleted with `opened`.
+
+    Returns None where Ray's own will do. Raises ConfigError where none can be made.
+    """
     given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(given)) <= LONGEST_TMPDIR:
         return None
@@ -241,3 +241,81 @@ def _no_cluster(address: str, said: str) -> ConfigError:
         f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, or unset cluster.address "
         "and RAY_ADDRESS to have a local one started"
     )
+
+
+class Nodes:
+    """Of the cluster that this process is connected to. `wait_s` 0 waits for nothing: no node will join."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+
+    def could_have(self, resource: str) -> float:
+        """How much of `resource` the cluster has, or may grow to where new nodes are waited for.
+
+        It is a number of CPUs or GPUs, or whatever else Ray counts.
+        """
+        import ray
+        from ray._private.state import state  # private: ray 2.60 tells the autoscaler's limits nowhere else
+
+        limits: dict[str, Any] = (state.get_max_resources_from_cluster_config() or {}) if self.wait_s else {}
+        return max(ray.cluster_resources().get(resource, 0.0), limits.get(resource, 0.0))
+
+    def fit(self, bundles: Bundles) -> bool:
+        """Whether the nodes that are there have room for all bundles, were nothing else on them."""
+        import ray
+
+        left = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        return fits(bundles, left)
+
+    def wait_for(self, bundles: Bundles, what: str) -> bool:
+        """Ask the autoscaler for room for all `bundles` and wait for it.
+
+        Returns whether there is room in time. `what` is for the log.
+        """
+        if self.fit(bundles):
+            return True
+        if not self.wait_s:
+            return False
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
+        started, said = time.monotonic(), -SAY_EVERY_S
+        try:
+            while (waited := time.monotonic() - started) < self.wait_s:
+                if waited - said >= SAY_EVERY_S:
+                    said = waited
+                    log.warning(
+                        "waiting for nodes: %s takes %s, the cluster has %s (%.0f of cluster.wait_for_nodes_s=%.0f s)",
+                        *(what, shown(bundles), self.shown(), waited, self.wait_s),
+                    )
+                time.sleep(min(LOOK_EVERY_S, self.wait_s))
+                if self.fit(bundles):
+                    return True
+        finally:
+            request_resources(bundles=[])  # what runs there keeps the nodes by itself
+        return False
+
+    def shown(self) -> str:
+        import ray
+
+        found = ray.cluster_resources()
+        return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
+
+
+def fits(bundles: Bundles, nodes: list[dict[str, Any]]) -> bool:
+    """Whether each of the `bundles` finds a place on one of the `nodes`: first fit, the largest first.
+
+    Both say amounts by resource. Those of `nodes` are what is free, and are changed.
+    """
+    for bundle in sorted(bundles, key=lambda bundle: -sum(bundle.values())):
+        place = next((node for node in nodes if all(node.get(name, 0) >= n for name, n in bundle.items())), None)
+        if place is None:
+            return False
+        for name, n in bundle.items():
+            place[name] -= n
+    return True
+
+
+def shown(bundles: Bundles) -> str:
+    one = " and ".join(f"{n:g} {name}" for name, n in bundles[0].items()) if bundles else "nothing"
+    return f"{len(bundles)} × ({one})"

@@ -1,6 +1,6 @@
 """Ends processes that outlive a killed driver: `python guard.py DRIVER PID …` waits for the driver's end.
 
-Ray's agents notice within two seconds that their raylet was killed, and then try for 60 s to tell a head that died
+Ray's agents notice within two seconds that their raylet was killed. Then they try for 60 s to tell a head that died
 with it. Started with `-S` and without the package, this costs 20 ms and 6 MB.
 """
 

@@ -1,36 +1,117 @@
 """THE loop: find the first stage without a valid manifest, do it, commit it; stop when nothing is gained.
 
-In: a RunConfig and its run folder. Out: a folder whose manifests tell what was done. Called again it goes on; a stage
-whose manifest is there is never done again.
+In: a RunConfig and its run folder. Out: a folder whose manifests tell what was done. Called again it goes on. A stage
+whose manifest is there is never done again. Folder, lease, log and services are opened in this order, and closed in
+reverse. One stage alone is a run without rounds, so it commits and resumes like one. No teacher need be there for it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.run import parse_config
-from tailor_ray.errors import RunFolderError
-from tailor_ray.layout import RUN_FILE, StageId, stage_folder
-from tailor_ray.observe.metrics import stage_committed
-from tailor_ray.observe.report import write_report
+from tailor_ray.config.run import parse_run_file
+from tailor_ray.errors import LeaseLost, RunFolderError
+from tailor_ray.layout import LOG_FILE, PROGRESS_FILE, REPORT_PAGE, RUN_FILE, StageId, stage_folder
+from tailor_ray.observe import metrics
+from tailor_ray.observe.advice import about_settings
+from tailor_ray.observe.logs import last_warning, native_output_to_log, setup_logging
+from tailor_ray.observe.progress import Progress
+from tailor_ray.observe.report import rounds_table, write_report
 from tailor_ray.observe.trackers import Trackers
-from tailor_ray.rounds import stages
-from tailor_ray.rounds.services import Services
+from tailor_ray.rounds import stages, watch
+from tailor_ray.rounds.services import Services, WorkerPools
 from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
-from tailor_ray.storage import Manifest, Store, commit_manifest, committed_parts, read_manifest, stage_parts
+from tailor_ray.storage import Lease, Manifest, Store, commit_manifest, committed_parts, read_manifest, stage_parts
 from tailor_ray.storage.sealed import read_settings, write_settings
+from tailor_ray.storage.store import node_cache
 from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.parts import Intake
 
 log = logging.getLogger(__name__)
 
 
+def run(config: RunConfig, pools: WorkerPools | None = None) -> str:
+    """Do what the run folder lacks; returns the summary that the command prints.
+
+    Engines and training workers come from `pools` where they are given, and outlive the run then.
+    Raises UserError for wrong input, Stopped when the run can go on later, StageError and CorruptionError otherwise.
+    """
+    with open_run(config, pools) as (folder, services):
+        if Commits(config, folder).missing():
+            with services:
+                run_rounds(config, folder, services)
+        document = write_report(folder)
+    return f"{rounds_table(document)}\nreport: {folder.uri}/{REPORT_PAGE}"
+
+
+@contextmanager
+def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tuple[Store, Services]]:
+    """The run folder, claimed and leased, with services that start nothing before they are entered.
+
+    The folder that is yielded refuses to be written to once another driver has the lease. Raises RunFolderError for a
+    folder that was made with other settings, and for one that another driver holds.
+    """
+    store = Store.open(config.storage).child(config.name)
+    metrics.set_run(config.name)
+    setup_logging(log_file(store), secrets=_secrets(config))
+    if watch.process_is_ours:
+        native_output_to_log()
+    in_main = threading.current_thread() is threading.main_thread()
+    on_lost = (lambda text: watch.stop_run(LeaseLost(text))) if in_main else log.error
+    try:
+        with Lease.acquire(store, on_lost=on_lost) as lease:
+            for text in about_settings(config):
+                log.warning("%s", text)
+            guarded = store.guarded(lease.fence)
+            claim_folder(guarded, config)
+
+            def write_down(bars: list[dict[str, Any]]) -> None:  # for `tailor-ray status`
+                found = {"written": time.time(), "stages": bars, "warning": last_warning()}
+                guarded.write_json(PROGRESS_FILE, found)
+
+            with Progress(config.observe.log_every_s, record=write_down) as progress:
+                yield guarded, Services(config, guarded, progress, pools)
+    except KeyboardInterrupt:
+        if (error := watch.reason()) is not None:
+            raise error from None
+        raise
+
+
+def log_file(store: Store) -> Path:
+    """Where a run's driver writes its log: beside the run where `store` is local, else in this node's cache."""
+    if store.is_local:
+        return Path(store.path(LOG_FILE))
+    return node_cache() / "logs" / f"{Path(store.root).name}.log"
+
+
+def _secrets(config: RunConfig) -> tuple[str, ...]:
+    """Values that must never reach a log; the logging redacts them."""
+    found = []
+    for endpoint in config.teacher.teachers:
+        variables = [endpoint.api_key_env, *endpoint.extra_headers_env.values()]
+        found += [os.environ.get(variable, "").strip() for variable in variables if variable]
+        if endpoint.api_key_file is not None:
+            with suppress(OSError, UnicodeDecodeError):  # it need be on the nodes of the actors alone
+                found.append(Path(endpoint.api_key_file).expanduser().read_text(encoding="utf-8").strip())
+    return tuple(secret for secret in found if len(secret) >= 8)
+
+
 def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
-    """Do all that the run lacks."""
+    """Do all that `run` lacks of what `config` asks for, one stage after the other.
+
+    After each one the trackers are told; after each evaluation the report is written. Raises what `Commits.missing` and
+    the stages do: what is committed by then stays.
+    """
     commits, trackers = Commits(config, run), Trackers(config.observe, run)
     try:
         while todo := commits.missing():
@@ -47,17 +128,6 @@ def run_rounds(config: RunConfig, run: Store, services: Services) -> None:
         trackers.close()
 
 
-def run_exam_alone(config: RunConfig, run: Store, services: Services) -> dict[str, Any]:
-    """Round 0 without its evaluation, then the first exam without its teaching; the exam's figures."""
-    commits = Commits(config, run)
-    questions, student, _ = stages_of(config, 0)
-    exam = stages_of(config, 1)[0]
-    for spec in (questions, student, exam):
-        if not commits.is_done(spec):
-            do_stage(commits, spec, services, time.monotonic())
-    return commits.manifest(exam.id).metrics
-
-
 def do_stage(commits: Commits, spec: StageSpec, services: Services, started: float) -> None:
     work = stages.ALONE[spec.id.name]
     result = work(commits.inputs(spec), commits.folder(spec), commits.config, services)
@@ -65,7 +135,11 @@ def do_stage(commits: Commits, spec: StageSpec, services: Services, started: flo
 
 
 def exam_and_teach(commits: Commits, group: tuple[StageSpec, ...], services: Services, started: float) -> None:
-    """Exam and teaching at the same time: the teacher starts with the first committed part."""
+    """Do the two stages of `group` at the same time: the teacher starts with the first committed part.
+
+    `started` is the monotonic clock's time from which their seconds count. An exam that was committed earlier hands its
+    parts on all the same.
+    """
     exam, teach = group
     services.connect()  # before there are two threads that would, as is what grading loads at first use
     grader_for(commits.config.task).check()
@@ -98,7 +172,10 @@ class Commits:
         and RunFolderError for stages that were made from other settings or inputs.
         """
         for number in range(self.config.rounds.max_rounds + 1):
-            for group in _groups(stages_of(self.config, number)):
+            specs = stages_of(self.config, number)
+            together = tuple(spec for spec in specs if spec.id.name in ("exam", "teach"))
+            groups = [(spec,) for spec in specs if spec not in together]
+            for group in [together, *groups] if together else groups:
                 if not all([self.is_done(spec) for spec in group]):  # noqa: C419  each one's manifest is checked
                     return group
             if self._gained_nothing(number):
@@ -107,7 +184,10 @@ class Commits:
         return ()
 
     def is_done(self, spec: StageSpec) -> bool:
-        """Whether its manifest names this run's settings and inputs. What it counts is checked when read."""
+        """Whether the stage's manifest is there. The parts that it counts are checked when they are read.
+
+        Raises RunFolderError where it names other settings or inputs than this run's.
+        """
         if spec.id in self._done:
             return True
         folder = self.folder(spec)
@@ -143,7 +223,7 @@ class Commits:
         )
         commit_manifest(self.folder(spec), manifest)
         self._done[spec.id] = manifest
-        stage_committed(manifest)
+        metrics.stage_committed(manifest)
         if spec.id.name == "train":
             self.folder(spec).delete("checkpoints")
         log.info("%s done in %.1f s", spec.id, seconds)
@@ -156,7 +236,7 @@ class Commits:
         return Inputs(spec.id.round, {stage: stage_folder(self._run, stage) for stage in spec.after})
 
     def manifest(self, stage: StageId) -> Manifest:
-        """Of a stage that was found done, or was committed."""
+        """The manifest of a stage that was found done, or was committed. Raises KeyError for another."""
         return self._done[stage]
 
     def _gained_nothing(self, number: int) -> bool:
@@ -169,10 +249,13 @@ class Commits:
 
 
 def claim_folder(run: Store, config: RunConfig) -> None:
-    """Write run.yaml, or check that the one there gives the same results; raises RunFolderError naming what differs."""
+    """Write run.yaml into the folder `run`, or check that the one there gives the same results.
+
+    The teacher's settings may differ until a lesson is committed. Raises RunFolderError naming what differs.
+    """
     if run.exists(RUN_FILE):
         where = f"{run.uri}/{RUN_FILE}"
-        changed = changed_settings(parse_config(read_settings(run, RUN_FILE), where).results(), config.results())
+        changed = changed_settings(parse_run_file(read_settings(run, RUN_FILE), where).results(), config.results())
         if changed and all(line.startswith("teacher.") for line in changed) and not has_lessons(run):
             log.info("the teacher is asked otherwise than before: %s", "; ".join(changed))
             changed = []
@@ -198,8 +281,31 @@ def has_lessons(run: Store) -> bool:
     return False
 
 
-def _groups(specs: tuple[StageSpec, ...]) -> list[tuple[StageSpec, ...]]:
-    """Exam and teaching go together, every other stage by itself."""
-    together = tuple(spec for spec in specs if spec.id.name in ("exam", "teach"))
-    alone: list[tuple[StageSpec, ...]] = [(spec,) for spec in specs if spec not in together]
-    return [together, *alone] if together else alone
+def evaluate_alone(config: RunConfig) -> str:
+    """Ask the student greedily, and no more; returns its accuracy on validation and test as JSON."""
+    alone = _without_rounds(config)
+    with open_run(alone) as (run, services), services:
+        run_rounds(alone, run, services)
+        manifest = read_manifest(stage_folder(run, StageId(0, "evaluate")))
+        assert manifest is not None
+        return json.dumps(manifest.metrics, indent=1)
+
+
+def exam_alone(config: RunConfig) -> str:
+    """Sample the student on the training questions, and no more: round 0 without its evaluation, then the first exam.
+
+    Returns the counts of verdicts as JSON; the attempts lie in the run folder.
+    """
+    alone = _without_rounds(config)
+    with open_run(alone) as (run, services), services:
+        commits = Commits(alone, run)
+        questions, student, _ = stages_of(alone, 0)
+        exam = stages_of(alone, 1)[0]
+        for spec in (questions, student, exam):
+            if not commits.is_done(spec):
+                do_stage(commits, spec, services, time.monotonic())
+        return json.dumps(commits.manifest(exam.id).metrics, indent=1)
+
+
+def _without_rounds(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"rounds": config.rounds.model_copy(update={"max_rounds": 0})})

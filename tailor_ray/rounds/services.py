@@ -1,6 +1,6 @@
-"""Services: what is costly to start, each made when it is first asked for and closed once, by who opened it.
+"""What is costly to start: each is made when it is first asked for, and closed once, by who opened it.
 
-A stage asks for engines, training workers, the teacher or the ledger; nothing here knows what a stage does with them.
+A stage asks for engines, training workers, the teacher or the ledger. Nothing here knows what it does with them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from tailor_ray.layout import ledger_folder
 from tailor_ray.models import ModelRef, identify, publish
 from tailor_ray.observe.logs import adopt_ray_output
 from tailor_ray.observe.progress import Progress
-from tailor_ray.rounds.cluster import connected
-from tailor_ray.rounds.nodes import Nodes
+from tailor_ray.rounds.cluster import Nodes, connected
 from tailor_ray.serving.served import hosted_teachers
 from tailor_ray.storage import Store
 from tailor_ray.student.pool import EnginePool
@@ -56,26 +55,26 @@ class Services:
     def __enter__(self) -> Services:
         """Find what is wrong with student and teacher before anything is started or spent."""
         try:
-            self._check_inputs()
+            if self._config.student.model != "tiny":
+                identify(self._config.student.model, self._config.student.revision)
+            if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
+                self._served = self._served_teachers()
+                self._teacher = self._opened.enter_context(open_teacher(self._config.asked_teacher()))
+                first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
+                check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
         except BaseException:
             self._opened.close()
             raise
         return self
 
-    def _check_inputs(self) -> None:
-        if self._config.student.model != "tiny":
-            identify(self._config.student.model, self._config.student.revision)
-        if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
-            self._served = self._served_teachers()
-            self._teacher = self._opened.enter_context(open_teacher(self._config.asked_teacher()))
-            first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
-            check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
-
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)  # a clean-up that fails keeps the first error as what it came from
 
     def connect(self) -> None:
-        """Be connected to the Ray cluster from now on; a wrong data file is found before this costs anything."""
+        """Be connected to the Ray cluster from now on.
+
+        Stages call it once they have read their inputs, so a wrong data file is found before this costs anything.
+        """
         if not self._connected:
             started_here = self._opened.enter_context(connected(self._config.cluster))
             adopt_ray_output()
@@ -88,13 +87,13 @@ class Services:
 
     @property
     def engines(self) -> EnginePool:
-        """Not started before they are to serve something; see `serve`."""
+        """The student's engines, which may not be started yet; see `serve`."""
         self.connect()
         assert self._pools is not None
         return self._pools.engines
 
     def serve(self, model: ModelRef) -> EnginePool:
-        """The engines, answering from this model."""
+        """The engines, answering from `model`: started where they are not, else with its weights in place."""
         engines = self.engines
         if engines.is_started:
             engines.serve(model)

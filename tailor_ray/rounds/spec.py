@@ -1,7 +1,7 @@
 """What a run is to do, as data: each stage with the settings and the earlier stages that its result depends on.
 
-A stage is done when its manifest names the same spec and the same inputs; whatever changes the result is hashed,
-paths, limits and retry settings are not. Nothing here touches a file or Ray.
+A stage is done when its manifest names the same spec and the same inputs. Whatever changes the result is hashed. Paths,
+limits and retry settings are not. Nothing here touches a file or Ray.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stages_of(config: RunConfig, round_: int) -> tuple[StageSpec, ...]:
-    """The stages of one round in order. Round 0 prepares and scores the student as given."""
+    """The stages of round `round_` in the order of their work; round 0 prepares and scores the student as given."""
     settings = config.results()
     evaluate = StageSpec(
         StageId(round_, "evaluate"),
@@ -60,21 +60,26 @@ def _lessons(config: RunConfig, settings: dict[str, Any], round_: int) -> tuple[
     taught = tuple(StageId(number, "teach") for number in range(1, round_))
     last_exam = (StageId(round_ - 1, "exam"),) if round_ > 1 else ()
     served, seed = _served(settings), config.seed
+    # Round 1 asks for no feedback in any case, and has none to learn from or to leave out.
+    asked = {} if round_ == 1 or config.training.feedback else {"max_mistakes": 0}
+    later = () if round_ > 1 else ("feedback", "critique")
+    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if name not in later}
+    trained = {name: value for name, value in settings["training"].items() if name not in EXAMPLE_SETTINGS}
     return (
         StageSpec(
             exam,
             {"exam": settings["exam"], "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, *_once(student_after(round_ - 1)), *last_exam),
         ),
-        StageSpec(teach, {"teacher": _asked(config, settings, round_), "seed": seed}, (QUESTIONS, exam, *taught)),
+        StageSpec(teach, {"teacher": settings["teacher"] | asked, "seed": seed}, (QUESTIONS, exam, *taught)),
         StageSpec(
             examples,
-            {"training": _built(config, settings, round_), "student": served, "seed": seed},
+            {"training": built | {"pairs": config.training.pairs}, "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, exam, teach, *taught),
         ),
         StageSpec(
             train,
-            {"training": _trained(settings), "student": served, "seed": seed},
+            {"training": trained, "student": served, "seed": seed},
             (QUESTIONS, BASE_STUDENT, *_once(student_after(round_ - 1)), examples, teach, *taught),
         ),
     )
@@ -91,26 +96,11 @@ def _served(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings["student"].items() if name not in made_of}
 
 
-def _asked(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
-    """How the teacher is asked; round 1 asks for no feedback in any case."""
-    changes = {} if round_ == 1 or config.training.feedback else {"max_mistakes": 0}
-    return settings["teacher"] | changes
-
-
-def _built(config: RunConfig, settings: dict[str, Any], round_: int) -> dict[str, Any]:
-    """How examples are made; round 1 has no lessons of kind feedback to learn from or to leave out."""
-    later = () if round_ > 1 else ("feedback", "critique")
-    built = {name: settings["training"][name] for name in EXAMPLE_SETTINGS if name not in later}
-    return built | {"pairs": config.training.pairs}
-
-
-def _trained(settings: dict[str, Any]) -> dict[str, Any]:
-    """How the student is trained on them."""
-    return {name: value for name, value in settings["training"].items() if name not in EXAMPLE_SETTINGS}
-
-
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """The settings that differ, as `section.name: old → new`."""
+    """The settings that differ between `old` and `new`.
+
+    Returns texts `section.name: old → new`, the names below `path`. Lists of sections are compared by place.
+    """
     lines = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

@@ -1,7 +1,7 @@
 """The stages: functions from committed stages to what one folder holds. `stage(inputs, out, config, services)`.
 
-A stage reads the folders that it is given, writes below `out` alone and keeps nothing; the loop decides what runs and
-commits it. A stage killed half-way is called again and finds its committed parts, ledger rows or checkpoints.
+A stage reads the folders that it is given, writes below `out` alone and keeps nothing. The loop decides what runs and
+commits it. A stage that was killed half-way is called again. It finds its committed parts, ledger rows or checkpoints.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Any
+
+import yaml
 
 from tailor_ray.config import RunConfig
 from tailor_ray.errors import DataError
@@ -33,7 +35,6 @@ from tailor_ray.observe import advice
 from tailor_ray.observe.metrics import part_answered
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import QUESTION_SCHEMA, Attempt, Question, from_table, to_table
-from tailor_ray.rounds.card import model_card
 from tailor_ray.rounds.services import Services
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import (
@@ -61,6 +62,10 @@ from tailor_ray.training.example_parts import ExamplesJob, make_examples
 from tailor_ray.training.launch import TrainJob
 
 log = logging.getLogger(__name__)
+
+CARD_SECTIONS = ("task", "student", "exam", "teacher", "training")  # of the settings that change results
+
+REFLECTIONS = {"triplet": "triplet loss", "likelihood": "as less likely", "none": "by the lessons on them alone"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,10 @@ Stage = Callable[[Inputs, Store, RunConfig, Services], StageResult]
 
 
 def questions(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """Write the task's splits as parts of as many rows as suit the exam: the parts that all later ones belong to."""
+    """Write the task's splits as parts of as many rows as suit the exam: the parts that all later ones belong to.
+
+    Raises DataError for a split without a question.
+    """
     task = load_task(config.task, config.seed)
     parts = {}
     for split in SPLITS:
@@ -126,7 +134,10 @@ def _write_questions(
 
 
 def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """Make the tiny student, or say where every node finds the one that was given, which is tried before a run pays."""
+    """Make the tiny student, or copy the one that was given to where every node finds it.
+
+    The latter is loaded once for training, so that a model that cannot be trained is found before the run pays.
+    """
     metrics: dict[str, Any] = {}
     if config.student.model == "tiny":
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
@@ -151,13 +162,19 @@ def exam(
     services: Services,
     on_part: Callable[[Part], None] = lambda _: None,
 ) -> StageResult:
-    """The student answers every training question several times; each part is committed and its record handed on."""
+    """The student answers every training question several times.
+
+    `on_part` gets the record of each part once it is committed.
+    """
     before = inputs.all("exam").get(inputs.round - 1)
     return _ask(inputs, out, config, services, "train", before, on_part)
 
 
 def teach(inputs: Inputs, out: Store, config: RunConfig, services: Services, intake: Intake) -> StageResult:
-    """The teacher answers for the parts of the exam as they come out of `intake`."""
+    """The teacher answers for the parts of the exam as they come out of `intake`.
+
+    Each part of the exam gives one of lessons, of the same number.
+    """
     with services.progress.stage(f"round {inputs.round} teach", unit="lessons") as bar:
         job = TeachJob(
             config=services.teacher,
@@ -186,7 +203,10 @@ def _read_shard(inputs: Inputs, part: Part) -> Shard:
 
 
 def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """What the student is to learn from: examples-i from questions-i, all rounds' lessons-i and attempts-i."""
+    """Make what the student is to learn from: examples-i of questions-i, all rounds' lessons-i and attempts-i.
+
+    One task per part runs on the cluster. The figures say how many examples have a pair.
+    """
     services.connect()
     taught = inputs.all("teach")
     asked = stage_parts(inputs[QUESTIONS], "train")
@@ -213,11 +233,15 @@ def examples(inputs: Inputs, out: Store, config: RunConfig, services: Services) 
 
 
 def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
-    """The student learns from the round's examples; its model card says from what, not how well it does."""
+    """The student learns from the round's examples, and is written with its model card.
+
+    It goes on from the student of the round before, or from the one that was given, by `training.start`.
+    """
     start = BASE_STUDENT if config.training.start == "base" else student_after(inputs.round - 1)
     prompt = student_prompt(config, read_model(inputs[BASE_STUDENT]))
+    asked = stage_parts(inputs[QUESTIONS], "validation")
     held_out = HeldOut(
-        questions=tuple(_rows(inputs[QUESTIONS], "validation", Question)),
+        questions=tuple(row for part in asked for row in from_table(read_part(inputs[QUESTIONS], part), Question)),
         prompt=prompt,
         max_new_tokens=config.evaluation.max_new_tokens,
         dtype=config.student.dtype,
@@ -239,6 +263,45 @@ def train(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> 
     card = model_card(config, {r: inputs.metrics(StageId(r, "teach")) for r in inputs.all("teach")}, metrics)
     out.write_bytes(f"{STUDENT}/README.md", card.encode())
     return StageResult({**metrics, "student_sha256": result.model.sha256}, model=result.model)
+
+
+def model_card(config: RunConfig, taught: Mapping[int, Mapping[str, Any]], trained: Mapping[str, Any]) -> str:
+    """The model card of a round's student, as Markdown with the front matter that the hub reads.
+
+    It says what the student learnt from and with which settings. How well it does is not known yet: the report says so,
+    with intervals. `taught` holds the teaching's figures by round up to this one, `trained` those of its training.
+    """
+    given = f"{config.student.model}" + (f" at {config.student.revision}" if config.student.revision else "")
+    data = config.task.name + (f", {config.task.path}" if config.task.path else "")
+    settings = {name: section for name, section in config.results().items() if name in CARD_SECTIONS}
+    steps = str(trained["steps"])
+    if trained["step_kept"] != trained["steps"]:
+        steps = f"{trained['step_kept']} of {steps}"
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation"),
+        *("tags: [reasoning, distillation, tailor-ray]", "---", "", f"# {config.name}, round {max(taught)}", ""),
+        "A small causal language model that learnt step-by-step reasoning from a larger one, in rounds: on the",
+        f"teacher's rationales (weighted cross-entropy) and its own mistakes ({REFLECTIONS[config.training.pairs]}).",
+        "Made by tailor-ray.",
+        "",
+        f"- Data: {_plain(data)}",
+        f"- Student as given: {_plain(given)}",
+        f"- Teacher: {_plain(config.teacher.model)}",
+        f"- Lessons accepted, by round: {', '.join(str(figures['accepted']) for figures in taught.values())}",
+        f"- Examples of this round: {trained['examples']}, {trained['with_pair']} of them with a mistake",
+        f"- Training steps of this round: {steps}",
+        f"- Seed: {config.seed}",
+        "- Accuracy: in the run's report",
+        "",
+        "## Settings",
+        "",
+        *("```yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(), "```", ""),
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def evaluate(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
@@ -318,15 +381,14 @@ def _check_agreement(inputs: Inputs, config: RunConfig, services: Services) -> d
 
 
 def student_prompt(config: RunConfig, model: ModelRef | None) -> StudentPrompt:
-    """How the student is asked; a chat template is read from its model, on the node that renders."""
+    """How the student is asked.
+
+    A chat template is read from `model`, on the node that renders. Without a model there is none.
+    """
     student, style = config.student, config.student.prompt_style
     demos = demos_for(config.task) if student.few_shot else ()
     chat = ChatTemplate(model, student.date, student.thinking) if style == "chat" and model is not None else None
     return StudentPrompt(style, answer_kind(config.task), demos, chat, student.thinking)
-
-
-def _rows(folder: Store, prefix: str, record: Any) -> list[Any]:
-    return [row for part in stage_parts(folder, prefix) for row in from_table(read_part(folder, part), record)]
 
 
 ALONE: dict[str, Stage] = {

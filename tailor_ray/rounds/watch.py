@@ -1,9 +1,9 @@
 """Watches over the Ray cluster of this process, and has the process take itself up again when its own cluster is lost.
 
-Ray's driver does not come back from the loss of its raylet or of the GCS: calls hang, and after a minute Ray ends the
-process. So the command line, whose process is its own, leaves it at once: what a run has committed is in its folder.
-It replaces itself by the same command where the cluster was its own, at most `cluster.max_restarts` times, and exits
-with 3 and a sentence where the cluster is somebody else's. A caller of the Python interface gets Ray's errors.
+Ray's driver does not come back from the loss of its raylet or of the GCS. Calls hang, and after a minute Ray ends the
+process. So the command line, whose process is its own, leaves at once: what a run has committed is in its folder. Where
+the cluster was its own, it replaces itself by the same command, at most `cluster.max_restarts` times. Where it is
+somebody else's, it exits with 3 and a sentence. A caller of the Python interface gets Ray's errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _error: TailorError | None = None
 
 
 def stop_run(error: TailorError) -> None:
-    """From any thread: have the main thread leave what it does; `reason` tells why."""
+    """Have the main thread leave what it does. May be called from any thread.
+
+    It gets a KeyboardInterrupt; `reason` then returns the first `error` that was given.
+    """
     global _error
     if _error is None:
         _error = error
@@ -41,7 +44,7 @@ def stop_run(error: TailorError) -> None:
 
 
 def reason() -> TailorError | None:
-    """What `stop_run` was given, once."""
+    """What `stop_run` was given; returned once, None after that and where nothing was."""
     global _error
     error, _error = _error, None
     return error
@@ -102,7 +105,9 @@ class Watch:
             todo = "start the cluster again, then run the same command: it goes on there"
         text = f"{what}; what was committed is kept; {todo}"
         log.info("%s", text)
-        _say(f"tailor-ray: {text}")
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # live bars hide it
+        sys.stderr.write(f"{show_cursor}tailor-ray: {text}\n")
+        sys.stderr.flush()
         _end_children()
         if not again:
             os._exit(Stopped.exit_code)
@@ -111,12 +116,6 @@ class Watch:
         native_output_back()
         os.environ[COUNT] = str(restarts + 1)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _say(text: str) -> None:
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # live bars hide it
-    sys.stderr.write(f"{show_cursor}{text}\n")
-    sys.stderr.flush()
 
 
 def _listens(address: str) -> bool:

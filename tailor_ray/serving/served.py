@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.run import parse_config
+from tailor_ray.config.run import parse_run_file
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import DataError
@@ -28,7 +28,7 @@ def config_of(run: Store) -> RunConfig:
     Raises DataError when the folder is no run, and CorruptionError when it is damaged.
     """
     check_is_run(run)
-    return parse_config(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
+    return parse_run_file(read_settings(run, RUN_FILE), f"{run.uri}/{RUN_FILE}")
 
 
 def newest_round(run: Store) -> int:

@@ -35,7 +35,7 @@ QUARANTINED = "quarantined: its prompt killed the engine each time it was asked"
 
 
 class ClusterNodes(Protocol):
-    """What may be asked about the cluster's nodes; `rounds.nodes.Nodes` answers."""
+    """What may be asked about the cluster's nodes; `rounds.cluster.Nodes` answers."""
 
     def could_have(self, resource: str) -> float: ...
 

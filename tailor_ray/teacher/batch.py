@@ -34,6 +34,7 @@ from tailor_ray.teacher.outcomes import NO_VERDICT, Category, Outcome, Usage, ch
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 190 << 20  # of an input file; the API allows 200 MB
 BYTES_PER_TOKEN = 4  # of an input file, for the queue's limit
 LONGEST_PAUSE_S = 600.0  # before a file is tried again that the queue had no room for
 QUIET_S = 1.0  # so long without a new request before a file that is not full is sent, once the parts are all in
@@ -68,7 +69,7 @@ class BatchPool:
             for endpoint in config.teachers
         }
         self._attempts: dict[str, int] = {}
-        self._most_bytes = int(config.batch_max_mib * 2**20)  # of a file: less after one was too large
+        self._most_bytes = MOST_BYTES  # less after one was too large
         self._queue: dict[str, float] = {}  # tokens that a model's queue was seen to take
         self._pauses = 0  # in a row
         self._paused_until = 0.0
@@ -291,8 +292,8 @@ class BatchPool:
             if check_status(400, said).rule.category is Category.QUOTA:
                 raise quota_error(endpoint, ended.refusal)
             raise StageError(
-                f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests or "
-                "teacher.batch_max_mib, or set teacher.mode to online, and run the same command"
+                f"the batch {batch_id} was refused: {ended.refusal}; lower teacher.batch_max_requests, "
+                "or set teacher.mode to online, and run the same command"
             )
         for outcome in ended.replies.values():
             if outcome.rule.category is Category.ACCESS:

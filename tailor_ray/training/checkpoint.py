@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 HISTORY = "history.parquet"
 SHARE = 0.05  # of the time, at most, that training waits for checkpoints
+KEPT = 2  # so that a torn one leaves the one before
+EVERY_S = 60.0  # between two at least
 WAIT_S, POLL_S = 1800.0, 0.2  # for the other workers' files
 
 
@@ -50,7 +52,7 @@ class Checkpoints:
     """The checkpoints of one job below `<stage>/checkpoints`; one worker's view of them."""
 
     def __init__(
-        self, stage: Store, fingerprint: str, keep: int, rank: int = 0, workers: int = 1, attempt: str = ""
+        self, stage: Store, fingerprint: str, keep: int = KEPT, rank: int = 0, workers: int = 1, attempt: str = ""
     ) -> None:
         """`attempt` tells this try's files from those of one that was cut off; all workers have the same."""
         self.store = stage.child("checkpoints")
@@ -164,7 +166,7 @@ class Pace:
     Beside a GPU a checkpoint costs the wait for its snapshot; on a CPU also the thread that writes takes from training.
     """
 
-    def __init__(self, every_s: float, every_steps: int | None, step: int) -> None:
+    def __init__(self, every_steps: int | None, step: int, every_s: float = EVERY_S) -> None:
         self.every_s, self.every_steps = every_s, every_steps
         self.cost = 0.0
         self.saved(step)

@@ -30,6 +30,7 @@ from tailor_ray.training.model import Student
 MASTERS = "-float32"
 RECORD = "weights.json"
 FILE_BYTES = 4 << 30
+SHARD_SIZE = "4GB"  # above it the exported weights are split over several files
 
 
 def export_student(
@@ -37,7 +38,7 @@ def export_student(
     weights: Mapping[str, Tensor],
     store: Store,
     scratch: Path,
-    max_shard_size: str,
+    max_shard_size: str = SHARD_SIZE,
     name: str = "student",
 ) -> list[FileEntry]:
     """Write the folder `name` of `store`, and of `scratch`; `weights` are the loss module's, by its names.

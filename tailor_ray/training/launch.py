@@ -40,7 +40,7 @@ CHECK_CAPACITY_S = 5.0
 
 
 class Room(Protocol):
-    """What may be asked about the cluster's nodes; `rounds.nodes.Nodes` answers."""
+    """What may be asked about the cluster's nodes; `rounds.cluster.Nodes` answers."""
 
     wait_s: float
 

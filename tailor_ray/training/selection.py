@@ -78,7 +78,7 @@ class Selection:
         return step, ModelRef(self.out.child(STUDENT).uri, model)
 
     def _export(self, weights: Mapping[str, torch.Tensor], name: str) -> list[FileEntry]:
-        return export_student(self.student, weights, self.out, self.scratch, self.config.max_shard_size, name)
+        return export_student(self.student, weights, self.out, self.scratch, name=name)
 
     def _answer(self, folder: Path) -> None:
         """Write what the student says to some questions, for the comparison with the engines."""

@@ -97,7 +97,7 @@ class _Worker:
             module = student.loss_module(config.triplet_margin, config.reflection, config.redi_floor)
             engine = Engine(module, config, self.workers, dtype)
             checkpoints = Checkpoints(
-                task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
+                task.out, task.fingerprint, rank=self.rank, workers=self.workers, attempt=str(task.started)
             )
             self._resume(checkpoints, engine)
             stepper = Stepper(plan, rows, engine, student, task.round, self.rank, self.device)
@@ -146,7 +146,7 @@ class _Worker:
     def _steps(
         self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection
     ) -> None:
-        pace, row = Pace(self.config.checkpoint_every_s, self.config.checkpoint_every_steps, self.done), None
+        pace, row = Pace(self.config.checkpoint_every_steps, self.done), None
         for step in range(self.done, plan.steps):
             row = stepper.step(step)
             self.done += 1

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.observe.faults import Fault, fault_in_text
+from tailor_ray.observe.faults import FaultKind, fault_in_text
 from tailor_ray.storage import Store
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ ENVIRONMENT = {
 class WorkersFailed(Exception):
     """A worker was lost, or ended by an error that is not ours; `fault` is its kind where a person must mend it."""
 
-    def __init__(self, message: str, out_of_memory: bool, fault: Fault | None = None) -> None:
+    def __init__(self, message: str, out_of_memory: bool, fault: FaultKind | None = None) -> None:
         super().__init__(message)
         self.out_of_memory = out_of_memory
         self.fault = fault

@@ -18,7 +18,7 @@ import pytest
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import StageId, stage_folder
 from tailor_ray.observe import metrics
-from tailor_ray.rounds.launch import run
+from tailor_ray.rounds.loop import run
 from tailor_ray.storage import Store, committed_parts, read_manifest
 from tests.integration.test_exam import engine_processes
 

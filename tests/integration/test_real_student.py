@@ -11,10 +11,10 @@ from tailor_ray.layout import BASE_STUDENT, StageId, stage_folder
 from tailor_ray.models import identify, read_model, resolve
 from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.ops import trial
-from tailor_ray.ops.line import Line
+from tailor_ray.ops.doctor import Finding
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Attempt, Question, Verdict, from_table
-from tailor_ray.rounds.launch import run
+from tailor_ray.rounds.loop import run
 from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, committed_parts, read_manifest, read_part
 from tailor_ray.student.sampling import Sampling
@@ -150,7 +150,7 @@ def test_the_doctor_shows_what_student_and_teacher_read_and_write(ray_cluster, s
     """On a cluster that is there; a mistake goes to the teacher, and the lesson is shown as it is learnt."""
     settings = config(tmp_path, student)
     found = list(trial.student(settings))
-    lines = {line.topic: line for line in found if isinstance(line, Line)}
+    lines = {line.topic: line for line in found if isinstance(line, Finding)}
     assert "<|im_start|>user" in lines["student is asked"].found
     assert "tokens read" in lines["student writes"].found
     assert "gold is" in lines["grader says"].found

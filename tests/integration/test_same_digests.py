@@ -4,7 +4,7 @@ import pytest
 
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import FIRST_STAGES, STAGES, StageId, stage_folder
-from tailor_ray.rounds.launch import run
+from tailor_ray.rounds.loop import run
 from tailor_ray.rounds.services import WorkerPools
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.student import exam

@@ -1,6 +1,6 @@
 """What became of mistakes, on exams written by hand."""
 
-from tailor_ray.observe.mistakes import MAX_CHARACTERS, mistake_rows, shorten
+from tailor_ray.observe.page_data import MAX_CHARACTERS, mistake_rows, shorten
 from tailor_ray.observe.summary import load_run, summarize
 from tests.observe.runs import attempt_row, commit_exam, lesson_row, make_run, write_lessons
 

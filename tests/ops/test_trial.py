@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tailor_ray.config import RunConfig
-from tailor_ray.config.advice import about_settings
+from tailor_ray.observe.advice import about_settings
 from tailor_ray.ops import doctor, trial
 from tailor_ray.records import Attempt, Question, Verdict
 

@@ -3,7 +3,7 @@
 import yaml
 
 from tailor_ray.config import load_config
-from tailor_ray.rounds.card import model_card
+from tailor_ray.rounds.stages import model_card
 
 
 def test_the_card_names_data_rounds_and_settings():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailor_ray.rounds.nodes import fits, shown
+from tailor_ray.rounds.cluster import fits, shown
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tailor_ray.errors import DataError
-from tailor_ray.observe.status import status
+from tailor_ray.ops.status import status
 from tailor_ray.storage import Lease, Store, commit_part
 from tests.observe.runs import make_run
 

@@ -1,6 +1,6 @@
 """The charts' data: what is left out, and how curves of several rounds follow each other."""
 
-from tailor_ray.observe.pictures import MAX_POINTS, loss_points, read_losses, run_charts
+from tailor_ray.observe.page_data import MAX_POINTS, loss_points, read_losses, run_charts
 from tailor_ray.observe.report import page_file
 from tailor_ray.observe.summary import load_run, step_count, summarize
 from tests.observe.runs import make_run
@@ -20,7 +20,7 @@ def test_curves_follow_each_other_whether_steps_count_from_0_or_1():
 
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", rounds=1, questions=4)
-    monkeypatch.setattr("tailor_ray.observe.pictures.MAX_POINTS", 20)
+    monkeypatch.setattr("tailor_ray.observe.page_data.MAX_POINTS", 20)
     (curve,) = read_losses(load_run(run)).values()
     assert len(curve) <= 21 < MAX_POINTS
     assert (curve[0]["step"], curve[-1]["step"]) == (1, 150)
