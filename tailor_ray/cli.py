@@ -267,7 +267,7 @@ def doctor(
 
     ask = config is not None
     if not examine(load_config(config, set_), lambda line: typer.echo(str(line)), ask, teacher):
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 @app.command("sandbox-teacher", hidden=True)  # its name until 0.2; read until 0.3

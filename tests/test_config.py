@@ -32,6 +32,8 @@ def write(tmp_path, text):
         ("teacher: {base_url: 'ftp://x'}", r"teacher\.teachers\.0\.base_url: base_url must be an http"),
         ("- a\n- b", "must hold a mapping of settings, not a list"),
         ("a: [", "not valid YAML"),
+        ("training: {steps: 5, epochs: 3, steps: 9}", r"not valid YAML: steps is set twice.*line 1, column 33"),
+        ("seed: 1\nname: a\nseed: 2", r"(?s)seed is set twice.*line 3"),
         ("a: 2026-13-45", "not valid YAML"),
         ("seed: 1" + "0" * 5000, "not valid YAML"),
         ("[" * 3000, "not valid YAML.*nested too deeply"),

@@ -192,6 +192,18 @@ def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _Settings(yaml.SafeLoader):
+    """YAML's safe types; refuses a key that a section has twice, of which PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is set twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, role: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -200,7 +212,7 @@ def _read_yaml(path: Path, role: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Settings)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError of a date or a number that is none
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except RecursionError:

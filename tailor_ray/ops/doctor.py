@@ -1,6 +1,6 @@
 """`tailor-ray doctor`: what works here, line by line, and what to do for each line that fails.
 
-Each check yields lines and never raises for what it looks for. The command exits 0 when no line failed. Of a
+Each check yields lines and never raises for what it looks for. The command exits 0 when no line failed, else 2. Of a
 configuration it also asks the student one question, and the teacher for one lesson where that is wanted (`trial`).
 """
 
