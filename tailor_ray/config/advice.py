@@ -13,7 +13,7 @@ LEAST_ROOM = 64  # tokens: a question of one sentence in a chat template takes a
 
 def about_settings(config: RunConfig) -> list[str]:
     """What is unusual; none of it for the tiny student, which is not pretrained."""
-    if config.student.model == "tiny":
+    if not config.student.is_given:
         return []
     student, training = config.student, config.training
     found = []

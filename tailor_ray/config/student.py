@@ -77,3 +77,8 @@ class StudentConfig(Section):
     """What engines do while the student trains. On GPUs auto stops them, for workers take their GPUs, and they start
     again on the new student; `sleep` and `never` are for engines and workers on GPUs of their own. On CPU auto does
     nothing."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the student is there before a run begins; `tiny` is made by the run."""
+        return self.model != "tiny"

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tailor_ray.demo.arithmetic import FaultyStep, Solution, first_fault, other_ways, solve
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.teacher import section, with_choices
 from tailor_ray.records import Question
-from tailor_ray.tasks.arithmetic import FaultyStep, Solution, first_fault, other_ways, solve
 
 _LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=\D*\Z)")
 STYLES = 3

@@ -129,7 +129,7 @@ def gpus(config: RunConfig) -> Iterator[Line]:
 
 def memory(config: RunConfig) -> Iterator[Line]:
     """Whether the student fits this machine's GPUs, trained and asked, by arithmetic."""
-    if config.student.model == "tiny" or shutil.which("nvidia-smi") is None:
+    if not config.student.is_given or shutil.which("nvidia-smi") is None:
         return
     from tailor_ray.models.memory import ROOM, engine_memory, training_memory
 

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from tailor_ray.config import RunConfig
+from tailor_ray.demo.schooling import school_tiny_student
 from tailor_ray.errors import DataError
 from tailor_ray.layout import (
     ATTEMPTS,
@@ -51,7 +52,6 @@ from tailor_ray.storage.parts import part_name
 from tailor_ray.student.exam import ExamJob, run_exam
 from tailor_ray.student.part_size import enough_to_know, questions_per_part
 from tailor_ray.student.sampling import Sampling
-from tailor_ray.student.school import school_tiny_student
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
@@ -128,7 +128,7 @@ def _write_questions(
 def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -> StageResult:
     """Make the tiny student, or say where every node finds the one that was given, which is tried before a run pays."""
     metrics: dict[str, Any] = {}
-    if config.student.model == "tiny":
+    if not config.student.is_given:
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
         steps = config.student.tiny.school_steps
         with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:

@@ -215,7 +215,10 @@ class Supervisor:
         return checksums.pop()
 
     def release(self, how: str) -> None:
-        """Give memory back for training: `sleep` keeps the processes, `stop` ends them; `load` brings both back."""
+        """Give memory back for training; `load` brings the engines back.
+
+        `how` is sleep, which keeps the processes, or stop, which ends them. With any other word nothing is done.
+        """
         if how == "sleep":
             sleeping = [slot.handle.sleep.remote() for slot in self._slots if slot.handle is not None]
             for reference in sleeping:

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.demo import arithmetic
 from tailor_ray.prompts.student import StudentPrompt
-from tailor_ray.tasks import arithmetic
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last
 SchoolRow = tuple[list[int], list[int]]  # token ids of prompt and completion, the latter with its end of sequence

@@ -40,7 +40,7 @@ class Schoolroom:
 
         `prompt` is the form in which it will be asked. Returns its reference and the figures of `make_tiny_student`.
         """
-        from tailor_ray.student.tiny import make_tiny_student
+        from tailor_ray.demo.tiny import make_tiny_student
 
         with tempfile.TemporaryDirectory(prefix="tailor-school-") as scratch:
             folder = Path(scratch)

@@ -5,7 +5,7 @@ Each question wording is used both to write and to read (see `language.py`). So 
 
 from __future__ import annotations
 
-from tailor_ray.tasks.arithmetic.language import Family, Way
+from tailor_ray.demo.arithmetic.language import Family, Way
 
 FAMILIES: tuple[Family, ...] = (
     Family(
