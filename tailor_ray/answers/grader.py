@@ -7,12 +7,27 @@ never wrong.
 
 Grading never raises for what a model wrote. It takes time linear in its capped length (kinds `math` and `regex`:
 bounded time). It is safe on any thread.
+
+A question has a *standing* in one exam, from the verdicts of its attempts. Disputed ones and engine errors say nothing
+of the student and are left out.
+
+- solved: more than half of the attempts are correct;
+- mistaken: not solved, and at least one attempt is wrong by both verifiers;
+- undecided: anything else (no attempt left, or only unparsed and truncated ones beside the correct).
+
+Between one exam and the next a question is *fixed* (mistaken, now solved) or *regressed* (solved, now mistaken). It is
+*stubborn* (mistaken both times) or *kept* (solved both times). An undecided standing on either side counts as
+`undecided`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
@@ -20,15 +35,17 @@ from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
 from tailor_ray.answers.strings import (
     Judge,
+    balanced,
     check_pattern,
     concluded,
     ends_with,
     ends_with_match,
+    first_expression,
     load_function,
     matches,
     normalize,
+    second_expression,
 )
-from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.records import AnswerKind, Question, Verdict
 
 
@@ -189,3 +206,46 @@ def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
 
 def _word(says: bool | None) -> str:
     return {True: "correct", False: "wrong", None: "no answer found"}[says]
+
+
+CHANGES = ("fixed", "regressed", "stubborn", "kept", "undecided")
+SAYS_NOTHING = frozenset({Verdict.DISPUTED, Verdict.ERROR})
+
+
+def standing(verdicts: Iterable[str]) -> str:
+    """How a question stands, by the verdicts of its attempts.
+
+    Returns solved, mistaken or undecided, as the module's contract says.
+    """
+    counted = [verdict for verdict in verdicts if verdict not in SAYS_NOTHING]
+    if 2 * counted.count(Verdict.CORRECT) > len(counted):
+        return "solved"
+    return "mistaken" if Verdict.WRONG in counted else "undecided"
+
+
+def change(before: str, now: str) -> str:
+    """One of CHANGES, from two standings."""
+    if "undecided" in (before, now):
+        return "undecided"
+    if before == "mistaken":
+        return "fixed" if now == "solved" else "stubborn"
+    return "regressed" if now == "mistaken" else "kept"
+
+
+def compare(before: pa.Table, now: pa.Table) -> dict[str, int]:
+    """How the questions changed that both exams asked.
+
+    `before` and `now` have the columns question_id and verdict. Returns a count for each of CHANGES.
+    """
+    old, new = (
+        {name: standing(verdicts) for name, verdicts in _verdicts(attempts).items()} for attempts in (before, now)
+    )
+    counted = Counter(change(old[name], new[name]) for name in old.keys() & new.keys())
+    return {name: counted[name] for name in CHANGES}
+
+
+def _verdicts(attempts: pa.Table) -> dict[str, list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name, verdict in zip(attempts["question_id"].to_pylist(), attempts["verdict"].to_pylist(), strict=True):
+        groups[name].append(verdict)
+    return groups

@@ -36,8 +36,7 @@ from tailor_ray.answers.conclusion import (
     sentences,
     unlabelled,
 )
-from tailor_ray.answers.spelling import plain, spelled
-from tailor_ray.answers.words import SCALES, UNREAD, digits
+from tailor_ray.answers.spelling import SCALES, UNREAD, digits, plain, spelled
 
 _CURRENCY = r"(?:(?:USD|EUR|GBP|INR|Rs\.?|US|AUD?|CAD?)\s?)?[$€£¥₹]?"
 _NUMBER = re.compile(

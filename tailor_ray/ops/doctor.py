@@ -24,7 +24,7 @@ from tailor_ray.ops.line import Line
 from tailor_ray.storage import Store
 
 if TYPE_CHECKING:
-    from tailor_ray.models.memory import Shape
+    from tailor_ray.models.folder import Shape
 
 # The versions that were measured to run together; another one may work, and is said.
 VERSIONS = {
@@ -131,7 +131,7 @@ def memory(config: RunConfig) -> Iterator[Line]:
     """Whether the student fits this machine's GPUs, trained and asked, by arithmetic."""
     if not config.student.is_given or shutil.which("nvidia-smi") is None:
         return
-    from tailor_ray.models.memory import ROOM, engine_memory, training_memory
+    from tailor_ray.models.folder import ROOM, engine_memory, training_memory
 
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     sizes = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
@@ -164,7 +164,7 @@ def _shape(config: RunConfig) -> Shape:
     """Of the student, from its configuration alone: no weights are fetched for it."""
     from transformers import AutoConfig
 
-    from tailor_ray.models.memory import Shape
+    from tailor_ray.models.folder import Shape
 
     model = config.student.model
     if "://" in model:

@@ -29,7 +29,7 @@ from tailor_ray.layout import (
     student_after,
 )
 from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.observe import advice
 from tailor_ray.observe.metrics import part_answered
 from tailor_ray.prompts.student import StudentPrompt
@@ -49,15 +49,14 @@ from tailor_ray.storage import (
     stage_parts,
 )
 from tailor_ray.storage.parts import part_name
-from tailor_ray.student.exam import ExamJob, run_exam
-from tailor_ray.student.part_size import enough_to_know, questions_per_part
+from tailor_ray.student.exam import ExamJob, enough_to_know, questions_per_part, run_exam
 from tailor_ray.student.sampling import Sampling
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
 from tailor_ray.teacher.teach import teach as ask_teacher
-from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers
 from tailor_ray.training.example_parts import ExamplesJob, make_examples
+from tailor_ray.training.held_out import HeldOut, check_agreement, read_answers
 from tailor_ray.training.launch import TrainJob
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from tailor_ray.answers import Grade, Grader
-from tailor_ray.answers.standing import compare
+from tailor_ray.answers.grader import compare
 from tailor_ray.layout import ATTEMPTS, answered_folder
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import ATTEMPT_SCHEMA, Question, Verdict, from_table

@@ -12,10 +12,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.records import Lesson, LessonKind, Question, TrainExample, Verdict
+
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 
 class Answered(Protocol):

@@ -6,15 +6,19 @@ targets, in slices whose memory is bounded whatever the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tailor_ray.models import ModelRef, resolve
+from tailor_ray.records import TrainExample
 from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, token_nll, triplet_sum
 from tailor_ray.training.packing import Pack
+from tailor_ray.training.tokens import TokenExample, tokenize_examples
 from tailor_ray.training.tree import TreeAttention
 
 LOGITS_AT_ONCE = 1 << 25  # logits kept for the backward pass: 128 MiB in float32, as much again for their gradient
@@ -157,3 +161,43 @@ def decoder_of(student: Any) -> Any:
     """What makes the hidden states: the model less its output layer. Of some (Llama 4) `base_model` is the whole."""
     inside = (student.base_model, student.get_decoder(), getattr(student, "model", None))
     return next((part for part in inside if part is not None and part is not student), student)
+
+
+UNFIT = float("inf")  # of a row whose prompt leaves no room
+
+
+def fit_scores(
+    student: Any,
+    tokenizer: Any,
+    rows: Sequence[tuple[str, str]],
+    max_length: int,
+    special_tokens: bool,
+    by: Literal["nll", "rank"],
+) -> list[float]:
+    """Of each (prompt, completion), tokenized as it would be trained on."""
+    examples = [TrainExample(str(number), *row, None, None) for number, row in enumerate(rows)]
+    data = tokenize_examples(examples, tokenizer, max_length, max_length, "none", special_tokens)
+    scores = [UNFIT] * len(rows)
+    for place, example in zip(data.kept.tolist(), data.examples, strict=True):
+        scores[place] = _score(student, example, by)
+    return scores
+
+
+@torch.no_grad()
+def _score(student: Any, example: TokenExample, by: str) -> float:
+    ids = torch.tensor([example.prompt + example.rationale])
+    hidden_TH = decoder_of(student)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    begin = len(example.prompt)
+    logits_KV, targets_K = student.get_output_embeddings()(hidden_TH[begin - 1 : -1]).float(), ids[0, begin:]
+    if by == "nll":
+        return token_nll(logits_KV, targets_K).mean().item()
+    above_K = (logits_KV > logits_KV.gather(1, targets_K[:, None])).sum(dim=1)
+    return (1 + above_K.double()).mean().item()
+
+
+@lru_cache(maxsize=1)
+def student_on_cpu(student: ModelRef) -> Any:
+    """Once per process, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve(student), dtype=torch.float32).eval()

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models import ModelRef
+from tailor_ray.training.engine import gathering, loading
 from tailor_ray.training.forward import StudentLoss, decoder_of
 from tailor_ray.training.tokens import token_limit
 from tailor_ray.training.tree import TreeAttention
 from tailor_ray.training.trial import switch_noise_off, try_layouts
-from tailor_ray.training.zero import gathering, loading
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig
@@ -178,13 +176,3 @@ def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tu
             "set it to attached"
         )
     return None, f"separate passes ({reason})"
-
-
-def trained_parameters(module: nn.Module, weight_decay: float) -> list[Mapping[str, Any]]:
-    """Parameter groups of AdamW: norms and biases do not decay."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for p in module.parameters():
-        if p.requires_grad:
-            groups[len(getattr(p, "ds_shape", p.shape)) < 2].append(p)  # in shards a parameter is empty here
-    decays = zip(groups, (weight_decay, 0.0), strict=True)
-    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]

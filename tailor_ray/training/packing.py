@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailor_ray.training.schedule import MIN_ROOT, common_prefix
+from tailor_ray.training.plan import MIN_ROOT, common_prefix
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree
 

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from tailor_ray.errors import StageError
 from tailor_ray.training.engine import Engine
+from tailor_ray.training.example_parts import NodeRows
 from tailor_ray.training.forward import Sums
 from tailor_ray.training.model import Student
-from tailor_ray.training.node_rows import NodeRows
 from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree
-from tailor_ray.training.plan import Plan
-from tailor_ray.training.schedule import learning_rate, split_batch
+from tailor_ray.training.plan import Plan, learning_rate, split_batch
 from tailor_ray.training.tokens import TokenExample
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ again; an error of ours ends all workers alike and is returned, for what is rais
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -21,6 +22,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import Stopped, TailorError
@@ -28,14 +31,13 @@ from tailor_ray.layout import EXAMPLES, LOG, STEPS
 from tailor_ray.models import ModelRef, resolve, write_model
 from tailor_ray.observe import metrics
 from tailor_ray.storage import Part, Store, commit_part, stage_parts
-from tailor_ray.training.agreement import HeldOut
 from tailor_ray.training.checkpoint import Checkpoints, Pace
 from tailor_ray.training.engine import Engine, choose_dtype
+from tailor_ray.training.example_parts import node_rows
 from tailor_ray.training.export import masters_of, try_export
+from tailor_ray.training.held_out import HeldOut, Selection
 from tailor_ray.training.model import Student, load_student
-from tailor_ray.training.node_rows import node_rows
 from tailor_ray.training.plan import PartShape, Plan
-from tailor_ray.training.selection import Selection
 from tailor_ray.training.steps import History, Stepper
 
 log = logging.getLogger(__name__)
@@ -269,3 +271,50 @@ def _peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+UNUSED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
+
+
+class LeanTrainer(TorchTrainer):
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED]
+
+
+class DeviceBackend(TorchConfig):
+    """Workers talk by NCCL where worker 0 sees a GPU, else by gloo: a cluster may count GPUs that torch cannot use."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configuration's `backend`
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        backend_config.backend = "nccl" if worker_group.execute_single(0, _sees_gpu) else "gloo"
+        super().on_start(worker_group, backend_config)
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def take_jobs(settings: dict[str, Any]) -> None:
+    """One worker's loop: do the queue's jobs, one after the other, until there are no more."""
+    import ray.train
+
+    # with its level, or a warning would count as chatter where the driver reads it
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+    first = ray.train.get_context().get_world_rank() == 0
+    number = 0
+    while (job := ray.get(settings["queue"].get.remote(number))) is not None:
+        result = run_worker(WorkerTask(**job))
+        if first:
+            ray.get(settings["queue"].finish.remote(number, result))
+        del result
+        gc.collect()  # the last job's model and optimizer refer to each other
+        number += 1

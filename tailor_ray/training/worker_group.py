@@ -155,7 +155,7 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, queue: Any) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.config import FailureConfig
 
-    from tailor_ray.training.trainer import DeviceBackend, LeanTrainer, take_jobs
+    from tailor_ray.training.worker import DeviceBackend, LeanTrainer, take_jobs
 
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if gpus:
