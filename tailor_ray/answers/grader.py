@@ -224,7 +224,7 @@ def standing(verdicts: Iterable[str]) -> str:
 
 
 def change(before: str, now: str) -> str:
-    """One of CHANGES, from two standings."""
+    """What became of a question: one of CHANGES, by its standings `before` and `now`."""
     if "undecided" in (before, now):
         return "undecided"
     if before == "mistaken":
@@ -237,15 +237,9 @@ def compare(before: pa.Table, now: pa.Table) -> dict[str, int]:
 
     `before` and `now` have the columns question_id and verdict. Returns a count for each of CHANGES.
     """
-    old, new = (
-        {name: standing(verdicts) for name, verdicts in _verdicts(attempts).items()} for attempts in (before, now)
-    )
-    counted = Counter(change(old[name], new[name]) for name in old.keys() & new.keys())
+    old, new = (defaultdict[str, list[str]](list) for _ in range(2))
+    for verdicts, attempts in ((old, before), (new, now)):
+        for name, verdict in zip(attempts["question_id"].to_pylist(), attempts["verdict"].to_pylist(), strict=True):
+            verdicts[name].append(verdict)
+    counted = Counter(change(standing(old[name]), standing(new[name])) for name in old.keys() & new.keys())
     return {name: counted[name] for name in CHANGES}
-
-
-def _verdicts(attempts: pa.Table) -> dict[str, list[str]]:
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name, verdict in zip(attempts["question_id"].to_pylist(), attempts["verdict"].to_pylist(), strict=True):
-        groups[name].append(verdict)
-    return groups

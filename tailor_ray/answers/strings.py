@@ -30,6 +30,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -200,7 +201,8 @@ def _equal(gold: str, said: str) -> bool | None:
         _WORD.search(re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", "", said)) and not _DELIMITED.search(said[1:])
     ):
         return None
-    if _depth(said) > MAX_DEPTH:
+    depths = accumulate((character in "([{") - (character in ")]}") for character in said)
+    if max(depths, default=0) > MAX_DEPTH:
         return None
     return _ask(gold if _DELIMITED.search(gold) else f"${gold}$", said)
 
@@ -213,15 +215,6 @@ def _expression(said: str) -> str:
 @lru_cache(maxsize=4096)
 def _ask(gold: str, said: str) -> bool | None:
     return _PROCESS.ask({"gold": gold, "said": said}).get("right")
-
-
-def _depth(text: str) -> int:
-    """How deep brackets of any kind are nested, closed or not."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
 
 
 class _Process:

@@ -1,6 +1,10 @@
-"""A model's files in a local folder: which they are, whether they make a student, what shape they have.
+"""A model's files in a local folder: which they are, whether they make a student, its shape and the memory it takes.
 
-Nothing here imports torch. A wrong folder is refused within a second.
+Nothing here imports torch. A wrong folder is refused within a second. No weights are loaded, so a run that cannot fit a
+GPU is found before anything is spent.
+
+Memory is computed from a model's configuration and the run's. Out: gibibytes by what they are for, on the fullest GPU.
+The sums are those of jobs/benchmarks/training.md. Kernels and fragments take some 8 % besides, which `ROOM` leaves.
 """
 
 from __future__ import annotations
@@ -106,6 +110,8 @@ def context_length(folder: Path, wanted: int) -> int:
     return min(wanted, int(config.get("max_position_embeddings") or wanted))
 
 
+# Memory, by arithmetic.
+
 GIB = 2**30
 ROOM = 0.92  # of a GPU's memory that may be planned with
 BUCKET = 2 * 500_000_000  # gradients that DeepSpeed sums up at a time, twice, in half precision
@@ -125,7 +131,7 @@ class Shape:
 
     @classmethod
     def of(cls, folder: Path, config: Any) -> Shape:
-        """Of transformers' configuration `config`.
+        """The shape of a model with transformers' configuration `config`.
 
         The parameters are counted in the weights in `folder`, where it has any, and else estimated from the shape.
         """
@@ -164,7 +170,10 @@ def training_memory(shape: Shape, config: TrainingConfig, gpu_gib: float, half: 
     """
     width, workers = (2 if half else 4), config.workers
     stage = max(1, config.zero_stage) if half else config.zero_stage
-    trained = shape.parameters if config.lora is None else _adapters(shape, config.lora.rank)
+    trained = shape.parameters
+    if config.lora is not None:  # adapters of all linear layers
+        linear = 4 * shape.hidden + 2 * (shape.hidden + shape.key_value_size) + 3 * (shape.hidden + shape.intermediate)
+        trained = config.lora.rank * shape.layers * linear
     weights = width * shape.parameters / (workers if stage == 3 else 1)
     if config.offload_parameters:
         weights = 0.0
@@ -180,12 +189,6 @@ def training_memory(shape: Shape, config: TrainingConfig, gpu_gib: float, half: 
         "context": CONTEXT,
     }
     return {name: value / GIB for name, value in sums.items()}
-
-
-def _adapters(shape: Shape, rank: int) -> int:
-    """Parameters of low-rank adapters of all linear layers."""
-    layer = 4 * shape.hidden + 2 * (shape.hidden + shape.key_value_size) + 3 * (shape.hidden + shape.intermediate)
-    return rank * shape.layers * layer
 
 
 def _activations(shape: Shape, config: TrainingConfig, width: int) -> float:

@@ -13,6 +13,11 @@ The same seed gives the same attempts whatever the parts, their order or the num
 computes a sequence alike in every company. On CPU in float32 it did in all tests. In half precision, on GPUs, and
 between kinds of hardware, sums are taken in an order that depends on what else is decoded. A close call between two
 tokens may then fall the other way, and that sample goes on differently.
+
+A part is what is answered, taught and committed together. It is to be some seconds' to a minute's work of the engines.
+A small exam of training questions is to have several parts. So teaching begins while it goes on. Other exams have few,
+for several parts at a time take as many processes. The size depends on the settings alone, so a run is the same on
+every cluster.
 """
 
 from __future__ import annotations
@@ -181,6 +186,8 @@ def _stream(examiner: Examiner, todo: list[Part]) -> Iterator[Part]:
     except ray.exceptions.WorkerCrashedError as error:
         raise StageError(f"the workers that grade the exam died: {error}; run it again") from error
 
+
+# How many questions are one part.
 
 TOKENS_PER_ENGINE = 32_768  # the most that a part's answers hold: 10 s of a GPU's engine, two minutes of a CPU's
 ENGINES = 2  # what `student.engines: auto` counts as

@@ -1,12 +1,17 @@
 """The tree's attention on CPU, block by block, each block computed once and no key copied.
 
 In: queries, keys and values of a tree's row. Out: what `Tree.attend` gives, and its gradient. The row is cut into
-blocks in which all queries see all keys, or are causal: demos among themselves, everything on the demos, main rows
-among themselves, sides on their trunk, sides among themselves. Torch's CPU kernel gives each block's output and its
-log-sum-exp; outputs are merged by the latter. In the backward pass, the kernel is handed the merged output and
-log-sum-exp: softmax probabilities are exp(score − log-sum-exp), so each block then yields its share of the exact
-gradient (as in ring attention). No block is masked, for a mask makes the kernel's forward pass 16 times slower at 85
-keys; and a causal block is cut in halves, for the kernel computes squares of up to 512 keys whole.
+blocks in which all queries see all keys, or are causal. These are demos among themselves, everything on the demos, main
+rows among themselves, sides on their trunk, sides among themselves.
+
+Torch's CPU kernel gives each block's output and its log-sum-exp. Outputs are merged by the latter. In the backward pass
+the kernel is handed the merged output and log-sum-exp. Softmax probabilities are exp(score − log-sum-exp), so each
+block then yields its share of the exact gradient (as in ring attention).
+
+No block is masked, for a mask makes the kernel's forward pass 16 times slower at 85 keys. A causal block is cut in
+halves, for the kernel computes squares of up to 512 keys whole.
+
+`Spans` are ragged spans of a row as padded blocks and back. `Layout` is what the kernels know of a row's layout.
 
 Axes as in tree.py. Blocks are (rows, H, length, E), flat tensors (T, H, E).
 """

@@ -1,8 +1,12 @@
-"""DeepSpeed around the student: precision, one optimizer step, what training goes on from.
+"""DeepSpeed around the student: its settings, precision, one optimizer step, what training goes on from.
 
-In: the loss module. Out: an engine whose `step` takes the summed gradient of all passes and workers. What always
-holds: DeepSpeed averages gradients over workers, so a worker's loss is multiplied by their number, and with sums
-divided by global counts the step is that of one worker with the whole batch.
+In: the loss module and the training's settings. Out: an engine whose `step` takes the summed gradient of all passes and
+workers. For ZeRO-3 there are two contexts besides. In `loading` a student is loaded so that each worker keeps its share
+alone. In `gathering` such a student can be tried before it has an optimizer.
+
+Always holds. DeepSpeed averages gradients over workers, so a worker's loss is multiplied by their number. With sums
+divided by global counts the step is then that of one worker with the whole batch. No worker's device has more of a
+ZeRO-3 student than its share and the layer at hand.
 """
 
 from __future__ import annotations
@@ -26,7 +30,11 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # of a parameter, in a sn
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it. Raises ConfigError for float16 on CPU, which DeepSpeed cannot scale."""
+    """The precision to train in on `device`.
+
+    Returns `precision`, or for `auto` bfloat16 on GPUs that have it and float32 elsewhere. Raises ConfigError for
+    float16 on a CPU, which DeepSpeed cannot scale.
+    """
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if precision == "float16" and device.type == "cpu":
@@ -73,24 +81,25 @@ class Engine:
         self.inner.backward(loss * self.workers)
 
     def step(self) -> tuple[float, bool]:
-        """Update the weights; the gradient's global norm, and whether the step was skipped by loss scaling."""
+        """Update the weights from the gradients that `backward` summed up.
+
+        Returns the gradient's global norm, and whether the step was skipped by loss scaling.
+        """
         skipped = self.inner.skipped_steps
-        norm = self._plain_norm() if self.stage == 0 else None
+        norm = None
+        if self.stage == 0:  # ZeRO stages compute it; plain data parallelism has whole gradients on each worker
+            grads = [p.grad for p in self.inner.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
         self.inner.step()
         if norm is None:
             found = self.inner.get_global_grad_norm()
             norm = float("nan") if found is None else float(found)
         return norm, self.inner.skipped_steps > skipped
 
-    def _plain_norm(self) -> float:
-        """ZeRO stages compute it; plain data parallelism has whole gradients on each worker."""
-        grads = [p.grad for p in self.inner.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
-
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The module's whole weights in host memory, trained ones in float32, on worker 0; {} elsewhere.
+        """The module's whole weights in host memory, trained ones in float32.
 
-        All workers must call it, for each holds a part.
+        All workers must call it, for each holds a part. Returns them on worker 0, and {} elsewhere.
         """
         module, first = self.inner.module, torch.distributed.get_rank() == 0
         out = {}
@@ -104,10 +113,11 @@ class Engine:
     def snapshot(self, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What training goes on from: this worker's share of whole tensors, in host memory, and figures.
 
-        Each parameter with its two moments is with one worker, so any number of workers can go on. All must call it.
+        Each parameter with its two moments is with one worker, so any number of workers can go on. All must call it,
+        each with its `rank`. Returns the tensors by "name kind", and the optimizer's steps and loss scale.
         """
         tensors = {}
-        steps = self._steps()
+        steps = int(next((state["step"] for state in self._adam.state.values() if "step" in state), 0))
         if steps:
             self._link_moments()
         for number, (name, p) in enumerate(self._trained()):
@@ -115,7 +125,9 @@ class Engine:
                 value = self._whole(p, kind)
                 if number % self.workers == rank:
                     tensors[f"{name} {kind}"] = value.to("cpu", copy=True)
-        return tensors, {"steps": steps, "scale": _numbers(getattr(self.inner.optimizer, "loss_scaler", None))}
+        scaler = getattr(self.inner.optimizer, "loss_scaler", None)
+        numbers = {} if scaler is None else {k: v for k, v in vars(scaler).items() if type(v) in (int, float)}
+        return tensors, {"steps": steps, "scale": numbers}
 
     def restore(self, tensors: Iterable[tuple[str, torch.Tensor]], figures: Mapping[str, Any]) -> None:
         """Go on from what all workers' `snapshot` gave. All must call it with the same."""
@@ -129,7 +141,10 @@ class Engine:
             vars(self.inner.optimizer.loss_scaler).update(figures["scale"])
 
     def set_masters(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Begin from these float32 weights, by the student's names, where the student itself was loaded in less."""
+        """Begin from float32 weights where the student itself was loaded in less.
+
+        `weights` are named as in the student; those that are not trained are left out.
+        """
         parameters = {name.removeprefix("student."): p for name, p in self._trained()}
         for name, value in weights:
             if name in parameters:
@@ -142,9 +157,6 @@ class Engine:
     def _adam(self) -> torch.optim.Optimizer:
         """Torch's own, below DeepSpeed's."""
         return self.inner.optimizer.optimizer if self.stage else self.inner.optimizer
-
-    def _steps(self) -> int:
-        return int(next((state["step"] for state in self._adam.state.values() if "step" in state), 0))
 
     def _whole(self, p: torch.nn.Parameter, kind: str = WEIGHT) -> torch.Tensor:
         import deepspeed
@@ -193,10 +205,6 @@ class Engine:
             self.inner.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _numbers(holder: Any) -> dict[str, float]:
-    return {} if holder is None else {k: v for k, v in vars(holder).items() if type(v) in (int, float)}
-
-
 def zero_stage(config: TrainingConfig, dtype: torch.dtype) -> int:
     """`training.zero_stage`, but 1 for 0 in half precision: DeepSpeed's optimizer without ZeRO falls a step behind.
 
@@ -206,7 +214,10 @@ def zero_stage(config: TrainingConfig, dtype: torch.dtype) -> int:
 
 
 def deepspeed_settings(config: TrainingConfig, workers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own configuration. It counts one pass a step: we tell it which pass is a step's last."""
+    """DeepSpeed's own configuration.
+
+    It counts one pass a step: `Engine.backward` tells it which pass is a step's last. Returns what `initialize` takes.
+    """
     zero: dict[str, Any] = {"stage": zero_stage(config, dtype), "overlap_comm": False}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -238,7 +249,10 @@ def in_shards(config: TrainingConfig) -> bool:
 
 @contextmanager
 def loading(config: TrainingConfig, dtype: torch.dtype) -> Iterator[None]:
-    """What transformers loads inside is parted parameter by parameter, if it is to lie `in_shards`."""
+    """Load a student inside: transformers parts it parameter by parameter, if it is to lie `in_shards`.
+
+    `dtype` is what will be trained in.
+    """
     if not in_shards(config):
         yield
         return
@@ -255,7 +269,10 @@ def loading(config: TrainingConfig, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def gathering(model: nn.Module, config: TrainingConfig, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, each layer's parameters are gathered for its own passes: what DeepSpeed does without an optimizer."""
+    """Try a student inside: each layer's parameters are gathered for its own passes.
+
+    It is what DeepSpeed does without an optimizer. A `model` that does not lie `in_shards` is left as it is.
+    """
     if not in_shards(config):
         yield
         return
@@ -272,7 +289,10 @@ def gathering(model: nn.Module, config: TrainingConfig, dtype: torch.dtype) -> I
 
 
 def import_deepspeed() -> Any:
-    """Without MLflow, which its autotuner imports where it is installed: 2.7 of 6 s at the start of every worker."""
+    """DeepSpeed without MLflow, which its autotuner imports where it is installed.
+
+    That takes 2.7 of 6 s at the start of every worker. Returns the module.
+    """
     absent = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
     try:
         import deepspeed

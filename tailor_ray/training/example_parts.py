@@ -1,9 +1,14 @@
-"""The stage `examples`: one Ray task per part builds its examples, tokenizes and writes them.
+"""The parts of the stage `examples`: made by one Ray task per part, read by workers from their node's copy.
 
 In: part i of the questions, of every round's lessons and of the latest exam's attempts. Out: part i of the examples,
-texts beside token ids, and a record with counts and with what a training plan needs of its rows. What always holds:
-a part depends on the same parts of earlier stages alone; the driver sees counts, never rows; parts that were committed
-before are kept, after their rows were found to be whole.
+texts beside token ids. Its record has counts, and what a training plan needs of its rows.
+
+Always holds. A part depends on the same parts of earlier stages alone. The driver sees counts, never rows. Parts that
+were committed before are kept, after their rows were found to be whole.
+
+`node_rows` reads them. The workers of a node verify and copy each part to it once, into an Arrow file of its token ids.
+Files are mapped. So a worker holds no more in memory than the step's own rows and what the page cache keeps. The copy
+is reused by a retry. It goes with the end of the training or, where that was killed, with the next training there.
 """
 
 from __future__ import annotations
@@ -80,10 +85,11 @@ class ExamplesJob:
 def make_examples(
     job: ExamplesJob, count: int, on_part: Callable[[Part], None] = lambda _: None
 ) -> tuple[PartsDigest, dict[str, Any]]:
-    """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
+    """Make all `count` parts, with Ray initialised.
 
-    Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
-    `truncated` and `skipped`, and for the last two, under `truncated_ids` and `skipped_ids`, the first question ids.
+    `on_part` gets the record of each as it is done. Returns what the manifest says of the parts, and the sums of their
+    counts: those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
+    `truncated` and `skipped`. For the last two the first question ids are listed as `truncated_ids` and `skipped_ids`.
     Errors of ours arrive as they were raised in the task.
     """
     counts: Counter[str] = Counter()
@@ -105,7 +111,7 @@ def make_examples(
 
 
 def write_examples(job: ExamplesJob, index: int) -> Part:
-    """Make part `index`; raises CorruptionError for a damaged part of an earlier stage, ModelError for the student."""
+    """Make part `index`. Raises CorruptionError for a damaged part of an earlier stage, ModelError for the student."""
     tokenizer, max_length = _tokenizer(job.student, job.config.max_length)
     examples, counts = build_examples(
         questions=_rows(job.questions, SPLITS[0], index, Question),
@@ -142,7 +148,11 @@ def commit_examples(
     counts: Mapping[str, int] = MappingProxyType({}),
     branches: bool = False,
 ) -> Part:
-    """Tokenize and write one part; its record adds to `counts` what became of the examples."""
+    """Tokenize and write part `index` below `out`.
+
+    `max_length` bounds prompt plus completion, in tokens. `special_tokens` and `branches` are as in
+    `tokenize_examples`. Returns its record, which adds to `counts` what became of the examples.
+    """
     data = tokenize_examples(
         examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens, branches
     )
@@ -241,11 +251,8 @@ class NodeRows:
         self._open = lru_cache(OPEN_PARTS)(open_part)
 
     def take(self, indices: Iterable[int]) -> list[TokenExample]:
-        return [self._row(index) for index in indices]
-
-    def _row(self, index: int) -> TokenExample:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._open(part)[index - int(self._ends[part]) + self._counts[part]]
+        places = ((index, int(np.searchsorted(self._ends, index, side="right"))) for index in indices)
+        return [self._open(part)[index - int(self._ends[part]) + self._counts[part]] for index, part in places]
 
 
 @contextmanager
@@ -254,7 +261,8 @@ def node_rows(
 ) -> Iterator[NodeRows]:
     """The rows of all parts, of which this worker copies its share to the node.
 
-    `together` runs this share and returns when all workers did theirs. Raises CorruptionError for a damaged part.
+    `store` holds `parts`. This is worker `local_rank` of the `local_workers` of its node. `together` runs its share and
+    returns when all workers did theirs. Raises CorruptionError for a damaged part.
     """
     name = hashlib.sha256(f"{store.uri} {PartsDigest.of(parts).sha256}".encode()).hexdigest()[:32]
     with _held(node_cache() / "examples", name) as folder:

@@ -1,7 +1,11 @@
-"""The student's forward pass as sums of both terms.
+"""The student's forward pass: as sums of both loss terms, or as how well texts fit it.
 
-In: a `Pack`. Out: `Sums`, to be divided by the step's global counts. The decoder runs once; logits are made only at
+In: a `Pack`. Out: `Sums`, to be divided by the step's global counts. The decoder runs once. Logits are made only at
 targets, in slices whose memory is bounded whatever the vocabulary.
+
+Of texts: prompts with completions in, one number for each out, the less the better. It is the mean negative log-
+likelihood of the completion's tokens in nats. Or it is their mean rank in the student's predictions, 1 for the
+likeliest. Each row is a forward pass by itself, so a number depends on its row alone.
 """
 
 from __future__ import annotations
@@ -147,7 +151,10 @@ class _SlicedHead(torch.autograd.Function):
 
 
 def hidden_states(student: Any, attention: TreeAttention | None, pack: Pack) -> Tensor:
-    """Last hidden states after the final norm, (T, H) over all rows of the pack."""
+    """The last hidden states of a pass, after the final norm.
+
+    `attention` is the student's where `pack` is a tree. Returns (T, H) over all rows of the pack.
+    """
     if pack.tree is not None:
         assert attention is not None, "a tree needs the tree's attention"
         attention.tree = pack.tree
@@ -174,7 +181,12 @@ def fit_scores(
     special_tokens: bool,
     by: Literal["nll", "rank"],
 ) -> list[float]:
-    """Of each (prompt, completion), tokenized as it would be trained on."""
+    """How well completions fit the student, tokenized as they would be trained on.
+
+    `rows` are pairs of prompt and completion, cut at `max_length` tokens together. `by` says what is measured, and
+    `special_tokens` whether the tokenizer adds its own to a prompt. Returns one number for each row, the less the
+    better, and UNFIT where the prompt leaves no room.
+    """
     examples = [TrainExample(str(number), *row, None, None) for number, row in enumerate(rows)]
     data = tokenize_examples(examples, tokenizer, max_length, max_length, "none", special_tokens)
     scores = [UNFIT] * len(rows)
@@ -197,7 +209,7 @@ def _score(student: Any, example: TokenExample, by: str) -> float:
 
 @lru_cache(maxsize=1)
 def student_on_cpu(student: ModelRef) -> Any:
-    """Once per process, in float32."""
+    """The model of `student` in float32, loaded once per process."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(resolve(student), dtype=torch.float32).eval()

@@ -1,9 +1,17 @@
-"""Does the exported student say the same in transformers and in the engines?
+"""What held-out questions decide: which student of a round is kept, and whether the engines say what transformers does.
 
-In: validation questions. Out: on the worker that exported the student, what transformers answers greedily; in the
-driver, before the round is committed, a comparison with the engines' greedy answers. What always holds: two answers
-may part only where transformers itself was undecided, by less than `TIES` between its two best tokens: the order of
-float additions decides there, and each engine has its own.
+`Selection` keeps the last student, or the best of several. In: the job and its worker's engine. Out: candidates below
+`<out>/candidates/`, each a whole Hugging Face folder with a score, and at the end `<out>/student/`.
+
+Always holds. A candidate's step depends on the settings alone. So training that was resumed finds the candidates that
+it made before, or makes the same again. The test split is never asked. Of equal scores the later student is kept.
+
+`greedy_answers` is what transformers answers greedily, on the worker that exported the student. `check_agreement`
+compares it with the engines' greedy answers, in the driver, before the round is committed. Two answers may part only
+where transformers itself was undecided, by less than `TIES` between its two best tokens. The order of float additions
+decides there, and each engine has its own.
+
+Nothing here imports torch before it is used, for the driver reads answers too.
 """
 
 from __future__ import annotations
@@ -74,7 +82,11 @@ class GreedyAnswer:
 def greedy_answers(
     folder: Path, asked: HeldOut, count: int, max_new_tokens: int, device: Any, at_once: int = AT_ONCE
 ) -> list[GreedyAnswer]:
-    """Load the folder as anybody would and answer the first `count` questions whose prompts leave room for it."""
+    """Load the folder as anybody would, and answer the first `count` questions whose prompts leave room for it.
+
+    At most `max_new_tokens` tokens are written of each, with `at_once` prompts in a batch on `device`. Returns one
+    answer for each question that fits.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -97,7 +109,8 @@ def greedy_answers(
         batch = fitting[start : start + at_once]
         tokens, leads = _generate(model, [ids[index] for index in batch], ends[0])
         for index, said, lead in zip(batch, tokens, leads, strict=True):
-            text, reason, places = _read(tokenizer, _until(said, ends), ends, asked.prompt.stop)
+            end = next((place + 1 for place, token in enumerate(said) if token in ends), len(said))
+            text, reason, places = _read(tokenizer, said[:end], ends, asked.prompt.stop)
             name = asked.questions[index].id
             answers.append(GreedyAnswer(name, prompts[index], text, reason, dtype, places, lead[: len(places)]))
     return answers
@@ -122,12 +135,6 @@ def _generate(model: Any, rows: list[list[int]], pad: int) -> tuple[list[list[in
     return out[:, width:].tolist(), torch.stack(leads, dim=1).tolist()
 
 
-def _until(tokens: list[int], stops: list[int]) -> list[int]:
-    """Up to and with the first end token."""
-    end = next((place + 1 for place, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[:end]
-
-
 def _read(tokenizer: Any, tokens: list[int], ends: list[int], stop: tuple[str, ...]) -> tuple[str, str, list[int]]:
     """The text before any stop string, why it ended, and where each token ends in it."""
     texts = [tokenizer.decode(tokens[: place + 1], skip_special_tokens=True) for place in range(len(tokens))]
@@ -138,13 +145,16 @@ def _read(tokenizer: Any, tokens: list[int], ends: list[int], stop: tuple[str, .
 
 
 def write_answers(log: Store, answers: Sequence[GreedyAnswer], max_new_tokens: int) -> None:
-    """Into a stage's `log/`."""
+    """Write the answers into `log`, a stage's folder of figures, with the bound on their tokens."""
     table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=ANSWER_SCHEMA)
     commit_part(log, GREEDY, 0, table, {"max_new_tokens": max_new_tokens})
 
 
 def read_answers(log: Store) -> tuple[list[GreedyAnswer], int]:
-    """What `write_answers` wrote, and the bound on their tokens; nothing when the check was left out."""
+    """Read what `write_answers` wrote into `log`.
+
+    Returns the answers and the bound on their tokens; ([], 0) when the check was left out.
+    """
     for part in committed_parts(log, GREEDY, verify=False):
         rows = read_part(log, part).to_pylist()
         return [GreedyAnswer(**row) for row in rows], part.info["max_new_tokens"]
@@ -152,14 +162,19 @@ def read_answers(log: Store) -> tuple[list[GreedyAnswer], int]:
 
 
 def check_agreement(answers: Sequence[GreedyAnswer], texts: Sequence[str]) -> dict[str, int]:
-    """Compare with the engines' texts; counts `prompts` and `ties`. Raises StageError where they differ for no tie."""
+    """Compare transformers' answers with the engines' `texts`, in the same order.
+
+    Returns counts of `prompts` and `ties`. Raises StageError where two differ for no tie.
+    """
     ties = 0
     for answer, text in zip(answers, texts, strict=True):
         said, heard = (one.rstrip("\ufffd") for one in (answer.text, text))  # a character cut off by the cap
         if said == heard:
             continue
         place = common_prefix([said, heard])
-        lead = _lead_at(answer, place)
+        # of the token that covers the character, or of the one before it if less: tokens may part a bit earlier
+        token = next((index for index, end in enumerate(answer.ends) if end > place), len(answer.ends) - 1)
+        lead = min(answer.leads[max(0, token - 1) : token + 1], default=0.0)
         if lead > TIES[answer.dtype]:
             raise StageError(
                 f"the trained student answers otherwise in the engines than in transformers: after {said[:place]!r} "
@@ -169,12 +184,6 @@ def check_agreement(answers: Sequence[GreedyAnswer], texts: Sequence[str]) -> di
             )
         ties += 1
     return {"prompts": len(answers), "ties": ties}
-
-
-def _lead_at(answer: GreedyAnswer, place: int) -> float:
-    """The lead of the token that covers a character, or of the one before it if less: tokens may part a bit earlier."""
-    token = next((index for index, end in enumerate(answer.ends) if end > place), len(answer.ends) - 1)
-    return min(answer.leads[max(0, token - 1) : token + 1], default=0.0)
 
 
 log = logging.getLogger(__name__)
@@ -198,7 +207,7 @@ class Selection:
         return done in {max(1, round(steps * number / count)) for number in range(1, count + 1)}
 
     def consider(self, done: int) -> float:
-        """Write the candidate and return its score, higher is better."""
+        """Write the candidate after `done` steps, on all workers. Returns its score, higher is better."""
         weights = self.stepper.engine.state_dict()
         name = _name(done)
         if self.stepper.rank == 0:
@@ -206,7 +215,11 @@ class Selection:
         return -self.stepper.held_out_loss(self.examples)
 
     def keep(self, weights: Mapping[str, torch.Tensor], history: History) -> tuple[int, ModelRef]:
-        """Make the chosen student `student/`, with what it says greedily in `log/`; its step, and the model."""
+        """Make the chosen student `student/`, with what it says greedily in `log/`.
+
+        `weights` are the last student's, and `history` has the candidates' scores. Returns the chosen step and the
+        model.
+        """
         from tailor_ray.training.export import MASTERS
 
         scored = zip(history.column("validation").tolist(), history.column("step").tolist(), strict=True)

@@ -1,8 +1,8 @@
 """The student as it is trained: loaded, made ready, and tried.
 
-In: a Hugging Face folder. Out: a `Student` whose forward pass is known to be exact: before training starts, the tree
-and separate passes are compared on a small sample of random tokens, and where they differ (recurrent layers, windows,
-attention that the tree does not know) the student is trained with separate passes and `layout_note` says why.
+In: a Hugging Face folder. Out: a `Student` whose forward pass is known to be exact. Before training starts, the tree
+and separate passes are compared on a small sample of random tokens. They differ for recurrent layers, windows, and
+attention that the tree does not know. Such a student is trained with separate passes, and `layout_note` says why.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def first_id(*candidates: int | None) -> int:
 def load_student(
     folder: Path, config: TrainingConfig, dtype: torch.dtype, seed: int, device: torch.device | str = "cpu"
 ) -> Student:
-    """Load from a local folder and try it on `device`; raises ModelError when it cannot be trained as configured."""
+    """Load the student from a local folder and try it on `device`.
+
+    `dtype` is the weights', and `seed` that of new rows and adapters. Raises ModelError when it cannot be trained as
+    configured.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -104,9 +108,10 @@ def load_student(
 
 
 def student_without_weights(folder: Path) -> Student:
-    """What may be tried of a student before anything is spent: its configuration, its tokenizer, empty weights.
+    """What may be tried of a student before anything is spent.
 
-    Raises ModelError for what `load_student` would refuse whatever the weights are.
+    That is its configuration, its tokenizer and empty weights, from a local `folder`. Raises ModelError for what
+    `load_student` would refuse whatever the weights are.
     """
     from transformers import AutoModelForCausalLM
 

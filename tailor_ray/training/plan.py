@@ -1,8 +1,13 @@
-"""What each step trains on, planned from the records of the example parts alone.
+"""What each step trains on: which examples, how they are shared out, in which passes, at what learning rate.
 
-In: one `PartShape` per part, in order. Out: batches, passes and global counts of every step. What always holds: all
-workers make the same plan without talking, whatever their number; it costs 13 bytes an example, and the order of an
-epoch (`schedule.Epoch`) comes on top.
+In: one `PartShape` per part, in order, the settings and the seed. Out: batches, passes and global counts of every step.
+There is nothing to checkpoint.
+
+Always holds. All workers make the same plan without talking, whatever their number. The order depends on seed and epoch
+alone. Every example is in exactly one batch of an epoch. No batch holds a question twice. Batch sizes differ by at most
+one. The split of a batch into passes changes neither its content nor, through global counts, its loss.
+
+The plan costs 13 bytes an example. An epoch costs 4 more, and 24 while it is made.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ class PartShape:
 
     @classmethod
     def of(cls, table: pa.Table) -> PartShape:
-        """Of a table with TOKEN_SCHEMA."""
+        """The shape of a part, whose `table` has TOKEN_SCHEMA."""
         questions = table.column("question_id").combine_chunks().dictionary_encode().indices
         sides = [table.column(name).combine_chunks() for name in ID_COLUMNS]
         prompts = sides[0].to_pylist()
@@ -51,12 +56,21 @@ class PartShape:
         )
 
     def to_info(self) -> dict[str, str]:
-        """For a part's record: as text, for as lists of numbers the records of 10 M rows would take gigabytes."""
-        return {name: _packed(getattr(self, name)) for name in ("questions", "lengths", "start")}
+        """The shape as text, for a part's record.
+
+        As lists of numbers the records of 10 M rows would take gigabytes. Returns what `from_info` reads.
+        """
+        return {
+            name: base64.b64encode(zlib.compress(getattr(self, name).astype("<i4").tobytes(), 1)).decode()
+            for name in ("questions", "lengths", "start")
+        }
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> PartShape:
-        questions, lengths, start = (_unpacked(info[PLANNING][name]) for name in ("questions", "lengths", "start"))
+        questions, lengths, start = (
+            np.frombuffer(zlib.decompress(base64.b64decode(info[PLANNING][name])), "<i4").astype(np.int32, copy=False)
+            for name in ("questions", "lengths", "start")
+        )
         return cls(questions, lengths.reshape(4, -1), start)
 
 
@@ -74,7 +88,11 @@ class Plan:
 
     @classmethod
     def of(cls, shapes: Iterable[PartShape], config: TrainingConfig, seed: int, workers: int) -> Plan:
-        """Raises DataError when there is no example at all."""
+        """The plan of a round's training.
+
+        `shapes` are those of all parts, in order, and `workers` how many share each step. Raises DataError when there
+        is no example at all.
+        """
         shapes = [shape for shape in shapes if len(shape.questions)]
         if not shapes:
             raise DataError(
@@ -104,7 +122,7 @@ class Plan:
         return self.schedule.steps
 
     def passes(self, step: int) -> list[list[list[int]]]:
-        """Each worker's passes, each a list of examples."""
+        """Each worker's passes in step `step`: `result[worker][pass]` is a list of example numbers."""
         batch, config = self.schedule.batch(step), self.config
         sizes = dict(zip(batch, self.sizes[batch].tolist(), strict=True))
         return split_batch(batch, sizes, self.workers, config.accumulation, config.micro_batch_tokens, self.shared)
@@ -113,14 +131,6 @@ class Plan:
         """The step's valid targets (`packing.target_count`) and pairs, over all workers."""
         batch = self.schedule.batch(step)
         return int(self.targets[batch].sum()), int(self.pairs[batch].sum())
-
-
-def _packed(values: Ints) -> str:
-    return base64.b64encode(zlib.compress(values.astype("<i4").tobytes(), 1)).decode()
-
-
-def _unpacked(text: str) -> Ints:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").astype(np.int32, copy=False)
 
 
 Ints = NDArray[np.int32]
@@ -187,18 +197,20 @@ def split_batch(
     budget: int,
     shared: int = 0,
 ) -> list[list[list[int]]]:
-    """The passes of each worker: `result[worker][pass]` is a list of example indices, empty where there are too few.
+    """Share a batch out over workers and passes.
 
     `sizes[i]` is example i's tokens, of which `shared` are computed once a pass. Examples of similar size go together,
-    cut so that the passes have about equal tokens; the number of passes is the least multiple of `workers`, at least
-    `accumulation` for each, at which no pass with two examples or more exceeds `budget`. All workers get the same
-    number of passes, for each pass communicates.
+    cut so that the passes have about equal tokens. The number of passes is the least multiple of `workers`, at least
+    `accumulation` for each, at which no pass with two examples or more exceeds `budget` tokens. All workers get the
+    same number of passes, for each pass communicates.
+
+    Returns `result[worker][pass]`, a list of example numbers, empty where there are too few.
     """
     order = sorted(batch, key=lambda index: (-sizes[index], index))
     passes = accumulation
     while True:
         cuts = _cut(order, sizes, passes * workers, shared)
-        if all(len(cut) < 2 or _tokens(cut, sizes, shared) <= budget for cut in cuts):
+        if all(len(cut) < 2 or shared + sum(sizes[index] - shared for index in cut) <= budget for cut in cuts):
             break
         passes += 1
     return [[cuts[number * workers + worker] for number in range(passes)] for worker in range(workers)]
@@ -223,12 +235,8 @@ def _cut(order: list[int], sizes: Mapping[int, int] | Sequence[int], parts: int,
     return [*cuts, order[start:]]
 
 
-def _tokens(cut: list[int], sizes: Mapping[int, int] | Sequence[int], shared: int) -> int:
-    return shared + sum(sizes[index] - shared for index in cut)
-
-
 def common_prefix(rows: Sequence[Sequence[int]] | Sequence[str]) -> int:
-    """Length of the longest common prefix of token rows, or of texts; 0 for no rows."""
+    """Length of the longest common prefix of `rows`, of tokens or of text; 0 for no rows."""
     if not rows:
         return 0
     texts = [tuple(row) for row in rows]
@@ -242,9 +250,10 @@ def common_prefix(rows: Sequence[Sequence[int]] | Sequence[str]) -> int:
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig, round: int) -> float:
-    """Of step 0 … steps-1 in round 1, 2, …: linear warm-up, then constant, linear or cosine.
+    """The learning rate of step `step` of `steps`, counted from 0, in round `round`, counted from 1.
 
-    A warm-up longer than a tenth of the round is shortened to that, or short rounds would never reach the peak.
+    Returns a linear warm-up, then a constant, a line or a cosine, as `config.schedule` says. A warm-up longer than a
+    tenth of the round is shortened to that, or short rounds would never reach the peak.
     """
     peak = config.learning_rate * config.round_decay ** max(0, round - 1)
     warmup = min(config.warmup_steps, steps // 10)

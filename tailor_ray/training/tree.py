@@ -5,13 +5,21 @@
                                    │           └─ negative 0
                                    └─ trunk 1 ─┬─ rationale 1 …
 
-In: `Tree`, the shape of one pass's row, laid out as root | trunk 0, rationale 0 | trunk 1, rationale 1 | … | sides,
-where sides are the positives and negatives (and, detached, a second copy of the rationales). Out: attention in which
-every token sees its ancestors and itself: what it would see if its sequence were alone, so no value changes. The row
-holds no padding; only the attention kernels see padded blocks, and skip what no token may see.
+In: `Tree`, the shape of one pass's row. It is laid out as root | trunk 0, rationale 0 | trunk 1, rationale 1 | … |
+sides. Sides are the positives and negatives and, detached, a second copy of the rationales.
 
-Axes: T tokens of the row, M main rows (trunk + rationale), N side rows, L Q S padded lengths of main rows, trunks
-and sides, D tokens of the root, H heads, E size of a head.
+Out: attention in which every token sees its ancestors and itself. That is what it would see if its sequence were alone,
+so no value changes. The row holds no padding. Only the attention kernels see padded blocks, and skip what no token may
+see.
+
+On CPUs blocks.py computes it. On GPUs `VarlenAttention` does so by the same algorithm: no copied keys, padding or
+masks. It calls torch's FlashAttention kernels for rows of varying length. One causal call is over all spans, one is of
+sides on their trunks, one of everything on the root. Outputs are merged by log-sum-exp. The backward pass is handed the
+merged output and sums. Grouped keys are taken as they are. What these kernels do not take is computed by masks.
+
+Axes: T tokens of the row, M main rows (trunk + rationale), N side rows, L Q S padded lengths of main rows, trunks and
+sides, D tokens of the root, H heads (of queries), K heads of keys, E size of a head. The kernels of varying length have
+(T, H, E), and sums (H, T).
 """
 
 from __future__ import annotations
@@ -54,7 +62,11 @@ class Tree:
         sides: list[list[tuple[int, int]]],
         detached: bool = False,
     ) -> Tree:
-        """Spans are (start, length); `sides[i]` belongs to example i and is empty or as long as the others."""
+        """The tree of one pass.
+
+        Spans are (start, length) in the row. `root` is the root's length. `sides[i]` belongs to example i, and is empty
+        or as long as the others. `detached` sides send no gradient into root and trunks.
+        """
         main = Spans.of([(start, length + more) for (start, length), (_, more) in zip(trunks, rationales, strict=True)])
         owners = [index for index, spans in enumerate(sides) if spans]
         side_rows = Spans.of([span for index in owners for span in sides[index]])
@@ -69,7 +81,10 @@ class Tree:
         return replace(self, main=main, trunks=trunks, sides=sides, lengths=lengths, masks=[])
 
     def attend(self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, scale: float | None) -> Tensor:
-        """(H, T, E) thrice → (T, H, E)."""
+        """The attention of one layer, where the kernels of varying length are not used.
+
+        Queries, keys and values are (H, T, E). Returns (T, H, E).
+        """
         if q_HTE.device.type == "cpu":
             scale = q_HTE.shape[-1] ** -0.5 if scale is None else scale
             return BlockAttention.apply(q_HTE, k_HTE, v_HTE, self, scale)
@@ -85,25 +100,18 @@ class Tree:
             q, k, v = (x[None, :, : self.root] for x in (q_HTE, k_HTE, v_HTE))
             outs.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1))
         q, k, v = (self.main.pick(x) for x in (q_HTE, k_HTE, v_HTE))
-        if self.root:
-            k, v = (self._after_root(block, x) for block, x in ((k, k_HTE), (v, v_HTE)))
+        if self.root:  # its keys and values, which all rows share, before a row's own
+            k, v = (
+                torch.cat([x[None, :, : self.root].expand(block.shape[0], -1, -1, -1), block], dim=2)
+                for block, x in ((k, k_HTE), (v, v_HTE))
+            )
         out = scaled_dot_product_attention(q, k, v, attn_mask=masks.main, is_causal=masks.main is None, scale=scale)
         outs.append(self.main.put_back(out))
         if self.sides.count:
-            outs.append(self._attend_sides(q_HTE, k_HTE, v_HTE, masks.sides, scale))
+            q, k, v = self.sides.pick(q_HTE), self._side_keys(k_HTE), self._side_keys(v_HTE)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=masks.sides, scale=scale)
+            outs.append(self.sides.put_back(out))
         return torch.cat(outs)
-
-    def _after_root(self, block: Tensor, x_HTE: Tensor) -> Tensor:
-        """The block's keys or values behind the root's, which all its rows share."""
-        return torch.cat([x_HTE[None, :, : self.root].expand(block.shape[0], -1, -1, -1), block], dim=2)
-
-    def _attend_sides(
-        self, q_HTE: Tensor, k_HTE: Tensor, v_HTE: Tensor, mask: Tensor | None, scale: float | None
-    ) -> Tensor:
-        q = self.sides.pick(q_HTE)
-        k, v = (self._side_keys(x) for x in (k_HTE, v_HTE))
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        return self.sides.put_back(out)
 
     def _side_keys(self, x_HTE: Tensor) -> Tensor:
         """Keys or values that the sides see: (N, H, D + Q + S, E)."""
@@ -187,7 +195,7 @@ class TreeAttention:
         return self.tree.attend(query[0], key[0], value[0], scaling)[None, ..., :size], None
 
     def install(self, model: Any) -> None:
-        """Make the model's attention layers call this; models without the interface keep theirs (GPT-J is taught)."""
+        """Make the layers of `model` call this; models without the interface keep theirs (GPT-J is taught)."""
         from transformers import AttentionInterface
 
         name = f"tailor_ray_tree_{next(_numbers)}"  # one a model: the registry is global, the tree is not
@@ -277,7 +285,7 @@ class Lengths:
 
 
 def takes(query: Tensor) -> bool:
-    """Whether the kernels take tensors like this one: (…, E) in half precision on a GPU."""
+    """Whether the kernels of varying length take tensors like `query`: (…, E) in half precision on a GPU."""
     size = query.shape[-1]
     halves = (torch.bfloat16, torch.float16)
     return query.is_cuda and query.dtype in halves and size % 8 == 0 and size <= WIDEST
@@ -286,7 +294,10 @@ def takes(query: Tensor) -> bool:
 def kernel_forward(
     q: Tensor, k: Tensor, v: Tensor, queries: Cut, keys: Cut, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Any]:
-    """Output, log-sum-exp, and what the backward pass wants besides."""
+    """One call of the kernel: `queries` on `keys`, each a cut of the row.
+
+    Returns the output, the log-sum-exp, and what the backward pass wants besides.
+    """
     out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
         q, k, v, queries.ends, keys.ends, queries.longest, keys.longest, 0.0, causal, False, scale=scale
     )
