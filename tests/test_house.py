@@ -129,7 +129,6 @@ NOT_YET = {
     "cli": {"multiline", "naming"},  # they are the texts of --help
     "config": {"multiline", "naming"},
     "demo": ALL - {"naming"},
-    "models": {"used once"},
     "observe": ALL,
     "ops": ALL,
     "prompts": ALL,

@@ -48,6 +48,13 @@ from tailor_ray.answers.strings import (
 )
 from tailor_ray.records import AnswerKind, Question, Verdict
 
+# What follows an answer that the token cap did not cut: "18" may have become 180 or 18.5, "no" nothing.
+_WHOLE = {
+    AnswerKind.NUMBER: re.compile(r"\d[)%}*]*[.!?]\s|\d[)%}*]*\s+[A-Za-z]\D*$"),
+    AnswerKind.CHOICE: re.compile(r"\b[A-Za-z][).:,;]|\b[A-Za-z]\s+\S"),
+    AnswerKind.YES_NO: re.compile(r"\b(?:yes|no|true|false)[^\w]", re.IGNORECASE),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Grade:
@@ -80,8 +87,11 @@ class Grader:
         if thinks(text):
             return Grade(Verdict.TRUNCATED, None, "the thought was never closed")
         shown = visible(text)
-        if finish_reason == "length" and not _concluded_before_cut(shown, self.kind):
-            return Grade(Verdict.TRUNCATED, None)
+        if finish_reason == "length":
+            whole = _WHOLE.get(self.kind)
+            said = conclusions(shown)
+            if not any(one.closed or (whole is not None and whole.search(one.text)) for one in said):
+                return Grade(Verdict.TRUNCATED, None)
         if self.kind is AnswerKind.PYTHON:
             return self._by_function(question, text, shown)
         answer, first, other = self._both(question, shown)
@@ -186,22 +196,6 @@ def _gold_letter(text: str, choices: dict[str, str]) -> str:
     if len(same) != 1:
         raise ValueError(f"the answer {text[:60]!r} is none of the choices {', '.join(choices)}")
     return same[0]
-
-
-# What follows an answer that the token cap did not cut: "18" may have become 180 or 18.5, "no" nothing.
-_WHOLE = {
-    AnswerKind.NUMBER: re.compile(r"\d[)%}*]*[.!?]\s|\d[)%}*]*\s+[A-Za-z]\D*$"),
-    AnswerKind.CHOICE: re.compile(r"\b[A-Za-z][).:,;]|\b[A-Za-z]\s+\S"),
-    AnswerKind.YES_NO: re.compile(r"\b(?:yes|no|true|false)[^\w]", re.IGNORECASE),
-}
-
-
-def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
-    """Whether an announced conclusion was complete when the token cap cut the text."""
-    whole = _WHOLE.get(kind)
-    return any(
-        conclusion.closed or (whole is not None and whole.search(conclusion.text)) for conclusion in conclusions(text)
-    )
 
 
 def _word(says: bool | None) -> str:

@@ -139,7 +139,9 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
         if len({choices[letter].strip().lower() for letter in named}) == 1:
             return named  # one text, listed twice: either letter
         if known or named or (announced and alone):
-            return _lead(_bare(sentence), known)
+            # of several that are not its alternatives the one that opens the text
+            opening = re.match(r"\W*([A-Za-z])\b\W?\s*(?!(?:or|and)\b|[/,&(]\s*\(?[A-Za-z]\b)", _bare(sentence))
+            return frozenset({opening[1].lower()}) if opening and opening[1].lower() in known else None
         if not announced and position > 8:
             break
     return None
@@ -250,12 +252,6 @@ def _of(match: re.Match[str]) -> str:
 
 def _known(said: Said, choices: Mapping[str, str]) -> bool:
     return all(word in choices for word in said.words)
-
-
-def _lead(text: str, letters: frozenset[str] | set[str]) -> frozenset[str] | None:
-    """The letter that opens a text with several, which are not its alternatives; None where there is none such."""
-    opening = re.match(r"\W*([A-Za-z])\b\W?\s*(?!(?:or|and)\b|[/,&(]\s*\(?[A-Za-z]\b)", text)
-    return frozenset({opening[1].lower()}) if opening and opening[1].lower() in letters else None
 
 
 def _named(text: str, choices: Mapping[str, str]) -> frozenset[str]:

@@ -229,7 +229,14 @@ class _Process:
         """Its reply; {} when it died over the question."""
         with self._lock:
             for _ in range(2):
-                worker = self._start()
+                if self._running is None or self._owner != os.getpid():  # a forked process starts its own
+                    # -P: this folder has a numbers.py
+                    command = [sys.executable, "-P", str(_WORKER), str(EXPRESSION_S)]
+                    self._running = subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                    )
+                    self._owner = os.getpid()
+                worker = self._running
                 requests, replies = cast(IO[bytes], worker.stdin), cast(IO[bytes], worker.stdout)
                 try:
                     requests.write(json.dumps(request).encode() + b"\n")
@@ -241,15 +248,6 @@ class _Process:
                     return json.loads(line)
                 self.close()
         return {}
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        if self._running is None or self._owner != os.getpid():  # a forked process starts its own
-            command = [sys.executable, "-P", str(_WORKER), str(EXPRESSION_S)]  # -P: this folder has a numbers.py
-            self._running = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-            self._owner = os.getpid()
-        return self._running
 
     def close(self) -> None:
         """End the worker, which its closed input does."""

@@ -180,23 +180,18 @@ def training_memory(shape: Shape, config: TrainingConfig, gpu_gib: float, half: 
     if stage == 3:
         weights += width * max(shape.parameters / shape.layers, shape.head)  # what is gathered at a time
     states = (12 if half or stage else 8) * trained / (workers if stage else 1)
+    # the fullest pass keeps a layer's inputs with checkpointing, else also what lies inside each layer
+    inside = width * (9 * shape.hidden + 2 * shape.key_value_size + 4 * shape.intermediate)
+    kept = shape.layers * width * shape.hidden + inside if config.gradient_checkpointing else shape.layers * inside
     sums = {
         "weights": weights,
         "gradients": width * trained / (workers if stage >= 2 else 1) + (BUCKET if stage and workers > 1 else 0),
         "optimizer": 0.0 if config.offload_optimizer else states,
-        "activations": _activations(shape, config, width),
+        "activations": config.micro_batch_tokens * kept,
         "logits": gpu_gib * GIB / 30 + 4 * (shape.head if config.lora is None else 0),
         "context": CONTEXT,
     }
     return {name: value / GIB for name, value in sums.items()}
-
-
-def _activations(shape: Shape, config: TrainingConfig, width: int) -> float:
-    """What the fullest pass keeps: a layer's inputs with checkpointing, else also what lies inside each layer."""
-    layer = width * (9 * shape.hidden + 2 * shape.key_value_size + 4 * shape.intermediate)
-    kept = width * shape.hidden
-    each = shape.layers * kept + layer if config.gradient_checkpointing else shape.layers * layer
-    return float(config.micro_batch_tokens * each)
 
 
 def engine_memory(shape: Shape, config: StudentConfig, gpu_gib: float) -> dict[str, float]:

@@ -56,7 +56,6 @@ class Engine:
     """One worker's share of the optimizer."""
 
     def __init__(self, module: nn.Module, config: TrainingConfig, workers: int, dtype: torch.dtype) -> None:
-        self.config = config
         self.workers = workers
         self.stage, self.half = zero_stage(config, dtype), dtype != torch.float32
         # fused on the CPU as well, where offload puts it: 1.2 s for a billion parameters, and 6.5 s otherwise

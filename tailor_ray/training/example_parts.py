@@ -268,7 +268,11 @@ def node_rows(
     with _held(node_cache() / "examples", name) as folder:
         together(lambda: _copy(store, parts[local_rank::local_workers], folder))
         files = [_file(part, folder) for part in parts]
-        yield NodeRows([part.rows for part in parts], lambda number: _mapped(files[number]))
+
+        def mapped(number: int) -> Rows:
+            return Rows(pa.ipc.open_file(pa.memory_map(str(files[number]))).get_batch(0))
+
+        yield NodeRows([part.rows for part in parts], mapped)
 
 
 def _file(part: Part, folder: Path) -> Path:
@@ -286,10 +290,6 @@ def _copy(store: Store, parts: Sequence[Part], folder: Path) -> None:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         temporary.rename(target)
-
-
-def _mapped(path: Path) -> Rows:
-    return Rows(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0))
 
 
 @contextmanager

@@ -76,12 +76,8 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Figures of all steps, and the student that they made, which lies in the job's `out`."""
+    """The student that was made, which lies in the job's `out`, and figures of all steps."""
 
-    steps: int
-    tokens: int
-    loss_first: float
-    loss_last: float
     model: ModelRef
     metrics: dict[str, Any]
 
@@ -333,11 +329,13 @@ def fingerprint(job: TrainJob) -> str:
 
 
 def _result(found: dict[str, Any]) -> TrainResult:
-    keys = ("steps", "tokens", "loss_first", "loss_last")
-    more = ("step_kept", "truncated", "skipped", "with_pair_trained", "layout", "peak_memory_bytes")
-    figures = {key: found[key] for key in (*keys, *more)}
+    keys = (
+        *("steps", "tokens", "loss_first", "loss_last", "step_kept", "truncated", "skipped", "with_pair_trained"),
+        *("layout", "peak_memory_bytes"),
+    )
+    figures = {key: found[key] for key in keys}
     times = found["times"]  # of the last attempt
     figures["seconds_to_first_step"] = times["ready"]
     figures["seconds_between_steps"] = times["stepping"] - times["in_steps"]
     figures["seconds_in_steps"] = times["in_steps"]
-    return TrainResult(**{key: found[key] for key in keys}, model=found["model"], metrics=figures)
+    return TrainResult(found["model"], figures)

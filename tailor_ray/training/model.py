@@ -46,14 +46,11 @@ class Student:
 
     @property
     def pad_id(self) -> int:
-        return first_id(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((one for one in ids if one is not None), 0)
 
     def loss_module(self, margin: float, reflection: str = "triplet", floor: float = 2.0) -> StudentLoss:
         return StudentLoss(self.model, self.attention, margin, reflection, floor)
-
-
-def first_id(*candidates: int | None) -> int:
-    return next((value for value in candidates if value is not None), 0)
 
 
 def load_student(

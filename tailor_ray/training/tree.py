@@ -252,7 +252,6 @@ class Lengths:
 
     root: int
     side_at: int  # where the sides begin
-    tokens: int
     own: Cut  # every span on itself
     trunk: Tensor | None  # flat places of the trunks' tokens; None without sides
     families: tuple[Cut, Cut] | None  # sides on trunks
@@ -281,7 +280,7 @@ class Lengths:
             "sides": Cut.of([sides], device) if root and sides else None,
         }
         own = Cut.of(lengths, device)
-        return cls(root, tokens - sides, tokens, own, trunk, families, detached=tree.detached, **found)
+        return cls(root, tokens - sides, own, trunk, families, detached=tree.detached, **found)
 
 
 def takes(query: Tensor) -> bool:

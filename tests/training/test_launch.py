@@ -48,7 +48,7 @@ def job(tmp_path, **settings):
 def test_a_shortage_of_memory_halves_the_micro_batch_and_a_lost_worker_does_not(tmp_path):
     trainers = Failing(MEMORY, LOST, MEMORY)
     result = trainers.train(job(tmp_path))
-    assert (result.steps, result.model, result.metrics["truncated"]) == (1, STUDENT, 2)
+    assert (result.metrics["steps"], result.model, result.metrics["truncated"]) == (1, STUDENT, 2)
     assert trainers.given == [4096, 2048, 2048, 1024]
 
 
