@@ -17,11 +17,11 @@ import torch
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models import ModelRef
-from tailor_ray.training.engine import gathering, loading
+from tailor_ray.training.deepspeed_engine import gathering, loading
+from tailor_ray.training.exactness import switch_noise_off, try_layouts
 from tailor_ray.training.forward import StudentLoss, decoder_of
 from tailor_ray.training.tokens import token_limit
 from tailor_ray.training.tree import TreeAttention
-from tailor_ray.training.trial import switch_noise_off, try_layouts
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig

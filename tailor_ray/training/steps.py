@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tailor_ray.errors import StageError
-from tailor_ray.training.engine import Engine
+from tailor_ray.training.deepspeed_engine import TrainingEngine
 from tailor_ray.training.example_parts import NodeRows
 from tailor_ray.training.forward import Sums
 from tailor_ray.training.model import Student
@@ -98,7 +98,7 @@ class Stepper:
         self,
         plan: Plan,
         rows: NodeRows,
-        engine: Engine,
+        engine: TrainingEngine,
         student: Student,
         round: int,
         rank: int,

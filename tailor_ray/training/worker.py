@@ -40,7 +40,7 @@ from tailor_ray.models import ModelRef, resolve, write_model
 from tailor_ray.observe import metrics
 from tailor_ray.storage import Part, Store, commit_part, stage_parts
 from tailor_ray.training.checkpoint import Checkpoints, Pace
-from tailor_ray.training.engine import Engine, choose_dtype
+from tailor_ray.training.deepspeed_engine import TrainingEngine, choose_dtype
 from tailor_ray.training.example_parts import node_rows
 from tailor_ray.training.export import masters_of, try_export
 from tailor_ray.training.held_out import HeldOut, Selection
@@ -108,7 +108,7 @@ class _Worker:
         plan, parts, counts = self._plan()
         with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
             module = student.loss_module(config.triplet_margin, config.reflection, config.redi_floor)
-            engine = Engine(module, config, self.workers, dtype)
+            engine = TrainingEngine(module, config, self.workers, dtype)
             checkpoints = Checkpoints(
                 task.out, task.fingerprint, config.keep_checkpoints, self.rank, self.workers, str(task.started)
             )
@@ -140,7 +140,7 @@ class _Worker:
         kept = {name: counts[name] for name in ("with_pair_trained", "truncated", "skipped")}
         return plan, [replace(part, info={}) for part in parts], kept
 
-    def _resume(self, checkpoints: Checkpoints, engine: Engine) -> None:
+    def _resume(self, checkpoints: Checkpoints, engine: TrainingEngine) -> None:
         found = checkpoints.latest() if self.rank == 0 else None
         box: list[Any] = [None if found is None else (found.name, found.step, found.figures)]
         if self.workers > 1:
@@ -156,7 +156,7 @@ class _Worker:
             engine.set_masters(masters_of(self.task.student))
 
     def _steps(
-        self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: Engine, selection: Selection
+        self, stepper: Stepper, plan: Plan, checkpoints: Checkpoints, engine: TrainingEngine, selection: Selection
     ) -> None:
         pace, row = Pace(self.config.checkpoint_every_s, self.config.checkpoint_every_steps, self.done), None
         for step in range(self.done, plan.steps):
@@ -206,7 +206,7 @@ class _Worker:
             stop = self.signals.exists(STOP)
         return stop
 
-    def _finish(self, student: Student, engine: Engine, selection: Selection) -> dict[str, Any] | None:
+    def _finish(self, student: Student, engine: TrainingEngine, selection: Selection) -> dict[str, Any] | None:
         weights = engine.state_dict()
         if self.rank != 0:
             return None

@@ -52,7 +52,7 @@ def trained_parameters(module: nn.Module, weight_decay: float) -> list[Mapping[s
     return [{"params": params, "weight_decay": decay} for params, decay in decays if params]
 
 
-class Engine:
+class TrainingEngine:
     """One worker's share of the optimizer."""
 
     def __init__(self, module: nn.Module, config: TrainingConfig, workers: int, dtype: torch.dtype) -> None:
@@ -213,9 +213,9 @@ def zero_stage(config: TrainingConfig, dtype: torch.dtype) -> int:
 
 
 def deepspeed_settings(config: TrainingConfig, workers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own configuration.
+    """DeepSpeed's own configuration, as its `initialize` takes it.
 
-    It counts one pass a step: `Engine.backward` tells it which pass is a step's last. Returns what `initialize` takes.
+    It counts one pass a step. `TrainingEngine.backward` tells it which pass is a step's last.
     """
     zero: dict[str, Any] = {"stage": zero_stage(config, dtype), "overlap_comm": False}
     if config.offload_optimizer:
