@@ -184,7 +184,9 @@ def test_only_the_layout_spells_a_runs_paths():
 
 def test_training_itself_runs_wherever_torch_does():
     """On a bare GPU machine, for one: without ray, deepspeed, vllm and pydantic, in a process of its own."""
-    modules = "forward losses packing tree model steps plan exactness deepspeed_engine export".split()
+    modules = (
+        *("forward", "losses", "packing", "tree", "model", "steps", "plan", "exactness", "deepspeed_engine", "export"),
+    )
     code = (
         "import sys; [sys.modules.__setitem__(name, None) for name in ('ray', 'deepspeed', 'vllm', 'pydantic')]; "
         f"import importlib; [importlib.import_module('tailor_ray.training.' + name) for name in {modules}]"
