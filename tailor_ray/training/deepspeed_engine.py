@@ -87,8 +87,8 @@ class TrainingEngine:
         skipped = self.inner.skipped_steps
         norm = None
         if self.stage == 0:  # ZeRO stages compute it; plain data parallelism has whole gradients on each worker
-            grads = [p.grad for p in self.inner.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
+            grads = (p.grad for p in self.inner.module.parameters() if p.grad is not None)
+            norm = float(torch.nn.utils.get_total_norm(list(grads)))
         self.inner.step()
         if norm is None:
             found = self.inner.get_global_grad_norm()

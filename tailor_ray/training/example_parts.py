@@ -238,6 +238,8 @@ def _tokenizer(student: ModelRef, max_length: int) -> tuple[Any, int]:
     return AutoTokenizer.from_pretrained(folder), token_limit(AutoConfig.from_pretrained(folder), max_length)
 
 
+# The rows that a worker trains on.
+
 OPEN_PARTS = 256  # mapped at a time, each with a file descriptor; to map one takes some 0.1 ms
 Together = Callable[[Callable[[], Any]], Any]
 

@@ -174,11 +174,7 @@ class _Worker:
             # by worker 0's clock, for all must save and stop at the same step
             due, stop = self._agreed((pace.due(self.done) and not busy, self._signal(plan, row)))
             if (due and self.done < plan.steps) or stop:
-                begun = time.monotonic()
-                tensors, figures = engine.snapshot(self.rank)
-                checkpoints.save(self.done, self.history, tensors, figures, self.scratch)
-                beside = checkpoints.write_seconds if self.device.type == "cpu" else 0.0
-                pace.saved(self.done, time.monotonic() - begun + beside)
+                self._save(checkpoints, engine, pace)
             if stop:
                 checkpoints.wait()
                 raise Stopped(f"training was stopped after step {self.done} of {plan.steps}; its checkpoint is kept")
@@ -195,6 +191,14 @@ class _Worker:
         dist.broadcast(shared, src=0)
         overdue, stop = shared.bool().tolist()
         return overdue, stop
+
+    def _save(self, checkpoints: Checkpoints, engine: TrainingEngine, pace: Pace) -> None:
+        """Begin to write a snapshot; of its own, so that nothing here holds one that has been written."""
+        begun = time.monotonic()
+        tensors, figures = engine.snapshot(self.rank)
+        checkpoints.save(self.done, self.history, tensors, figures, self.scratch)
+        beside = checkpoints.write_seconds if self.device.type == "cpu" else 0.0
+        pace.saved(self.done, time.monotonic() - begun + beside)
 
     def _signal(self, plan: Plan, row: dict[str, Any]) -> bool:
         """Say how far we are, and ask whether to stop: every two seconds, for on an object store both take time."""
