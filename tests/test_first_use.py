@@ -20,7 +20,7 @@ TEMPLATE = (
 PLACES = {
     "chat template": """
 from tailor_ray.models import identify
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 template = ChatTemplate(identify(os.environ["STUDENT"]))
 def use(number):
     assert template([{"role": "user", "content": str(number)}], True) == f"<|user|>{number}<|a|>"
@@ -28,7 +28,7 @@ def use(number):
     "chat prompt, unpickled in each thread": """
 import pickle
 from tailor_ray.models import identify
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Question
 data = pickle.dumps(StudentPrompt("chat", "number", chat=ChatTemplate(identify(os.environ["STUDENT"]))))
@@ -61,7 +61,7 @@ from pathlib import Path
 from tailor_ray.storage import Store
 from tailor_ray.student.examiner import Examiner, Parallelism
 from tailor_ray.models import identify
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt
 from dataclasses import replace
 folder = Path(tempfile.mkdtemp())

@@ -76,7 +76,7 @@ USES = [
         "a replica's port for other deployments is to listen on loopback",
     ),
     (
-        "training/trainer.py",
+        "training/worker.py",
         "ray.train.torch.config",
         "_TorchBackend _TorchBackend.on_start",
         "a cluster may count GPUs that torch cannot use: NCCL or gloo by what worker 0 sees",

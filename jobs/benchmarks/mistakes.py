@@ -26,12 +26,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tailor_ray.demo.arithmetic.language import Step
+from tailor_ray.demo.arithmetic.solver import read
 from tailor_ray.layout import ATTEMPTS, QUESTIONS, StageId, rounds_begun, stage_folder
 from tailor_ray.records import Attempt, Question, R, Verdict, from_table
 from tailor_ray.statistics import wilson_interval
 from tailor_ray.storage import Store, read_manifest, read_part, stage_parts
-from tailor_ray.tasks.arithmetic.language import Step
-from tailor_ray.tasks.arithmetic.solver import read
 
 SLIP, MISREADING, PLAN, OTHER = CLASSES = ("slip", "misreading", "wrong plan", "other")
 MISTAKES = (Verdict.WRONG, Verdict.UNPARSED, Verdict.TRUNCATED)

@@ -68,7 +68,7 @@ def write_task(folder: Path, count: int) -> None:
 
 def write_student(folder: Path) -> None:
     """A small student that nobody schooled: its tokenizer is real."""
-    from tailor_ray.student import tiny
+    from tailor_ray.demo import tiny
 
     texts = [
         f"Question: {word}\nReasoning: {solution(7)}\nAnswer: 77" for word in ("A farmer has rows of apple trees",)

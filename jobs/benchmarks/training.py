@@ -206,14 +206,14 @@ def in_rounds(rounds: int) -> dict[str, float]:
     from tailor_ray.config.rounds import ClusterConfig
     from tailor_ray.config.student import TinyConfig
     from tailor_ray.config.training import TrainingConfig
+    from tailor_ray.demo.arithmetic import sample_questions
+    from tailor_ray.demo.tiny import make_tiny_student
     from tailor_ray.layout import EXAMPLES
     from tailor_ray.models import identify
     from tailor_ray.prompts.student import StudentPrompt
     from tailor_ray.records import AnswerKind, TrainExample
     from tailor_ray.rounds.cluster import connected
     from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest
-    from tailor_ray.student.tiny import make_tiny_student
-    from tailor_ray.tasks.arithmetic import sample_questions
     from tailor_ray.training.example_parts import commit_examples
     from tailor_ray.training.launch import Trainers, TrainJob
 

@@ -45,11 +45,11 @@ from unittest import mock
 import torch
 from training_rivals import SETTINGS, TRIPLET_MARGIN, floor, learn, make_model, measure, naive, pack_packed
 
+from tailor_ray.training.exactness import switch_noise_off, try_layouts
 from tailor_ray.training.forward import StudentLoss, decoder_of, logits_at_once
 from tailor_ray.training.packing import Pack, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree, TreeAttention
-from tailor_ray.training.trial import switch_noise_off, try_layouts
 
 PEAK = 989e12  # bfloat16 operations a second of an H100 and an H200, dense
 SHAPES = {  # tokens of prompt and of each rationale, of the prompt's demos, examples per pass

@@ -7,12 +7,27 @@ never wrong.
 
 Grading never raises for what a model wrote. It takes time linear in its capped length (kinds `math` and `regex`:
 bounded time). It is safe on any thread.
+
+A question has a *standing* in one exam, from the verdicts of its attempts. Disputed ones and engine errors say nothing
+of the student and are left out.
+
+- solved: more than half of the attempts are correct;
+- mistaken: not solved, and at least one attempt is wrong by both verifiers;
+- undecided: anything else (no attempt left, or only unparsed and truncated ones beside the correct).
+
+Between one exam and the next a question is *fixed* (mistaken, now solved) or *regressed* (solved, now mistaken). It is
+*stubborn* (mistaken both times) or *kept* (solved both times). An undecided standing on either side counts as
+`undecided`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from tailor_ray.answers.conclusion import conclusions, refuses, thinks, visible
 from tailor_ray.answers.letters import first_choice, first_yes_no, second_choices, second_yes_no
@@ -20,16 +35,25 @@ from tailor_ray.answers.numbers import format_number, is_plain, read, read_gold
 from tailor_ray.answers.second import says
 from tailor_ray.answers.strings import (
     Judge,
+    balanced,
     check_pattern,
     concluded,
     ends_with,
     ends_with_match,
+    first_expression,
     load_function,
     matches,
     normalize,
+    second_expression,
 )
-from tailor_ray.answers.symbolic import balanced, first_expression, second_expression
 from tailor_ray.records import AnswerKind, Question, Verdict
+
+# What follows an answer that the token cap did not cut: "18" may have become 180 or 18.5, "no" nothing.
+_WHOLE = {
+    AnswerKind.NUMBER: re.compile(r"\d[)%}*]*[.!?]\s|\d[)%}*]*\s+[A-Za-z]\D*$"),
+    AnswerKind.CHOICE: re.compile(r"\b[A-Za-z][).:,;]|\b[A-Za-z]\s+\S"),
+    AnswerKind.YES_NO: re.compile(r"\b(?:yes|no|true|false)[^\w]", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +87,11 @@ class Grader:
         if thinks(text):
             return Grade(Verdict.TRUNCATED, None, "the thought was never closed")
         shown = visible(text)
-        if finish_reason == "length" and not _concluded_before_cut(shown, self.kind):
-            return Grade(Verdict.TRUNCATED, None)
+        if finish_reason == "length":
+            whole = _WHOLE.get(self.kind)
+            said = conclusions(shown)
+            if not any(one.closed or (whole is not None and whole.search(one.text)) for one in said):
+                return Grade(Verdict.TRUNCATED, None)
         if self.kind is AnswerKind.PYTHON:
             return self._by_function(question, text, shown)
         answer, first, other = self._both(question, shown)
@@ -171,21 +198,42 @@ def _gold_letter(text: str, choices: dict[str, str]) -> str:
     return same[0]
 
 
-# What follows an answer that the token cap did not cut: "18" may have become 180 or 18.5, "no" nothing.
-_WHOLE = {
-    AnswerKind.NUMBER: re.compile(r"\d[)%}*]*[.!?]\s|\d[)%}*]*\s+[A-Za-z]\D*$"),
-    AnswerKind.CHOICE: re.compile(r"\b[A-Za-z][).:,;]|\b[A-Za-z]\s+\S"),
-    AnswerKind.YES_NO: re.compile(r"\b(?:yes|no|true|false)[^\w]", re.IGNORECASE),
-}
-
-
-def _concluded_before_cut(text: str, kind: AnswerKind) -> bool:
-    """Whether an announced conclusion was complete when the token cap cut the text."""
-    whole = _WHOLE.get(kind)
-    return any(
-        conclusion.closed or (whole is not None and whole.search(conclusion.text)) for conclusion in conclusions(text)
-    )
-
-
 def _word(says: bool | None) -> str:
     return {True: "correct", False: "wrong", None: "no answer found"}[says]
+
+
+CHANGES = ("fixed", "regressed", "stubborn", "kept", "undecided")
+SAYS_NOTHING = frozenset({Verdict.DISPUTED, Verdict.ERROR})
+
+
+def standing(verdicts: Iterable[str]) -> str:
+    """How a question stands, by the verdicts of its attempts.
+
+    Returns solved, mistaken or undecided, as the module's contract says.
+    """
+    counted = [verdict for verdict in verdicts if verdict not in SAYS_NOTHING]
+    if 2 * counted.count(Verdict.CORRECT) > len(counted):
+        return "solved"
+    return "mistaken" if Verdict.WRONG in counted else "undecided"
+
+
+def change(before: str, now: str) -> str:
+    """What became of a question: one of CHANGES, by its standings `before` and `now`."""
+    if "undecided" in (before, now):
+        return "undecided"
+    if before == "mistaken":
+        return "fixed" if now == "solved" else "stubborn"
+    return "regressed" if now == "mistaken" else "kept"
+
+
+def compare(before: pa.Table, now: pa.Table) -> dict[str, int]:
+    """How the questions changed that both exams asked.
+
+    `before` and `now` have the columns question_id and verdict. Returns a count for each of CHANGES.
+    """
+    old, new = (defaultdict[str, list[str]](list) for _ in range(2))
+    for verdicts, attempts in ((old, before), (new, now)):
+        for name, verdict in zip(attempts["question_id"].to_pylist(), attempts["verdict"].to_pylist(), strict=True):
+            verdicts[name].append(verdict)
+    counted = Counter(change(standing(old[name]), standing(new[name])) for name in old.keys() & new.keys())
+    return {name: counted[name] for name in CHANGES}

@@ -94,7 +94,9 @@ def first_choice(text: str, choices: Mapping[str, str]) -> Said:
             return Said(said.words, said.doubt or conclusion.taken_back) if _known(said, choices) else Said()
         named = _named(span, choices)
         if len({choices[letter].strip().lower() for letter in named}) == 1:
-            return Said((min(named),), doubt=_denied(span, choices, named) or conclusion.taken_back)
+            start = min(span.lower().find(choices[letter].strip().lower()) for letter in named)
+            denied = _DENIED.search(span[: max(start, 0)]) is not None
+            return Said((min(named),), doubt=denied or conclusion.taken_back)
         if named or _NONE.search(span):
             return Said(tuple(sorted(named)), doubt=True)
     for sentence in reversed(sentences(text)):
@@ -137,7 +139,9 @@ def second_choices(text: str, choices: Mapping[str, str]) -> frozenset[str] | No
         if len({choices[letter].strip().lower() for letter in named}) == 1:
             return named  # one text, listed twice: either letter
         if known or named or (announced and alone):
-            return _lead(_bare(sentence), known)
+            # of several that are not its alternatives the one that opens the text
+            opening = re.match(r"\W*([A-Za-z])\b\W?\s*(?!(?:or|and)\b|[/,&(]\s*\(?[A-Za-z]\b)", _bare(sentence))
+            return frozenset({opening[1].lower()}) if opening and opening[1].lower() in known else None
         if not announced and position > 8:
             break
     return None
@@ -248,17 +252,6 @@ def _of(match: re.Match[str]) -> str:
 
 def _known(said: Said, choices: Mapping[str, str]) -> bool:
     return all(word in choices for word in said.words)
-
-
-def _lead(text: str, letters: frozenset[str] | set[str]) -> frozenset[str] | None:
-    """The letter that opens a text with several, which are not its alternatives; None where there is none such."""
-    opening = re.match(r"\W*([A-Za-z])\b\W?\s*(?!(?:or|and)\b|[/,&(]\s*\(?[A-Za-z]\b)", text)
-    return frozenset({opening[1].lower()}) if opening and opening[1].lower() in letters else None
-
-
-def _denied(text: str, choices: Mapping[str, str], named: frozenset[str]) -> bool:
-    start = min(text.lower().find(choices[letter].strip().lower()) for letter in named)
-    return _DENIED.search(text[: max(start, 0)]) is not None
 
 
 def _named(text: str, choices: Mapping[str, str]) -> frozenset[str]:

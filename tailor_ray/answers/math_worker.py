@@ -1,4 +1,4 @@
-"""The process that asks math-verify. Run as a program by `symbolic.py`; knows nothing of this package.
+"""The process that asks math-verify. Run as a program by `strings.py`; knows nothing of this package.
 
 In: a JSON object per line, {"gold": str, "said": str}. Out: a line each, {"right": true, false or null}. It is
 {"stopped": true} where an expression took more than the given CPU seconds.

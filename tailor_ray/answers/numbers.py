@@ -36,8 +36,7 @@ from tailor_ray.answers.conclusion import (
     sentences,
     unlabelled,
 )
-from tailor_ray.answers.spelling import plain, spelled
-from tailor_ray.answers.words import SCALES, UNREAD, digits
+from tailor_ray.answers.spelling import SCALES, UNREAD, digits, plain, spelled
 
 _CURRENCY = r"(?:(?:USD|EUR|GBP|INR|Rs\.?|US|AUD?|CAD?)\s?)?[$€£¥₹]?"
 _NUMBER = re.compile(
@@ -227,7 +226,9 @@ def read(text: str, question: str = "") -> tuple[Reading, Conclusion | None]:
     None where there was none.
     """
     for conclusion in conclusions(text):
-        reading = Reading(()) if _is_heading(conclusion, text) else _announced(conclusion)
+        # "A: First she sells …" opens a whole solution; "Answer: 18" before an explanation does not.
+        heads = conclusion.opening and not re.match(r"[\W_]*\d", conclusion.text) and len(sentences(text)) > 1
+        reading = Reading(()) if heads else _announced(conclusion)
         if reading.numbers:
             return reading, conclusion
     return _unannounced(unlabelled(text), question), None
@@ -235,12 +236,18 @@ def read(text: str, question: str = "") -> tuple[Reading, Conclusion | None]:
 
 def numbers(text: str) -> list[Number]:
     """Every number of a `plain` text, in order."""
-    return [number for match in _NUMBER.finditer(text) if (number := _number(match)) is not None]
-
-
-def _is_heading(conclusion: Conclusion, text: str) -> bool:
-    """Whether "A: First she sells …" opens a whole solution; "Answer: 18" before an explanation does not."""
-    return conclusion.opening and not re.match(r"[\W_]*\d", conclusion.text) and len(sentences(text)) > 1
+    found = []
+    for match in _NUMBER.finditer(text):
+        part, (start, end) = match.groupdict(), match.span()
+        values = _values(part)
+        if values is None:
+            continue
+        before, after = text[max(0, start - 48) : start], text[end : end + 48]
+        doubtful = _BEFORE.search(before) is not None or _AFTER.match(after) is not None
+        if part["sign"] or part["inner"]:
+            values = tuple(-value for value in values)
+        found.append(Number(match.group().strip(), values, start, end, doubtful))
+    return found
 
 
 def _prepared(text: str) -> str:
@@ -345,19 +352,6 @@ def _in_sentence(sentence: str, question: str) -> Reading:
 def _given(question: str) -> frozenset[Fraction]:
     """The values that a question holds; a conclusion seldom repeats one as its answer."""
     return frozenset(number.values[0] for number in numbers(question))
-
-
-def _number(match: re.Match[str]) -> Number | None:
-    part, text = match.groupdict(), match.string
-    values = _values(part)
-    if values is None:
-        return None
-    start, end = match.span()
-    before, after = text[max(0, start - 48) : start], text[end : end + 48]
-    doubtful = _BEFORE.search(before) is not None or _AFTER.match(after) is not None
-    if part["sign"] or part["inner"]:
-        values = tuple(-value for value in values)
-    return Number(match.group().strip(), values, start, end, doubtful)
 
 
 def _values(part: dict[str, str | None]) -> tuple[Fraction, ...] | None:

@@ -22,8 +22,7 @@ from math import factorial
 
 from tailor_ray.answers.conclusion import before_reason, heads, remark, unlabelled
 from tailor_ray.answers.numbers import Gold, Number
-from tailor_ray.answers.spelling import plain
-from tailor_ray.answers.words import SCALES, UNREAD, digits
+from tailor_ray.answers.spelling import SCALES, UNREAD, digits, plain
 
 MAX_ENDING = 400  # characters of one sentence
 MAX_ANNOUNCED = 16  # announcements looked at, from the end

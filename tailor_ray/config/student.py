@@ -78,6 +78,11 @@ class StudentConfig(Section):
     again on the new student; `sleep` and `never` are for engines and workers on GPUs of their own. On CPU auto does
     nothing."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the student is there before a run begins; `tiny` is made by the run."""
+        return self.model != "tiny"
+
 
 class ExamConfig(Section):
     """How the student's mistakes are mined. Defaults are the reference's."""

@@ -1,1 +1,3 @@
-"""What a machine without weights, data or key needs: the mock teacher, which is a real server."""
+"""What a machine without weights, data or key needs: a student, a task and a teacher of its own.
+
+It hands over an ordinary model folder, an ordinary task and an ordinary server."""

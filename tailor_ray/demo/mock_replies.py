@@ -20,10 +20,10 @@ from typing import Any
 
 from aiohttp import web
 
+from tailor_ray.demo.arithmetic import FaultyStep, Solution, first_fault, other_ways, solve
 from tailor_ray.errors import DataError
 from tailor_ray.prompts.teacher import section, with_choices
 from tailor_ray.records import Question
-from tailor_ray.tasks.arithmetic import FaultyStep, Solution, first_fault, other_ways, solve
 
 _LAST_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=\D*\Z)")
 STYLES = 3

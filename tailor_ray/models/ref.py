@@ -223,25 +223,27 @@ def _fetched(store: Store, names: list[str]) -> tuple[Path, tuple[FileEntry, ...
     """A copy of these files under a name of its own, several at a time, and what they hash to."""
     temporary = node_cache() / "models" / f"{uuid.uuid4().hex}.tmp"
     temporary.mkdir(parents=True)
+
+    def fetch(name: str) -> FileEntry:
+        """Copy one file and hash it on the way."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with store.filesystem.open_input_stream(store.path(name)) as source, (temporary / name).open("wb") as file:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    size += len(chunk)
+        except FileNotFoundError:
+            raise CorruptionError(
+                f"{store.uri}/{name} is missing, but the model's record names it; restore it"
+            ) from None
+        return FileEntry(name, digest.hexdigest(), size)
+
     try:
-        return temporary, tuple(in_threads(lambda name: _fetch(store, name, temporary / name), names))
+        return temporary, tuple(in_threads(fetch, names))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _fetch(store: Store, name: str, target: Path) -> FileEntry:
-    """Copy one file and hash it on the way."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with store.filesystem.open_input_stream(store.path(name)) as source, target.open("wb") as file:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-                size += len(chunk)
-    except FileNotFoundError:
-        raise CorruptionError(f"{store.uri}/{name} is missing, but the model's record names it; restore it") from None
-    return FileEntry(name, digest.hexdigest(), size)
 
 
 def _hashed(folder: Path) -> tuple[FileEntry, ...]:

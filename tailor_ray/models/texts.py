@@ -1,16 +1,22 @@
 """Texts as a model's tokenizer reads them, the same in the engines and in training.
 
 Always holds. A prompt holds no end token that a tokenizer appends by itself. A chat's answer ends with the token that
-ends a turn in the template. Nothing here imports torch.
+ends a turn in the template. `ChatTemplate` is a picklable function from messages to text. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from tailor_ray.errors import ModelError
+from tailor_ray.models.ref import ModelRef, resolve
+from tailor_ray.once import once
+
 CHUNK = 1024  # texts per call of the tokenizer
+DAY = date(2025, 1, 1)  # told to templates that write today's date: a run's prompts must not change at midnight
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
@@ -22,7 +28,12 @@ def text_ids(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> list
     rows: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         rows += _ids(tokenizer, list(texts[start : start + CHUNK]), special_tokens)
-    appended = _appended(tokenizer) if special_tokens and rows else 0
+    if not special_tokens or not rows:
+        return rows
+    # how many it puts behind every text: an end of sequence, with add_eos_token
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    begin = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), len(whole))
+    appended = max(0, len(whole) - begin - len(bare))
     return [row[:-appended] for row in rows] if appended else rows
 
 
@@ -34,18 +45,6 @@ def _ids(tokenizer: Any, texts: list[str], special_tokens: bool) -> list[list[in
         if encoded[0].ids == first[0]:  # else it prepares texts in its own way
             return [one.ids for one in encoded]
     return tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
-
-
-def _appended(tokenizer: Any) -> int:
-    """How many tokens it puts behind every text (an end of sequence, with add_eos_token)."""
-    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    begin = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), len(whole))
-    return max(0, len(whole) - begin - len(bare))
-
-
-def on_day(day: date) -> Callable[[str], str]:
-    """`strftime_now` of a chat template that writes today's date: a run's prompts must not change at midnight."""
-    return day.strftime
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -60,7 +59,7 @@ def turn_end(tokenizer: Any) -> int | None:
     mark = "4711"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=on_day(date(2025, 1, 1)))
+        text = tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=DAY.strftime)
     except TemplateError:  # it knows no such turn
         return None
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
@@ -77,3 +76,37 @@ def end_tokens(tokenizer: Any, *more: int | Sequence[int] | None) -> list[int]:
     for ids in more:
         found += [ids] if ids is None or isinstance(ids, int) else ids
     return list(dict.fromkeys(token for token in found if token is not None))
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Reads the tokenizer at first use, once a process, from this node's copy of the model."""
+
+    model: ModelRef
+    day: date = DAY
+    thinking: bool = False  # what a template is told that can think before it answers
+
+    def __call__(self, messages: list[dict[str, str]], open_turn: bool) -> str:
+        """The messages as the model was trained to read them.
+
+        `messages` have the keys role and content. `open_turn` adds the beginning of the answer's turn. Raises
+        ModelError when the tokenizer has no template.
+        """
+        return _tokenizer(self.model).apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=open_turn,
+            enable_thinking=self.thinking,
+            strftime_now=self.day.strftime,
+        )
+
+
+@once
+def _tokenizer(model: ModelRef) -> Any:
+    from transformers import AutoTokenizer  # takes seconds
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    if not tokenizer.chat_template:
+        raise ModelError(f"the tokenizer of {model} has no chat template; set student.prompt_style to plain")
+    tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)  # the template is compiled here
+    return tokenizer

@@ -25,7 +25,7 @@ def about_settings(config: RunConfig) -> list[str]:
 
     Nothing is said of the tiny student, which is not pretrained.
     """
-    if config.student.model == "tiny":
+    if not config.student.is_given:
         return []
     student, training = config.student, config.training
     found = []

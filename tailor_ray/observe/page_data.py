@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailor_ray.answers.standing import change, standing
+from tailor_ray.answers.grader import change, standing
 from tailor_ray.layout import ATTEMPTS, LESSONS, QUESTIONS
 from tailor_ray.observe.summary import STAGES, RunRecord, plain, step_count, wall_seconds
 from tailor_ray.records import Verdict

@@ -143,9 +143,9 @@ def gpus(config: RunConfig) -> Iterator[Finding]:
 
 def memory(config: RunConfig) -> Iterator[Finding]:
     """Whether the student fits this machine's GPUs, trained and asked, by arithmetic."""
-    if config.student.model == "tiny" or shutil.which("nvidia-smi") is None:
+    if not config.student.is_given or shutil.which("nvidia-smi") is None:
         return
-    from tailor_ray.models.memory import ROOM, Shape, engine_memory, training_memory
+    from tailor_ray.models.folder import ROOM, Shape, engine_memory, training_memory
 
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     sizes = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()

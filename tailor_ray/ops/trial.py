@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tailor_ray.config import RunConfig
-from tailor_ray.demo.mock_server import open_teacher
 from tailor_ray.errors import TailorError
 from tailor_ray.models import identify
 from tailor_ray.ops.doctor import Finding
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.rounds.cluster import connected
+from tailor_ray.rounds.services import opened_teacher
 from tailor_ray.rounds.stages import student_prompt
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
@@ -51,7 +51,7 @@ def student(config: RunConfig) -> Iterator[Finding | Tried]:
     """
     try:
         question = next(iter(load_task(config.task, config.seed).train))
-        if config.student.model == "tiny":
+        if not config.student.is_given:
             yield Finding("student", "tiny is made when a run begins; there is none yet to be asked")
             return
         model = identify(config.student.model, config.student.revision)
@@ -94,10 +94,10 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Finding]:
             yield Finding("lesson", "this teacher is served by the run itself, and is not up yet")
             return
         question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
-        asked, grader = config.asked_teacher(), grader_for(config.task)
+        grader = grader_for(config.task)
         mistaken = tried is not None and tried.attempt.verdict is Verdict.WRONG
-        wrong = [tried.attempt] if tried and mistaken and asked.max_mistakes else []
-        with open_teacher(asked) as teacher:
+        with opened_teacher(config) as teacher:
+            wrong = [tried.attempt] if tried and mistaken and teacher.max_mistakes else []
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])
             shown = "\n".join(f"[{one['role']}]\n{one['content']}" for one in json.loads(request.body)["messages"])

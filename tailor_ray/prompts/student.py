@@ -39,7 +39,7 @@ _CONCLUDING = re.compile(
 
 @dataclass(frozen=True)
 class StudentPrompt:
-    """Questions rendered in one style. `chat` is the tokenizer's template (`models.chat.ChatTemplate`)."""
+    """Questions rendered in one style. `chat` is the tokenizer's template (`models.texts.ChatTemplate`)."""
 
     style: Literal["plain", "chat"]
     kind: AnswerKind

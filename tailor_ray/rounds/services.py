@@ -6,7 +6,7 @@ A stage asks for engines, training workers, the teacher or the ledger. Nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -27,6 +27,11 @@ from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.preflight import check_access
 from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
+
+
+def opened_teacher(config: RunConfig) -> AbstractContextManager[TeacherConfig]:
+    """The teachers that a run asks; while the context lasts, a mock one is served."""
+    return open_teacher(config.asked_teacher())
 
 
 class WorkerPools:
@@ -55,11 +60,11 @@ class Services:
     def __enter__(self) -> Services:
         """Find what is wrong with student and teacher before anything is started or spent."""
         try:
-            if self._config.student.model != "tiny":
+            if self._config.student.is_given:
                 identify(self._config.student.model, self._config.student.revision)
             if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
                 self._served = self._served_teachers()
-                self._teacher = self._opened.enter_context(open_teacher(self._config.asked_teacher()))
+                self._teacher = self._opened.enter_context(opened_teacher(self._config))
                 first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
                 check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
         except BaseException:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tailor_ray.config import RunConfig
+from tailor_ray.demo.schooling import school_tiny_student
 from tailor_ray.errors import DataError
 from tailor_ray.layout import (
     ATTEMPTS,
@@ -30,7 +31,7 @@ from tailor_ray.layout import (
     student_after,
 )
 from tailor_ray.models import ModelRef, identify, publish, read_model, write_model
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.observe import advice
 from tailor_ray.observe.metrics import part_answered
 from tailor_ray.prompts.student import StudentPrompt
@@ -49,16 +50,14 @@ from tailor_ray.storage import (
     stage_parts,
 )
 from tailor_ray.storage.commits import part_name
-from tailor_ray.student.exam import ExamJob, run_exam
-from tailor_ray.student.part_size import enough_to_know, questions_per_part
+from tailor_ray.student.exam import ExamJob, enough_to_know, questions_per_part, run_exam
 from tailor_ray.student.sampling import Sampling
-from tailor_ray.student.school import school_tiny_student
 from tailor_ray.tasks import answer_kind, demos_for, grader_for, load_task
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob
 from tailor_ray.teacher.teach import teach as ask_teacher
-from tailor_ray.training.agreement import HeldOut, check_agreement, read_answers
 from tailor_ray.training.example_parts import ExamplesJob, make_examples
+from tailor_ray.training.held_out import HeldOut, check_agreement, read_answers
 from tailor_ray.training.launch import TrainJob
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def student(inputs: Inputs, out: Store, config: RunConfig, services: Services) -
     The latter is loaded once for training, so that a model that cannot be trained is found before the run pays.
     """
     metrics: dict[str, Any] = {}
-    if config.student.model == "tiny":
+    if not config.student.is_given:
         services.trainers.close()  # taken over; on a small machine they hold the core that schooling needs
         steps = config.student.tiny.school_steps
         with services.progress.stage("round 0 schooling", total=steps, unit="steps") as bar:

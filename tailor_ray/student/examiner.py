@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from tailor_ray.answers import Grade, Grader
-from tailor_ray.answers.standing import compare
+from tailor_ray.answers.grader import compare
 from tailor_ray.layout import ATTEMPTS, answered_folder
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import ATTEMPT_SCHEMA, Question, Verdict, from_table
@@ -194,7 +194,12 @@ class Examiner:
         unsaved: dict[int, pa.Table] = {}
         saved = time.monotonic()
         with ThreadPoolExecutor(self.parallelism.threads) as threads:
-            waiting = {self._begin(threads, [asked[place] for place in one]): one for one in slices}
+            waiting: dict[Future[Completions], Sequence[int]] = {}
+            for one in slices:
+                these = [asked[place] for place in one]
+                prompts = [self._job.prompt.render(question) if askable(question) else "" for question in these]
+                names, seeds = [question.id for question in these], [self._seeds(question) for question in these]
+                waiting[threads.submit(self._pool.answer, names, prompts, seeds, self._job.sampling())] = one
             try:
                 for left, future in zip(range(len(waiting) - 1, -1, -1), as_completed(waiting), strict=True):
                     one = waiting[future]
@@ -207,11 +212,6 @@ class Examiner:
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _begin(self, threads: ThreadPoolExecutor, asked: list[Question]) -> Future[Completions]:
-        prompts = [self._job.prompt.render(question) if askable(question) else "" for question in asked]
-        names, seeds = [question.id for question in asked], [self._seeds(question) for question in asked]
-        return threads.submit(self._pool.answer, names, prompts, seeds, self._job.sampling())
 
     def _seeds(self, question: Question) -> list[int]:
         return [

@@ -215,7 +215,10 @@ class Supervisor:
         return checksums.pop()
 
     def release(self, how: str) -> None:
-        """Give memory back for training: `sleep` keeps the processes, `stop` ends them; `load` brings both back."""
+        """Give memory back for training; `load` brings the engines back.
+
+        `how` is sleep, which keeps the processes, or stop, which ends them. With any other word nothing is done.
+        """
         if how == "sleep":
             sleeping = [slot.handle.sleep.remote() for slot in self._slots if slot.handle is not None]
             for reference in sleeping:
@@ -281,29 +284,24 @@ class Supervisor:
     def _actor(self, index: int) -> Any:
         """On CPU an engine claims nothing: training needs the same cores when engines rest.
 
-        An engine over several GPUs has them on one node, where vLLM starts a process for each.
+        Ray itself would put an actor without claims anywhere. So engine i goes to the node of the cluster's core i,
+        counted one from each node by turns: a head without CPUs has none. An engine over several GPUs has them on one
+        node, where vLLM starts a process for each.
         """
+        place: Any = "DEFAULT"
+        if not self._on_gpu:
+            cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+            cores = sorted((turn, node) for node, count in cpus.items() for turn in range(count))
+            place = NodeAffinitySchedulingStrategy(cores[index % len(cores)][1], soft=True) if cores else "SPREAD"
         options: dict[str, Any] = {
             "num_cpus": 0,
             "num_gpus": self._config.tensor_parallel if self._on_gpu else 0,
             "max_concurrency": ENGINE_CALLERS,
             "runtime_env": {"env_vars": engine_environment(self._on_gpu, self._threads)},
-            "scheduling_strategy": "DEFAULT" if self._on_gpu else _core(index),
+            "scheduling_strategy": place,
         }
         engine = ray.remote(StudentEngine).options(**options)
         return engine.remote(self._config, self._model, self._seed, self._on_gpu)
-
-
-def _core(index: int) -> Any:
-    """The node of the cluster's core `index`, counted one from each node by turns: a head without CPUs has none.
-
-    Ray itself would put an actor without claims anywhere.
-    """
-    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-    cores = sorted((turn, node) for node, count in cpus.items() for turn in range(count))
-    if not cores:
-        return "SPREAD"
-    return NodeAffinitySchedulingStrategy(cores[index % len(cores)][1], soft=True)
 
 
 @contextmanager

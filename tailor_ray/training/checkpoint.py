@@ -1,10 +1,12 @@
 """Checkpoints of a round's training: written while training goes on, found, verified, kept few.
 
 In: the stage's store, and each worker's snapshot. Out: `checkpoints/step-00000120/` with one safetensors file per
-worker, and, written last, the sealed record `checkpoints/step-00000120.json` with their hashes. What always holds: a
-checkpoint without a valid record, with a file that does not match it, or of another job (fingerprint) is not resumed
-from, the one before it is; any number of workers can go on from it, for whole tensors lie in it. Each worker writes and
-hashes its own file in a thread; worker 0's thread waits for the others' and writes the record.
+worker. Written last is the sealed record `checkpoints/step-00000120.json` with their hashes.
+
+Always holds. A checkpoint without a valid record is not resumed from. Nor is one with a file that does not match it, or
+of another job (fingerprint). The one before it is. Any number of workers can go on from it, for whole tensors lie in
+it. Each worker writes and hashes its own file in a thread. Worker 0's thread waits for the others' and writes the
+record.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint that is whole; damaged ones are passed over and logged."""
+        """The last checkpoint that is whole; damaged ones are passed over and logged. Returns None without any."""
         for record in reversed(self._records()):
             try:
                 return self._verified(record)
@@ -87,7 +89,7 @@ class Checkpoints:
         return Checkpoint(name, data["step"], History(table), data.get("figures", {}))
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """All workers' tensors of a checkpoint that was verified, one by one."""
+        """Yields all workers' tensors of a checkpoint that was verified, one by one."""
         record = unseal(self.store.read_bytes(f"{name}.json"), f"{self.store.uri}/{name}.json")
         folder = self.store.local_folder(name)
         for entry in record["files"]:
@@ -104,13 +106,17 @@ class Checkpoints:
     def save(
         self, step: int, history: History, tensors: Mapping[str, Tensor], figures: dict[str, Any], scratch: Path
     ) -> None:
-        """Begin to write; every worker calls this with its own tensors. `history` is worker 0's."""
+        """Begin to write the checkpoint after `step` steps.
+
+        Every worker calls this with its own `tensors`; `history` and `figures` are worker 0's. Raises what went wrong
+        with the one before.
+        """
         self.wait()
         kept = history.table()
         self._writing = self._thread.submit(self._write, step, kept, tensors, figures, scratch)
 
     def wait(self) -> None:
-        """Until what was begun is whole, on this worker; raises what went wrong."""
+        """Wait until what was begun is whole on this worker. Raises what went wrong."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -133,7 +139,9 @@ class Checkpoints:
             files = [asdict(entry) for entry in entries]
             record = {"step": step, "fingerprint": self.fingerprint, "files": files, "figures": figures}
             self.store.write_bytes(f"{name}.json", seal(record))
-            self._prune()
+            for old in self._records()[: -self.keep]:
+                self.store.delete(old)  # first: a folder without a record is not a checkpoint
+                self.store.delete(old.removesuffix(".json"))
         self.write_seconds = time.monotonic() - begun
 
     def _written(self, name: str) -> list[FileEntry]:
@@ -154,11 +162,6 @@ class Checkpoints:
         data = unseal(self.store.read_bytes(name), f"{self.store.uri}/{name}")
         return FileEntry(**data["entry"]) if data["attempt"] == self.attempt else None
 
-    def _prune(self) -> None:
-        for record in self._records()[: -self.keep]:
-            self.store.delete(record)  # first: a folder without a record is not a checkpoint
-            self.store.delete(record.removesuffix(".json"))
-
 
 class Pace:
     """When the next checkpoint is due: what they cost is measured, and kept to a share of the time.
@@ -172,7 +175,7 @@ class Pace:
         self.saved(step)
 
     def saved(self, step: int, cost: float = 0.0) -> None:
-        """`cost` in seconds."""
+        """The checkpoint after `step` steps was begun; it took `cost` seconds of training."""
         self.cost = cost
         self._at, self._step = time.monotonic(), step
 

@@ -1,33 +1,49 @@
-"""The stage `examples`: one Ray task per part builds its examples, tokenizes and writes them.
+"""The parts of the stage `examples`: made by one Ray task per part, read by workers from their node's copy.
 
 In: part i of the questions, of every round's lessons and of the latest exam's attempts. Out: part i of the examples,
-texts beside token ids, and a record with counts and with what a training plan needs of its rows. What always holds:
-a part depends on the same parts of earlier stages alone; the driver sees counts, never rows; parts that were committed
-before are kept, after their rows were found to be whole.
+texts beside token ids. Its record has counts, and what a training plan needs of its rows.
+
+Always holds. A part depends on the same parts of earlier stages alone. The driver sees counts, never rows. Parts that
+were committed before are kept, after their rows were found to be whole.
+
+`node_rows` reads them. The workers of a node verify and copy each part to it once, into an Arrow file of its token ids.
+Files are mapped. So a worker holds no more in memory than the step's own rows and what the page cache keeps. The copy
+is reused by a retry. It goes with the end of the training or, where that was killed, with the next training there.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import logging
 import os
+import shutil
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import CorruptionError, TailorError
 from tailor_ray.layout import ATTEMPTS, EXAMPLES, LESSONS, SPLITS
 from tailor_ray.models import ModelRef, resolve
 from tailor_ray.records import TRAIN_EXAMPLE_SCHEMA, Lesson, Question, R, TrainExample, from_table, to_table
 from tailor_ray.storage import Part, PartsDigest, Store, commit_part, find_part, read_part
+from tailor_ray.storage.store import node_cache
 from tailor_ray.training.examples import Prompt, build_examples
 from tailor_ray.training.plan import PLANNING, PartShape
-from tailor_ray.training.tokens import ID_COLUMNS, TOKEN_SCHEMA, token_limit, tokenize_examples
+from tailor_ray.training.tokens import ID_COLUMNS, TOKEN_SCHEMA, Rows, TokenExample, token_limit, tokenize_examples
+
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +85,11 @@ class ExamplesJob:
 def make_examples(
     job: ExamplesJob, count: int, on_part: Callable[[Part], None] = lambda _: None
 ) -> tuple[PartsDigest, dict[str, Any]]:
-    """All `count` parts, with Ray initialised: what the manifest says of them, and their counts' sums.
+    """Make all `count` parts, with Ray initialised.
 
-    Counts are those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
-    `truncated` and `skipped`, and for the last two, under `truncated_ids` and `skipped_ids`, the first question ids.
+    `on_part` gets the record of each as it is done. Returns what the manifest says of the parts, and the sums of their
+    counts: those of `build_examples`, `with_pair_trained`, `boundary_moved` (a token reached over the prompt's end),
+    `truncated` and `skipped`. For the last two the first question ids are listed as `truncated_ids` and `skipped_ids`.
     Errors of ours arrive as they were raised in the task.
     """
     counts: Counter[str] = Counter()
@@ -94,7 +111,7 @@ def make_examples(
 
 
 def write_examples(job: ExamplesJob, index: int) -> Part:
-    """Make part `index`; raises CorruptionError for a damaged part of an earlier stage, ModelError for the student."""
+    """Make part `index`. Raises CorruptionError for a damaged part of an earlier stage, ModelError for the student."""
     tokenizer, max_length = _tokenizer(job.student, job.config.max_length)
     examples, counts = build_examples(
         questions=_rows(job.questions, SPLITS[0], index, Question),
@@ -112,7 +129,7 @@ def write_examples(job: ExamplesJob, index: int) -> Part:
 
 
 def _fit(job: ExamplesJob, tokenizer: Any, max_length: int, rows: Sequence[tuple[str, str]]) -> list[float]:
-    from tailor_ray.training.fit import fit_scores, student_on_cpu
+    from tailor_ray.training.forward import fit_scores, student_on_cpu
 
     if not rows:
         return []
@@ -131,7 +148,11 @@ def commit_examples(
     counts: Mapping[str, int] = MappingProxyType({}),
     branches: bool = False,
 ) -> Part:
-    """Tokenize and write one part; its record adds to `counts` what became of the examples."""
+    """Tokenize and write part `index` below `out`.
+
+    `max_length` bounds prompt plus completion, in tokens. `special_tokens` and `branches` are as in
+    `tokenize_examples`. Returns its record, which adds to `counts` what became of the examples.
+    """
     data = tokenize_examples(
         examples, tokenizer, max_length, config.rationale_cap, config.pairs, special_tokens, branches
     )
@@ -215,3 +236,98 @@ def _tokenizer(student: ModelRef, max_length: int) -> tuple[Any, int]:
 
     folder = resolve(student)
     return AutoTokenizer.from_pretrained(folder), token_limit(AutoConfig.from_pretrained(folder), max_length)
+
+
+# The rows that a worker trains on.
+
+OPEN_PARTS = 256  # mapped at a time, each with a file descriptor; to map one takes some 0.1 ms
+Together = Callable[[Callable[[], Any]], Any]
+
+
+class NodeRows:
+    """All rows of some parts by number; `counts` are the parts' rows, `open_part` gives those of one."""
+
+    def __init__(self, counts: Sequence[int], open_part: Callable[[int], Rows]) -> None:
+        self._ends = np.cumsum(counts)
+        self._counts = counts
+        self._open = lru_cache(OPEN_PARTS)(open_part)
+
+    def take(self, indices: Iterable[int]) -> list[TokenExample]:
+        places = ((index, int(np.searchsorted(self._ends, index, side="right"))) for index in indices)
+        return [self._open(part)[index - int(self._ends[part]) + self._counts[part]] for index, part in places]
+
+
+@contextmanager
+def node_rows(
+    store: Store, parts: Sequence[Part], local_rank: int, local_workers: int, together: Together
+) -> Iterator[NodeRows]:
+    """The rows of all parts, of which this worker copies its share to the node.
+
+    `store` holds `parts`. This is worker `local_rank` of the `local_workers` of its node. `together` runs its share and
+    returns when all workers did theirs. Raises CorruptionError for a damaged part.
+    """
+    name = hashlib.sha256(f"{store.uri} {PartsDigest.of(parts).sha256}".encode()).hexdigest()[:32]
+    with _held(node_cache() / "examples", name) as folder:
+        together(lambda: _copy(store, parts[local_rank::local_workers], folder))
+        files = [_file(part, folder) for part in parts]
+
+        def mapped(number: int) -> Rows:
+            return Rows(pa.ipc.open_file(pa.memory_map(str(files[number]))).get_batch(0))
+
+        yield NodeRows([part.rows for part in parts], mapped)
+
+
+def _file(part: Part, folder: Path) -> Path:
+    return folder / Path(part.entry.path).with_suffix(".arrow").name
+
+
+def _copy(store: Store, parts: Sequence[Part], folder: Path) -> None:
+    """Those that are not there yet."""
+    for part in parts:
+        target = _file(part, folder)
+        if target.exists():
+            continue
+        table = read_part(store, part, TOKEN_SCHEMA.names).combine_chunks()
+        temporary = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        temporary.rename(target)
+
+
+@contextmanager
+def _held(base: Path, name: str) -> Iterator[Path]:
+    """The folder `name`, safe from being removed while this lasts; those that nobody holds are removed.
+
+    It is removed itself when its last holder ends well, and kept for a retry when one is cut off.
+    """
+    folder = base / name
+    base.mkdir(parents=True, exist_ok=True)
+    with FileLock(base / ".lock"):
+        for other in base.iterdir():
+            if other.is_dir() and other != folder:
+                _remove_unheld(other)
+        holding = _lock_file(folder)
+        fcntl.flock(holding, fcntl.LOCK_SH)  # goes with the process, however it ends
+        folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        holding.close()
+        raise
+    with FileLock(base / ".lock"):
+        holding.close()
+        _remove_unheld(folder)
+
+
+def _lock_file(folder: Path) -> IO[bytes]:
+    return folder.with_name(f"{folder.name}.held").open("ab")
+
+
+def _remove_unheld(folder: Path) -> None:
+    with _lock_file(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(file.name).unlink()

@@ -1,10 +1,11 @@
 """From lessons and attempts to training examples.
 
-In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson, and where
-the settings ask for it per own correct attempt, with a positive and a negative where the question has them, and per
-criticized mistake; and counts that name what was left out. What always holds: the result depends on the inputs'
-content, the settings, seed and round alone, not on the inputs' order; lessons and attempts of questions that are not
-among the given ones are ignored, so validation never leaks in.
+In: questions, all lessons on them so far, the latest exam's attempts. Out: one `TrainExample` per lesson. Where the
+settings ask for it there is one per own correct attempt, and one per criticized mistake. A question that has a positive
+and a negative gives them to its examples. Counts name what was left out.
+
+Always holds. The result depends on the inputs' content, the settings, seed and round alone, not on the inputs' order.
+Lessons and attempts of questions that are not among the given ones are ignored, so validation never leaks in.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tailor_ray.config.training import TrainingConfig
 from tailor_ray.records import Lesson, LessonKind, Question, TrainExample, Verdict
+
+if TYPE_CHECKING:
+    from tailor_ray.config.training import TrainingConfig
 
 
 class Answered(Protocol):
@@ -53,11 +56,13 @@ def build_examples(
     latest: int,
     fit: Fit | None = None,
 ) -> tuple[list[TrainExample], dict[str, int]]:
-    """One example per chosen lesson, question by question. `latest` is the newest round that has lessons, `fit` is
-    needed for `training.choose: fit`.
+    """One example per chosen lesson, question by question.
 
-    Counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an example may be in both),
-    `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by `training.lessons`/`feedback`).
+    `latest` is the newest round that has lessons. `fit` is needed for `training.choose: fit`.
+
+    Returns the examples and counts: `examples`, `questions`, `with_pair`, `without_positive`, `without_negative` (an
+    example may be in both), `duplicate_lessons` (same question and text: kept once) and `lessons_left_out` (by
+    `training.lessons`/`feedback`).
     """
     known = {question.id: question for question in questions}
     counts = dict.fromkeys(("duplicate_lessons", "lessons_left_out"), 0)
@@ -73,7 +78,8 @@ def build_examples(
         taught = chosen.get(question_id, [])
         texts = [(lesson, prompt.completion(lesson.text, lesson.answer)) for lesson in taught]
         own = sorted(correct[question_id]) if config.own_positives else []
-        gold = [prompt.completion(question.rationale or "", question.answer)] if _use_gold(question, config) else []
+        given = question.rationale if config.gold_rationales else None
+        gold = [prompt.completion(given, question.answer)] if given else []
         positives = list(dict.fromkeys([text for _, text in texts] + own + gold))
         rng.shuffle(positives)
         negatives = _negatives(wrong[question_id], taught, rng)[: config.max_negatives]
@@ -105,10 +111,6 @@ def build_examples(
     counts["without_positive"] = sum(e.positive is None for e in examples)
     counts["without_negative"] = sum(e.negative is None for e in examples)
     return examples, counts
-
-
-def _use_gold(question: Question, config: TrainingConfig) -> bool:
-    return config.gold_rationales and bool(question.rationale)
 
 
 def _negatives(wrong: set[str], lessons: list[Lesson], rng: random.Random) -> list[str]:

@@ -1,11 +1,14 @@
 """The trained student as a Hugging Face folder.
 
 In: whole weights and the student that was loaded. Out: `<stage>/student/` with config, safetensors (sharded above a
-size), tokenizer with its chat template and a generation config that is neutral: greedy, with every token that ends an
-answer. transformers and vLLM load it without remote code. Beside it, where the folder's precision is less than that of
-the training, `<stage>/student-float32/`: the master weights to be trained on, for rounds of small updates would be lost
-in the rounding; safetensors files and a sealed record of their hashes, written last, and read again tensor by tensor.
-What always holds: weights with NaN or Inf are never written.
+size) and tokenizer with its chat template. Its generation config is neutral: greedy, with every token that ends an
+answer. transformers and vLLM load it without remote code.
+
+Where the folder's precision is less than that of the training, `<stage>/student-float32/` lies beside it. It holds the
+master weights to be trained on, for rounds of small updates would be lost in the rounding. They are safetensors files
+and a sealed record of their hashes, written last, and are read again tensor by tensor.
+
+Always holds: weights with NaN or Inf are never written.
 """
 
 from __future__ import annotations
@@ -41,9 +44,10 @@ def export_student(
     max_shard_size: str = SHARD_SIZE,
     name: str = "student",
 ) -> list[FileEntry]:
-    """Write the folder `name` of `store`, and of `scratch`; `weights` are the loss module's, by its names.
+    """Write the folder `name` of `store`, and of `scratch`.
 
-    Adapters are merged in float32; the student itself is left as it was, and may be trained on.
+    `weights` are the loss module's, by its names. Adapters are merged in float32. The student itself is left as it was,
+    and may be trained on. Returns the entries of the folder's files. Raises StageError for NaN or Inf.
     """
     weights = {name.removeprefix("student."): tensor.detach() for name, tensor in weights.items()}
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
@@ -61,13 +65,17 @@ def export_student(
         shutil.rmtree(scratch / old, ignore_errors=True)
     if student.model.dtype != torch.float32:
         write_masters(store, scratch, masters, weights)
-    _write(student, {name: tensor.to(_precision(tensor, student)) for name, tensor in weights.items()},
-           scratch / name, max_shard_size)  # fmt: skip
+    dtype = student.model.dtype
+    weights = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+    _write(student, weights, scratch / name, max_shard_size)
     return store.upload_folder(scratch / name, name)
 
 
 def try_export(student: Student, scratch: Path) -> None:
-    """Write all but the weights, before anything is trained: raises ModelError where transformers refuses to."""
+    """Write all but the weights into `scratch`, before anything is trained.
+
+    Raises ModelError where transformers refuses to.
+    """
     folder = scratch / "dry"
     try:
         _write(student, {}, folder, "4GB")
@@ -76,10 +84,6 @@ def try_export(student: Student, scratch: Path) -> None:
             f"the trained student could not be saved ({type(error).__name__}: {error}); mend the files of student.model"
         ) from error
     shutil.rmtree(folder)
-
-
-def _precision(tensor: Tensor, student: Student) -> torch.dtype:
-    return student.model.dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _write(student: Student, weights: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
@@ -96,7 +100,10 @@ def _write(student: Student, weights: dict[str, Tensor], folder: Path, max_shard
 
 
 def neutral_generation(student: Student) -> Any:
-    """Greedy, and ends: what a student's makers preferred (a penalty, a temperature) no exam of ours was asked with."""
+    """The generation config of an exported student: greedy, with every end token.
+
+    What its makers preferred (a penalty, a temperature) no exam of ours was asked with.
+    """
     from transformers import GenerationConfig
 
     model = student.model
@@ -115,7 +122,8 @@ def neutral_generation(student: Student) -> Any:
 def merged(model: Any, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with each adapter's product added in float32: in bfloat16 most of a small update would be lost.
 
-    `before` are the float32 weights that the student has from earlier rounds, where it has any.
+    `weights` are named as in the adapted `model`. `before` are the float32 weights that the student has from earlier
+    rounds, where it has any. Returns them by the names of the student itself.
     """
     plain = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
     out = {name: before.get(name, tensor) for name, tensor in plain.items()}
@@ -135,7 +143,7 @@ def merged(model: Any, weights: Mapping[str, Tensor], before: Mapping[str, Tenso
 
 
 def write_masters(store: Store, scratch: Path, name: str, weights: Mapping[str, Tensor]) -> None:
-    """As the folder `name` of `store`; `scratch` holds it until it is uploaded."""
+    """Write float32 weights as the folder `name` of `store`; `scratch` holds it until it is uploaded."""
     folder = scratch / name
     folder.mkdir(parents=True)
     for number, group in enumerate(_groups(weights)):

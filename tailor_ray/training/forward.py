@@ -1,20 +1,28 @@
-"""The student's forward pass as sums of both terms.
+"""The student's forward pass: as sums of both loss terms, or as how well texts fit it.
 
-In: a `Pack`. Out: `Sums`, to be divided by the step's global counts. The decoder runs once; logits are made only at
+In: a `Pack`. Out: `Sums`, to be divided by the step's global counts. The decoder runs once. Logits are made only at
 targets, in slices whose memory is bounded whatever the vocabulary.
+
+Of texts: prompts with completions in, one number for each out, the less the better. It is the mean negative log-
+likelihood of the completion's tokens in nats. Or it is their mean rank in the student's predictions, 1 for the
+likeliest. Each row is a forward pass by itself, so a number depends on its row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tailor_ray.models import ModelRef, resolve
+from tailor_ray.records import TrainExample
 from tailor_ray.training.losses import mle_sum, orpo_sum, redi_sum, token_nll, triplet_sum
 from tailor_ray.training.packing import Pack
+from tailor_ray.training.tokens import TokenExample, tokenize_examples
 from tailor_ray.training.tree import TreeAttention
 
 LOGITS_AT_ONCE = 1 << 25  # logits kept for the backward pass: 128 MiB in float32, as much again for their gradient
@@ -143,7 +151,10 @@ class _SlicedHead(torch.autograd.Function):
 
 
 def hidden_states(student: Any, attention: TreeAttention | None, pack: Pack) -> Tensor:
-    """Last hidden states after the final norm, (T, H) over all rows of the pack."""
+    """The last hidden states of a pass, after the final norm.
+
+    `attention` is the student's where `pack` is a tree. Returns (T, H) over all rows of the pack.
+    """
     if pack.tree is not None:
         assert attention is not None, "a tree needs the tree's attention"
         attention.tree = pack.tree
@@ -157,3 +168,48 @@ def decoder_of(student: Any) -> Any:
     """What makes the hidden states: the model less its output layer. Of some (Llama 4) `base_model` is the whole."""
     inside = (student.base_model, student.get_decoder(), getattr(student, "model", None))
     return next((part for part in inside if part is not None and part is not student), student)
+
+
+UNFIT = float("inf")  # of a row whose prompt leaves no room
+
+
+def fit_scores(
+    student: Any,
+    tokenizer: Any,
+    rows: Sequence[tuple[str, str]],
+    max_length: int,
+    special_tokens: bool,
+    by: Literal["nll", "rank"],
+) -> list[float]:
+    """How well completions fit the student, tokenized as they would be trained on.
+
+    `rows` are pairs of prompt and completion, cut at `max_length` tokens together. `by` says what is measured, and
+    `special_tokens` whether the tokenizer adds its own to a prompt. Returns one number for each row, the less the
+    better, and UNFIT where the prompt leaves no room.
+    """
+    examples = [TrainExample(str(number), *row, None, None) for number, row in enumerate(rows)]
+    data = tokenize_examples(examples, tokenizer, max_length, max_length, "none", special_tokens)
+    scores = [UNFIT] * len(rows)
+    for place, example in zip(data.kept.tolist(), data.examples, strict=True):
+        scores[place] = _score(student, example, by)
+    return scores
+
+
+@torch.no_grad()
+def _score(student: Any, example: TokenExample, by: str) -> float:
+    ids = torch.tensor([example.prompt + example.rationale])
+    hidden_TH = decoder_of(student)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    begin = len(example.prompt)
+    logits_KV, targets_K = student.get_output_embeddings()(hidden_TH[begin - 1 : -1]).float(), ids[0, begin:]
+    if by == "nll":
+        return token_nll(logits_KV, targets_K).mean().item()
+    above_K = (logits_KV > logits_KV.gather(1, targets_K[:, None])).sum(dim=1)
+    return (1 + above_K.double()).mean().item()
+
+
+@lru_cache(maxsize=1)
+def student_on_cpu(student: ModelRef) -> Any:
+    """The model of `student` in float32, loaded once per process."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve(student), dtype=torch.float32).eval()

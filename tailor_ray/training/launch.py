@@ -1,9 +1,11 @@
 """A round's training, as the driver sees it: Ray Train workers started, watched, restarted, their result returned.
 
-In: a `TrainJob`, with Ray initialised. Out: a `TrainResult`, after `<out>/student/` and the steps' figures in
-`<out>/log/` were written. What always holds: a job that was killed goes on from its last whole checkpoint when it is
-called again, and a lost worker or a shortage of memory is retried so at most `max_failures` times; an interrupt in the
-caller's thread asks the workers to save and stop. Nothing here imports torch.
+In: a `TrainJob`, with Ray initialised. Out: a `TrainResult`. `<out>/student/` and the steps' figures in `<out>/log/`
+were written before.
+
+Always holds. A job that was killed goes on from its last whole checkpoint when it is called again. A lost worker or a
+shortage of memory is retried so at most `max_failures` times. An interrupt in the caller's thread asks the workers to
+save and stop. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tailor_ray.observe import metrics
 from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.sealed import canonical
-from tailor_ray.training.agreement import HeldOut
+from tailor_ray.training.held_out import HeldOut
 from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
 
 log = logging.getLogger(__name__)
@@ -74,12 +76,8 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Figures of all steps, and the student that they made, which lies in the job's `out`."""
+    """The student that was made, which lies in the job's `out`, and figures of all steps."""
 
-    steps: int
-    tokens: int
-    loss_first: float
-    loss_last: float
     model: ModelRef
     metrics: dict[str, Any]
 
@@ -104,9 +102,10 @@ class Trainers:
             self._group = None
 
     def try_student(self, student: ModelRef) -> None:
-        """Find out whether it could be trained and saved, by its configuration and tokenizer alone, before a run pays.
+        """Find out whether `student` could be trained and saved, before a run pays.
 
-        It is done by a Ray task, for this process imports no torch. Raises ModelError.
+        Its configuration and tokenizer alone are read. A Ray task does it, for this process imports no torch. Raises
+        ModelError.
         """
         import ray
 
@@ -115,11 +114,14 @@ class Trainers:
             raise error
 
     def train(self, job: TrainJob, on_progress: OnProgress | None = None) -> TrainResult:
-        """Train to the end. `on_progress(done, steps, figures)` is called in this thread about every second.
+        """Train to the end.
 
-        Raises StageError when retries are used up, Diverged for NaN or Inf, Stopped when asked to stop or when there is
-        no room for the workers, and what the student or the data are refused for (ModelError, DataError). A full disk
-        is not tried again; storage that does not answer is waited for, which uses up no retry.
+        `on_progress(done, steps, figures)` is called in this thread about every second. A full disk is not tried again.
+        Storage that does not answer is waited for, which uses up no retry.
+
+        Raises StageError when retries are used up, and Diverged for NaN or Inf. Raises Stopped when asked to stop, or
+        when there is no room for the workers. Raises ModelError and DataError for what the student or the data are
+        refused for.
         """
         _check_space(job)
         signals = job.out.child("checkpoints")
@@ -156,7 +158,10 @@ class Trainers:
         gpus = self._use_gpu(job)
         capacity = _Capacity(self._nodes, config, gpus)
         capacity.wait()
-        group = self._group_for(config, gpus, job.out)
+        group = self._group
+        if group is None or not group.alive or group.shape != group_shape(config, gpus):
+            self.close()
+            group = self._group = WorkerGroup(config, gpus, job.out)
 
         def tick() -> None:
             capacity.check()
@@ -194,12 +199,6 @@ class Trainers:
                 *(workers, gpus),
             )
         return gpus >= workers
-
-    def _group_for(self, config: TrainingConfig, gpus: bool, out: Store) -> WorkerGroup:
-        if self._group is None or not self._group.alive or self._group.shape != group_shape(config, gpus):
-            self.close()
-            self._group = WorkerGroup(config, gpus, out)
-        return self._group
 
 
 def _try_student(student: ModelRef) -> TailorError | None:
@@ -321,24 +320,22 @@ def fingerprint(job: TrainJob) -> str:
     """What a checkpoint belongs to: examples, student, and settings that change results."""
     # validated again: a copy may carry a 10 where a file was read as 10.0
     config = TrainingConfig.model_validate(job.config.model_dump())
-    content = [_digest(job.examples), job.student.sha256, result_settings(config), job.seed, job.round]
+    # of the examples by the manifest, for the records of all parts are no matter for the driver
+    manifest = read_manifest(job.examples)
+    if manifest is None:
+        raise CorruptionError(f"{job.examples.uri} has no manifest: its stage is not committed")
+    content = [manifest.parts[EXAMPLES].sha256, job.student.sha256, result_settings(config), job.seed, job.round]
     return hashlib.sha256(canonical(content)).hexdigest()
 
 
-def _digest(examples: Store) -> str:
-    """From the manifest, for the records of all parts are no matter for the driver."""
-    manifest = read_manifest(examples)
-    if manifest is None:
-        raise CorruptionError(f"{examples.uri} has no manifest: its stage is not committed")
-    return manifest.parts[EXAMPLES].sha256
-
-
 def _result(found: dict[str, Any]) -> TrainResult:
-    keys = ("steps", "tokens", "loss_first", "loss_last")
-    more = ("step_kept", "truncated", "skipped", "with_pair_trained", "layout", "peak_memory_bytes")
-    figures = {key: found[key] for key in (*keys, *more)}
+    keys = (
+        *("steps", "tokens", "loss_first", "loss_last", "step_kept", "truncated", "skipped", "with_pair_trained"),
+        *("layout", "peak_memory_bytes"),
+    )
+    figures = {key: found[key] for key in keys}
     times = found["times"]  # of the last attempt
     figures["seconds_to_first_step"] = times["ready"]
     figures["seconds_between_steps"] = times["stepping"] - times["in_steps"]
     figures["seconds_in_steps"] = times["in_steps"]
-    return TrainResult(**{key: found[key] for key in keys}, model=found["model"], metrics=figures)
+    return TrainResult(found["model"], figures)

@@ -1,8 +1,9 @@
 """The two terms as pure functions: sums out, never means.
 
-A step's loss is `mle_sum / targets + weight · reflection / pairs`, where targets and pairs are counted over the whole
-step: all passes, all workers. Dividing local sums by global counts makes the result independent of how the step was
-split. Axes: K targets, V vocabulary, P pairs, H hidden size.
+A step's loss is `mle_sum / targets + weight · reflection / pairs`. Targets and pairs are counted over the whole step:
+all passes, all workers. Dividing local sums by global counts makes the result independent of how the step was split.
+
+Axes: K targets, V vocabulary, P pairs, H hidden size.
 """
 
 from __future__ import annotations
@@ -33,19 +34,22 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def token_nll(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    """Each target's negative log-likelihood in nats, (K), in float32."""
+    """Each target's negative log-likelihood. Returns (K), in nats, in float32."""
     return _CrossEntropy.apply(logits_KV, targets_K)
 
 
 def mle_sum(logits_KV: Tensor, targets_K: Tensor, weights_K: Tensor) -> Tensor:
-    """Weighted token cross-entropy, summed, in float32."""
+    """Token cross-entropy, each target times its weight. Returns the sum in float32."""
     return (token_nll(logits_KV, targets_K) * weights_K).sum()
 
 
 def triplet_sum(
     rationale_PH: Tensor, positive_PH: Tensor, negative_PH: Tensor, margin: float, weights_P: Tensor
 ) -> Tensor:
-    """relu(margin − cos(h, h⁺) + cos(h, h⁻)), weighted, summed over pairs, in float32; 0 for no pairs."""
+    """relu(margin − cos(h, h⁺) + cos(h, h⁻)), each pair times its weight in `weights_P`.
+
+    Returns the sum in float32; 0 for no pairs.
+    """
     rationale = rationale_PH.float()
     to_positive = F.cosine_similarity(rationale, positive_PH.float(), dim=-1)
     to_negative = F.cosine_similarity(rationale, negative_PH.float(), dim=-1)
@@ -56,9 +60,10 @@ CERTAIN = 1e-6  # nats per token: a rationale that is likelier has no finite odd
 
 
 def orpo_sum(rationale_P: Tensor, negative_P: Tensor, weights_P: Tensor) -> Tensor:
-    """−log σ(log odds(y⁺) − log odds(y⁻)), weighted, summed over pairs; 0 for no pairs.
+    """−log σ(log odds(y⁺) − log odds(y⁻)), each pair times its weight in `weights_P`.
 
-    odds(y) = p / (1 − p) at p = exp(−nll); given are mean negative log-likelihoods in nats per token.
+    odds(y) = p / (1 − p) at p = exp(−nll). `rationale_P` and `negative_P` are mean negative log-likelihoods in nats per
+    token. Returns the sum; 0 for no pairs.
     """
     return (F.softplus(_log_odds(negative_P) - _log_odds(rationale_P)) * weights_P).sum()
 
@@ -69,8 +74,9 @@ def _log_odds(nll_P: Tensor) -> Tensor:
 
 
 def redi_sum(negative_P: Tensor, floor: float, weights_P: Tensor) -> Tensor:
-    """Mean log-likelihoods of the negatives, none below −`floor`, weighted, summed over pairs; 0 for no pairs.
+    """Mean log-likelihoods of the negatives, none below −`floor`, each times its weight in `weights_P`.
 
-    `negative_P` are mean negative log-likelihoods in nats per token; one that has reached the floor sends no gradient.
+    `negative_P` are mean negative log-likelihoods in nats per token. One that has reached the floor sends no gradient.
+    Returns the sum; 0 for no pairs.
     """
     return -(negative_P.clamp(max=floor) * weights_P).sum()

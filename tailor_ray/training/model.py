@@ -1,29 +1,27 @@
 """The student as it is trained: loaded, made ready, and tried.
 
-In: a Hugging Face folder. Out: a `Student` whose forward pass is known to be exact: before training starts, the tree
-and separate passes are compared on a small sample of random tokens, and where they differ (recurrent layers, windows,
-attention that the tree does not know) the student is trained with separate passes and `layout_note` says why.
+In: a Hugging Face folder. Out: a `Student` whose forward pass is known to be exact. Before training starts, the tree
+and separate passes are compared on a small sample of random tokens. They differ for recurrent layers, windows, and
+attention that the tree does not know. Such a student is trained with separate passes, and `layout_note` says why.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models import ModelRef
+from tailor_ray.training.deepspeed_engine import gathering, loading
+from tailor_ray.training.exactness import switch_noise_off, try_layouts
 from tailor_ray.training.forward import StudentLoss, decoder_of
 from tailor_ray.training.tokens import token_limit
 from tailor_ray.training.tree import TreeAttention
-from tailor_ray.training.trial import switch_noise_off, try_layouts
-from tailor_ray.training.zero import gathering, loading
 
 if TYPE_CHECKING:
     from tailor_ray.config.training import TrainingConfig
@@ -48,20 +46,21 @@ class Student:
 
     @property
     def pad_id(self) -> int:
-        return first_id(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((one for one in ids if one is not None), 0)
 
     def loss_module(self, margin: float, reflection: str = "triplet", floor: float = 2.0) -> StudentLoss:
         return StudentLoss(self.model, self.attention, margin, reflection, floor)
 
 
-def first_id(*candidates: int | None) -> int:
-    return next((value for value in candidates if value is not None), 0)
-
-
 def load_student(
     folder: Path, config: TrainingConfig, dtype: torch.dtype, seed: int, device: torch.device | str = "cpu"
 ) -> Student:
-    """Load from a local folder and try it on `device`; raises ModelError when it cannot be trained as configured."""
+    """Load the student from a local folder and try it on `device`.
+
+    `dtype` is the weights', and `seed` that of new rows and adapters. Raises ModelError when it cannot be trained as
+    configured.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -106,9 +105,10 @@ def load_student(
 
 
 def student_without_weights(folder: Path) -> Student:
-    """What may be tried of a student before anything is spent: its configuration, its tokenizer, empty weights.
+    """What may be tried of a student before anything is spent.
 
-    Raises ModelError for what `load_student` would refuse whatever the weights are.
+    That is its configuration, its tokenizer and empty weights, from a local `folder`. Raises ModelError for what
+    `load_student` would refuse whatever the weights are.
     """
     from transformers import AutoModelForCausalLM
 
@@ -178,13 +178,3 @@ def _choose_attention(model: Any, config: TrainingConfig, max_length: int) -> tu
             "set it to attached"
         )
     return None, f"separate passes ({reason})"
-
-
-def trained_parameters(module: nn.Module, weight_decay: float) -> list[Mapping[str, Any]]:
-    """Parameter groups of AdamW: norms and biases do not decay."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for p in module.parameters():
-        if p.requires_grad:
-            groups[len(getattr(p, "ds_shape", p.shape)) < 2].append(p)  # in shards a parameter is empty here
-    decays = zip(groups, (weight_decay, 0.0), strict=True)
-    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]

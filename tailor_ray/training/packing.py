@@ -1,9 +1,11 @@
 """From token examples to the tensors of one forward pass.
 
-In: the examples of one pass. Out: a `Pack`: ids and positions, where each target's logits come from, and which
-hidden states, or which targets' likelihoods, stand for which rationale. Two layouts give the same losses: `pack_tree`
-puts all into one row in which a prompt is computed once (and the part that all prompts share once for all);
-`pack_separate` gives each sequence a row of its own, for models whose attention cannot do the former.
+In: the examples of one pass. Out: a `Pack`. It has ids and positions, and where each target's logits come from. It says
+which hidden states, or which targets' likelihoods, stand for which rationale.
+
+Two layouts give the same losses. `pack_tree` puts all into one row in which a prompt is computed once. The part that
+all prompts share is computed once for all. `pack_separate` gives each sequence a row of its own, for models whose
+attention cannot do the former.
 
 Axes: T tokens (all rows flattened), K targets, E entries of representations, P pairs.
 """
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailor_ray.training.schedule import MIN_ROOT, common_prefix
+from tailor_ray.training.plan import MIN_ROOT, common_prefix
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Tree
 
@@ -67,7 +69,7 @@ def target_count(example: TokenExample) -> int:
 
 
 def pair_count(examples: Sequence[TokenExample]) -> int:
-    """Examples that the self-reflection term counts."""
+    """How many of the examples the self-reflection term counts."""
     return sum(example.has_pair for example in examples)
 
 
@@ -122,7 +124,10 @@ class _Targets:
 
 
 def pack_tree(examples: Sequence[TokenExample], settings: PackSettings, share_root: bool = True) -> Pack:
-    """All examples as one row without padding: root | trunk, rationale, trunk, rationale, … | sides."""
+    """All examples as one row without padding: root | trunk, rationale, trunk, rationale, … | sides.
+
+    With `share_root` what all prompts begin with is computed once.
+    """
     root = _root_length(examples) if share_root else 0
     ids: list[int] = list(examples[0].prompt[:root])
     positions: list[int] = list(range(root))
@@ -230,7 +235,7 @@ def _root_length(examples: Sequence[TokenExample]) -> int:
 
 
 def pack_separate(examples: Sequence[TokenExample], settings: PackSettings, pad: int) -> Pack:
-    """Prompt with rationale, with positive, with negative: each a padded row, longest first."""
+    """Prompt with rationale, with positive, with negative: each a row, filled up to the longest with `pad`."""
     pairs = pair_count(examples)
     sequences: list[tuple[TokenExample, tuple[int, ...], int, int]] = []  # example, continuation, kind, pair
     pair = 0

@@ -1,8 +1,9 @@
 """One optimizer step: the batch in passes, global counts, both terms, the update.
 
-In: a `Plan`, and the rows that it numbers. Out: a row of figures per step. What always holds: a step's loss
-and gradient are those of its whole batch, however it is split into passes and over workers; a step that yields NaN or
-Inf raises `Diverged` with the step and its examples before anything is saved.
+In: a `Plan`, and the rows that it numbers. Out: a row of figures per step.
+
+Always holds. A step's loss and gradient are those of its whole batch, however it is split into passes and over workers.
+A step that yields NaN or Inf raises `Diverged` with the step and its examples before anything is saved.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tailor_ray.errors import StageError
-from tailor_ray.training.engine import Engine
+from tailor_ray.training.deepspeed_engine import TrainingEngine
+from tailor_ray.training.example_parts import NodeRows
 from tailor_ray.training.forward import Sums
 from tailor_ray.training.model import Student
-from tailor_ray.training.node_rows import NodeRows
 from tailor_ray.training.packing import Pack, PackSettings, pack_separate, pack_tree
-from tailor_ray.training.plan import Plan
-from tailor_ray.training.schedule import learning_rate, split_batch
+from tailor_ray.training.plan import Plan, learning_rate, split_batch
 from tailor_ray.training.tokens import TokenExample
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class History:
         return len(self._columns["step"])
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """A row with the schema's names; `validation` may be missing or None."""
+        """Add a `row` with the schema's names; `validation` may be missing or None."""
         row = {"validation": None, **row}
         for name, column in self._columns.items():
             column.append(math.nan if row[name] is None else row[name])
@@ -98,7 +98,7 @@ class Stepper:
         self,
         plan: Plan,
         rows: NodeRows,
-        engine: Engine,
+        engine: TrainingEngine,
         student: Student,
         round: int,
         rank: int,
@@ -121,7 +121,7 @@ class Stepper:
         engine.inner.train()
 
     def step(self, step: int) -> dict[str, Any]:
-        """Do step `step`; its row of STEP_SCHEMA."""
+        """Do step `step`. Returns its row of STEP_SCHEMA; raises Diverged."""
         begun = time.perf_counter()
         rate = learning_rate(step, self.plan.steps, self.config, self.round)
         self.engine.set_learning_rate(rate)
@@ -158,7 +158,10 @@ class Stepper:
         }
 
     def held_out_loss(self, examples: Sequence[TokenExample]) -> float:
-        """Mean loss of these examples' rationale tokens, shared out over the workers, who all must call this."""
+        """The loss of `examples` without a step, shared out over the workers, who all must call this.
+
+        Returns the mean over their rationales' tokens.
+        """
         settings = replace(self.pack_settings, prompt_weight=0.0)
         sizes = [example.tokens for example in examples]
         split = split_batch(range(len(examples)), sizes, self.plan.workers, 1, self.config.micro_batch_tokens)

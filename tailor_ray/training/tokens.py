@@ -1,10 +1,12 @@
 """From texts to token ids, as the engine sees them.
 
-In: training examples and the student's tokenizer. Out: an Arrow table of token ids, and the ids of questions whose
-rationale was truncated or whose prompt leaves no room. What always holds: prompt and completion are tokenized
-together, as the text that they are, and parted where the prompt ends; where a token reaches over that place they are
-parted before it, which is counted. So prompt ids are those that the engine is given. A whole completion ends with the
-token that ends the turn (of a plain text, the sequence), a truncated one does not; no prompt ends with one.
+In: training examples and the student's tokenizer. Out: an Arrow table of token ids. Named are the questions whose
+rationale was truncated, or whose prompt leaves no room.
+
+Always holds. Prompt and completion are tokenized together, as the text that they are, and parted where the prompt ends.
+Where a token reaches over that place they are parted before it, which is counted. So prompt ids are those that the
+engine is given. A whole completion ends with the token that ends the turn (of a plain text, the sequence). A truncated
+one does not, and no prompt ends with one.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ class Rows:
 
 
 def token_limit(model_config: Any, max_length: int) -> int:
-    """Tokens of prompt plus completion: `training.max_length`, or the model's positions where it has fewer."""
+    """Tokens of prompt plus completion: `max_length`, or the model's positions where it has fewer."""
     return min(max_length, getattr(model_config.get_text_config(), "max_position_embeddings", None) or max_length)
 
 
@@ -112,12 +114,12 @@ def tokenize_examples(
 ) -> TokenData:
     """Token ids of every example that fits.
 
-    A rationale is cut where prompt plus rationale reach `max_length`; a positive or negative there or at
-    `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for
-    one token. `pairs` says what the self-reflection term compares: for likelihoods positives are left out and
-    negatives are cut at `max_length` alone, for none both are left out. With `branches` a negative counts from where it
-    leaves its rationale. `special_tokens` says whether the tokenizer adds its own to a prompt; a chat template has
-    written them already, and its turn's end ends a completion. Raises ModelError without an end token.
+    A rationale is cut where prompt plus rationale reach `max_length`. A positive or negative is cut there or at
+    `rationale_cap`, for the triplet term reads no further. An example is skipped when its prompt leaves no room for one
+    token. `pairs` says what the self-reflection term compares. For likelihoods positives are left out and negatives are
+    cut at `max_length` alone. For none both are left out. With `branches` a negative counts from where it leaves its
+    rationale. `special_tokens` says whether the tokenizer adds its own to a prompt. A chat template has written them
+    already, and its turn's end ends a completion. Raises ModelError without an end token.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the student's tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
@@ -150,8 +152,11 @@ def tokenize_examples(
     names = pa.array([examples[place].question_id for place in kept], pa.string())
     arrays = [pa.array(column, pa.list_(pa.int32())) for column in columns]
     weights = pa.array([examples[place].weight for place in kept], pa.float64())
-    rows_of = zip(columns[1], columns[3], strict=True)
-    shared = pa.array([_branch(*both) if branches else 0 for both in rows_of], pa.int32())
+    begun = [0] * len(kept)  # tokens that rationale and negative begin with; one of each counts at least
+    if branches:
+        both = zip(columns[1], columns[3], strict=True)
+        begun = [max(0, min(_shared(mine, other), len(mine) - 1, len(other) - 1)) for mine, other in both]
+    shared = pa.array(begun, pa.int32())
     table = pa.Table.from_arrays([names, *arrays, weights, shared], schema=TOKEN_SCHEMA)
     return TokenData(table, np.array(kept, np.int64), truncated, skipped, moved)
 
@@ -163,11 +168,6 @@ def _sides(example: TrainExample, pairs: str) -> tuple[str, ...]:
     if pairs == "triplet" and example.positive is not None and example.negative is not None:
         return example.rationale, example.positive, example.negative
     return (example.rationale,)
-
-
-def _branch(rationale: list[int], negative: list[int]) -> int:
-    """Tokens that both begin with; one of each counts at least."""
-    return max(0, min(_shared(rationale, negative), len(rationale) - 1, len(negative) - 1))
 
 
 def _row(tokenizer: Any, prompt: list[int], row: list[int], side: str) -> list[int]:

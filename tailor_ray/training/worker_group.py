@@ -1,10 +1,12 @@
 """Ray Train workers that are kept from job to job, for to start them takes 15 to 25 s on two cores.
 
-In: one worker's jobs, put in a queue. Out: worker 0's result of each. What always holds: all workers take the same
-jobs in the same order; when a worker is lost the whole group ends, and a new one is started for the same job.
+In: one worker's jobs, put in a queue. Out: worker 0's result of each.
 
-`fit()` starts a controller and the workers, whose imports (Ray Train, torch, transformers, DeepSpeed) are what takes
-long. Its training function, `trainer.take_jobs`, takes jobs from the queue, an actor, until there are no more. Nothing
+Always holds. All workers take the same jobs in the same order. When a worker is lost the whole group ends, and a new
+one is started for the same job.
+
+`fit()` starts a controller and the workers. Their imports (Ray Train, torch, transformers, DeepSpeed) are what takes
+long. Its training function, `worker.take_jobs`, takes jobs from the queue, an actor, until there are no more. Nothing
 here imports torch.
 """
 
@@ -67,7 +69,7 @@ class JobQueue:
             self._changed.notify_all()
 
     async def get(self, number: int) -> Any:
-        """Job `number` once it is there; None when no more will come."""
+        """Job `number` once it is there. Returns None when no more will come."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or number < len(self._jobs))
             return self._jobs[number] if number < len(self._jobs) else None
@@ -104,7 +106,10 @@ class WorkerGroup:
         return self._thread.is_alive()
 
     def do(self, job: Any, tick: Callable[[], None]) -> Any:
-        """Worker 0's result; `tick` is called about every second. Raises WorkersFailed when the group ends without."""
+        """Have the workers do `job`; `tick` is called about every second.
+
+        Returns worker 0's result. Raises WorkersFailed when the group ends without.
+        """
         number, self._jobs = self._jobs, self._jobs + 1
         ray.get(self._queue.put.remote(job))
         self._pending = self._queue.result.remote(number)
@@ -115,7 +120,7 @@ class WorkerGroup:
         return ray.get(self._pending)
 
     def wait(self, seconds: float) -> None:
-        """For the job that `do` was interrupted in to end, but no longer than this."""
+        """Wait for the job that `do` was interrupted in, `seconds` at most."""
         if self._pending is not None:
             ray.wait([self._pending], timeout=seconds)
 
@@ -138,7 +143,9 @@ class WorkerGroup:
         try:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            text = _root_cause(error)
+            # the last line of what the workers said, for Ray wraps it several times
+            lines = [line for line in str(error).strip().splitlines() if line.strip()]
+            text = f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
             self._error = WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
         except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
             self._error = error
@@ -155,7 +162,7 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, queue: Any) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.config import FailureConfig
 
-    from tailor_ray.training.trainer import DeviceBackend, LeanTrainer, take_jobs
+    from tailor_ray.training.worker import DeviceBackend, LeanTrainer, take_jobs
 
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if gpus:
@@ -176,11 +183,5 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, queue: Any) -> Any:
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether an error's last line is that of torch, of CUDA or of Ray for want of memory."""
+    """Whether an error's text is that of torch, of CUDA or of Ray for want of memory."""
     return any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of what the workers said, for Ray wraps it several times."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tailor_ray.answers import Grader, normalize_gold, symbolic
+from tailor_ray.answers import Grader, normalize_gold, strings
 from tailor_ray.records import AnswerKind, Question
 
 GRADER = Grader(AnswerKind.MATH)
@@ -104,7 +104,7 @@ def test_an_expression_that_would_take_for_ever_is_ended_and_the_next_is_graded(
     verdict("\\boxed{1}", "1")  # the worker is started
     begun = time.monotonic()
     assert verdict(text, "x^{2}+y") != "correct"
-    assert time.monotonic() - begun < 20 * symbolic.SECONDS  # of CPU time, on a machine that others use
+    assert time.monotonic() - begun < 20 * strings.EXPRESSION_S  # of CPU time, on a machine that others use
     assert verdict("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}") == "correct"
 
 
@@ -124,9 +124,9 @@ def test_it_works_in_threads():
 
 def test_no_worker_outlives_its_process():
     code = (
-        "import os; from tailor_ray.answers import symbolic; "
-        "assert symbolic._PROCESS.ask({'gold': '$1$', 'said': '$1$'})['right']; "
-        "print(symbolic._PROCESS._running.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os; from tailor_ray.answers import strings; "
+        "assert strings._PROCESS.ask({'gold': '$1$', 'said': '$1$'})['right']; "
+        "print(strings._PROCESS._running.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     worker = int(done.stdout)

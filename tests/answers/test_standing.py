@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from tailor_ray.answers.standing import CHANGES, change, compare, standing
+from tailor_ray.answers.grader import CHANGES, change, compare, standing
 
 
 @pytest.mark.parametrize(

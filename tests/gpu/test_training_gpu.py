@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.training.engine import Engine
+from tailor_ray.training.deepspeed_engine import TrainingEngine
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.model import load_student
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
@@ -116,7 +116,7 @@ def test_zero_3_on_one_gpu_learns(one_worker, tmp_path, settings):
     data = tokenize_examples(make_examples(40), student.tokenizer, 256, 192)
     shapes, rows = of_examples(data)
     plan = Plan.of(shapes, config, 5, 1)
-    engine = Engine(student.loss_module(1.0), config, 1, torch.bfloat16)
+    engine = TrainingEngine(student.loss_module(1.0), config, 1, torch.bfloat16)
     stepper = Stepper(plan, rows, engine, student, 1, 0, device)
     losses = [stepper.step(step)["loss"] for step in range(20)]
     assert losses[-1] < 0.9 * losses[0]

@@ -9,7 +9,7 @@ from tailor_ray.answers import Grader
 from tailor_ray.config import RunConfig
 from tailor_ray.layout import BASE_STUDENT, StageId, stage_folder
 from tailor_ray.models import identify, read_model, resolve
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.ops import trial
 from tailor_ray.ops.doctor import Finding
 from tailor_ray.prompts.student import StudentPrompt

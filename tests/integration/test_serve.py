@@ -300,7 +300,7 @@ ASKED = [Question(f"q{n}", f"What is {n} plus {7 - n}?", "7") for n in range(8)]
 @pytest.fixture(scope="module")
 def open_teacher(tmp_path_factory):
     """A chat model that was schooled on one reply, whatever it is asked."""
-    from tailor_ray.student import tiny
+    from tailor_ray.demo import tiny
 
     words = RunConfig(name="try").asked_teacher().max_words
     messages = [TeacherPrompt(AnswerKind.NUMBER, words=words).rationale(question) for question in ASKED]

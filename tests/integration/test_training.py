@@ -70,14 +70,14 @@ def undisturbed(made, trainers):
 def test_figures_and_files(made, undisturbed):
     result, _ = undisturbed
     out = Store.open(str(made[0] / "undisturbed"))
-    assert result.steps == 6 * 7
-    assert result.loss_last < 0.8 * result.loss_first
+    assert result.metrics["steps"] == 6 * 7
+    assert result.metrics["loss_last"] < 0.8 * result.metrics["loss_first"]
     assert result.metrics["truncated"] == result.metrics["skipped"] == 0
     assert result.metrics["with_pair_trained"] == 40 + 26
     rows = steps_of(out).to_pylist()
     assert [row["step"] for row in rows] == list(range(42))
-    assert rows[-1]["loss"] == result.loss_last
-    assert sum(row["tokens"] for row in rows) == result.tokens
+    assert rows[-1]["loss"] == result.metrics["loss_last"]
+    assert sum(row["tokens"] for row in rows) == result.metrics["tokens"]
     assert rows[0]["loss"] == pytest.approx(rows[0]["mle"] + 0.5 * rows[0]["reflection"])
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert {entry.path for entry in result.model.files} >= wanted
@@ -137,7 +137,7 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_bit_for_bit(made, undisturb
     killed = kill_after(task, "step-00000014.json", tear=True)
     result = trainers.train(task)
     assert killed.is_set()
-    assert result.steps == 42
+    assert result.metrics["steps"] == 42
     assert student_hash(made, "killed") == student_hash(made, "undisturbed")
     before, after = (steps_of(Store.open(str(made[0] / run))) for run in ("undisturbed", "killed"))
     assert before.column("loss").to_pylist() == after.column("loss").to_pylist()
@@ -156,7 +156,7 @@ def test_an_interrupt_stops_at_a_checkpoint_and_the_same_job_goes_on(made, train
     done = int(kept.removeprefix("step-").removesuffix(".json"))
     history = pq.read_table(task.out.path(f"checkpoints/step-{done:08d}/history.parquet")).to_pylist()
     assert 0 < done < 294
-    assert trainers.train(task).steps == 294
+    assert trainers.train(task).metrics["steps"] == 294
     rows = steps_of(task.out).to_pylist()
     assert [row["step"] for row in rows] == list(range(294))
     assert rows[:done] == history  # with their seconds: they were not done again
@@ -178,7 +178,7 @@ def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed
     killed = kill_after(task, "step-00000007.json", tear=False)
     result = trainers.train(task)
     assert killed.is_set()
-    assert result.steps == 42
+    assert result.metrics["steps"] == 42
     rows = steps_of(task.out).to_pylist()
     assert [row["step"] for row in rows] == list(range(42))
     expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))

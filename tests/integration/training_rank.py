@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook, register_m
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.storage import Store
-from tailor_ray.training.engine import Engine
+from tailor_ray.training.deepspeed_engine import TrainingEngine
 from tailor_ray.training.export import export_student, try_export
 from tailor_ray.training.model import Student, load_student
 from tailor_ray.training.plan import Plan
@@ -25,7 +25,7 @@ from tests.training.students import make_examples
 
 def train(
     folder: Path, workers: int, rank: int, dtype: torch.dtype, **settings: Any
-) -> tuple[Student, Engine, list[float]]:
+) -> tuple[Student, TrainingEngine, list[float]]:
     """The student, its optimizer and the losses after STEPS steps."""
     config = TrainingConfig(epochs=99, learning_rate=1e-3, warmup_steps=2, batch_size=11, redi_floor=4.0, **settings)
     student = load_student(folder / "student", config, dtype, seed=0)
@@ -33,7 +33,7 @@ def train(
     data = tokenize_examples(make_examples(40, questions=23), student.tokenizer, 256, 192, config.pairs)
     shapes, rows = of_examples(data)
     plan = Plan.of(shapes, config, 5, workers)
-    engine = Engine(student.loss_module(1.0, config.reflection, config.redi_floor), config, workers, dtype)
+    engine = TrainingEngine(student.loss_module(1.0, config.reflection, config.redi_floor), config, workers, dtype)
     stepper = Stepper(plan, rows, engine, student, 1, rank, torch.device("cpu"))
     return student, engine, [stepper.step(step)["loss"] for step in range(STEPS)]
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import yaml
 
 from tailor_ray import layout
-from tailor_ray.answers.standing import CHANGES, compare
+from tailor_ray.answers.grader import CHANGES, compare
 from tailor_ray.layout import StageId
 from tailor_ray.records import ATTEMPT_SCHEMA, LESSON_SCHEMA, QUESTION_SCHEMA
 from tailor_ray.statistics import accuracy

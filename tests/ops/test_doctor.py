@@ -11,7 +11,7 @@ import pytest
 from tailor_ray.config import RunConfig, load_config
 from tailor_ray.config.teacher import MockConfig
 from tailor_ray.demo.mock_server import MockOptions, MockProcess
-from tailor_ray.models.memory import Shape
+from tailor_ray.models.folder import Shape
 from tailor_ray.ops import doctor
 from tests.training.students import make_model
 

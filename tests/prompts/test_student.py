@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from tailor_ray.answers import Grader
 from tailor_ray.errors import ConfigError, ModelError
 from tailor_ray.models import ModelRef
-from tailor_ray.models.chat import ChatTemplate
+from tailor_ray.models.texts import ChatTemplate
 from tailor_ray.prompts.student import StudentPrompt, without_conclusion
 from tailor_ray.records import AnswerKind, Question, Verdict
 from tailor_ray.storage import Store

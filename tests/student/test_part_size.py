@@ -3,7 +3,7 @@
 import pytest
 
 from tailor_ray.config import RunConfig
-from tailor_ray.student.part_size import enough_to_know, questions_per_part
+from tailor_ray.student.exam import enough_to_know, questions_per_part
 
 
 def config(engines="auto", samples=4, tokens=256, shard="auto"):

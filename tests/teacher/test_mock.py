@@ -15,6 +15,7 @@ import pytest
 
 from tailor_ray.config.task import TaskConfig
 from tailor_ray.config.teacher import EndpointConfig, MockConfig, TeacherConfig
+from tailor_ray.demo.arithmetic import other_ways, solve
 from tailor_ray.demo.mock_replies import Answers, compose
 from tailor_ray.demo.mock_server import (
     Limiter,
@@ -30,7 +31,6 @@ from tailor_ray.prompts.parse import parse_reply
 from tailor_ray.prompts.teacher import CONTINUE, TeacherPrompt, Templates
 from tailor_ray.records import AnswerKind, LessonKind, Question
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.tasks.arithmetic import other_ways, solve
 from tailor_ray.teacher.asks import judge
 from tailor_ray.teacher.client import Sender
 from tests.teacher.helpers import request

@@ -4,7 +4,7 @@ import torch
 
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.storage import Store
-from tailor_ray.training.engine import Engine
+from tailor_ray.training.deepspeed_engine import TrainingEngine
 from tailor_ray.training.model import load_student
 from tailor_ray.training.plan import Plan
 from tailor_ray.training.steps import History, Stepper
@@ -22,7 +22,7 @@ class Worker:
         data = tokenize_examples(make_examples(40), self.student.tokenizer, 256, 192)
         shapes, rows = of_examples(data)
         self.plan = Plan.of(shapes, config, 5, 1)
-        self.engine = Engine(self.student.loss_module(1.0), config, 1, dtype)
+        self.engine = TrainingEngine(self.student.loss_module(1.0), config, 1, dtype)
         self.stepper = Stepper(self.plan, rows, self.engine, self.student, 1, 0, torch.device("cpu"))
         self.out = Store.open(str(tmp_path / "out"))
         self.history = History()

@@ -8,8 +8,7 @@ from typing import Any
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.records import TrainExample
 from tailor_ray.storage import Manifest, Part, PartsDigest, Store, commit_manifest
-from tailor_ray.training.example_parts import commit_examples
-from tailor_ray.training.node_rows import NodeRows
+from tailor_ray.training.example_parts import NodeRows, commit_examples
 from tailor_ray.training.plan import PartShape
 from tailor_ray.training.tokens import Rows, TokenData, TokenExample, tokenize_examples
 

@@ -9,7 +9,7 @@ from tailor_ray.errors import StageError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question
 from tailor_ray.storage import Store
-from tailor_ray.training.agreement import (
+from tailor_ray.training.held_out import (
     GreedyAnswer,
     HeldOut,
     check_agreement,

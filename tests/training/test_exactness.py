@@ -10,8 +10,7 @@ import torch
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
-from tailor_ray.training.tree import Tree, TreeAttention
-from tailor_ray.training.varlen import Lengths
+from tailor_ray.training.tree import Lengths, Tree, TreeAttention
 from tests.training.families import scaled_up
 from tests.training.naive import naive_loss
 from tests.training.students import KINDS, make_model
@@ -258,8 +257,8 @@ def plain_backward(grad, q, k, v, out, lse, queries, keys, causal, scale, state)
 @pytest.mark.parametrize("pairs", ["some", "none"])
 def test_the_gpus_rows_of_varying_length_give_the_same(monkeypatch, kind, demos, detached, pairs):
     """The kernels themselves are tried in tests/gpu; what is made of their results is tried here."""
-    monkeypatch.setattr("tailor_ray.training.varlen.kernel_forward", plain_forward)
-    monkeypatch.setattr("tailor_ray.training.varlen.kernel_backward", plain_backward)
+    monkeypatch.setattr("tailor_ray.training.tree.kernel_forward", plain_forward)
+    monkeypatch.setattr("tailor_ray.training.tree.kernel_backward", plain_backward)
     monkeypatch.setattr("tailor_ray.training.tree.takes", lambda _: True)
     model, attention, reference = (scaled_up(one) if i != 1 else one for i, one in enumerate(twins(kind)))
     examples = random_examples(seed=37, demos=demos, pairs=pairs)

@@ -24,7 +24,7 @@ from tailor_ray.records import (
 )
 from tailor_ray.storage import Store, commit_part
 from tailor_ray.training.example_parts import ExamplesJob, _kept, _task, write_examples
-from tailor_ray.training.fit import fit_scores
+from tailor_ray.training.forward import fit_scores
 from tailor_ray.training.plan import PLANNING, PartShape
 from tests.training.students import make_student
 

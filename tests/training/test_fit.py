@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tailor_ray.training.fit import UNFIT, fit_scores
+from tailor_ray.training.forward import UNFIT, fit_scores
 from tests.training.students import make_model, make_tokenizer
 
 ROWS = [("two apples and", " so two"), ("two apples", " all nine more in two"), ("Question: 3", "")]

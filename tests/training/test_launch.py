@@ -48,7 +48,7 @@ def job(tmp_path, **settings):
 def test_a_shortage_of_memory_halves_the_micro_batch_and_a_lost_worker_does_not(tmp_path):
     trainers = Failing(MEMORY, LOST, MEMORY)
     result = trainers.train(job(tmp_path))
-    assert (result.steps, result.model, result.metrics["truncated"]) == (1, STUDENT, 2)
+    assert (result.metrics["steps"], result.model, result.metrics["truncated"]) == (1, STUDENT, 2)
     assert trainers.given == [4096, 2048, 2048, 1024]
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_is_not_trained_for_again(tmp_path):
 
 def test_storage_that_refuses_for_a_moment_is_waited_for_and_uses_up_no_retry(tmp_path, caplog):
     trainers = Failing(worker_error("OSError: [Errno 30] Read-only file system: '/runs/x'"))
-    assert trainers.train(job(tmp_path, max_failures=0)).steps == 1
+    assert trainers.train(job(tmp_path, max_failures=0)).metrics["steps"] == 1
     assert len(trainers.given) == 2
     assert "Read-only file system" in caplog.text
     assert "training waits" in caplog.text

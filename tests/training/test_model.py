@@ -51,9 +51,9 @@ def test_dropout_is_off(tmp_path):
 
 
 def _hidden(student):
+    from tailor_ray.training.exactness import trial_examples
     from tailor_ray.training.forward import hidden_states
     from tailor_ray.training.packing import PackSettings, pack_tree
-    from tailor_ray.training.trial import trial_examples
 
     pack = pack_tree(trial_examples(student.model.config.vocab_size), PackSettings(0.1, "last", 192))
     return hidden_states(student.model, student.attention, pack)

@@ -5,7 +5,7 @@ import pytest
 from tailor_ray.errors import CorruptionError
 from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
-from tailor_ray.training.node_rows import OPEN_PARTS, NodeRows, node_rows
+from tailor_ray.training.example_parts import OPEN_PARTS, NodeRows, node_rows
 from tests.training.parts import commit_stage, tokens
 from tests.training.students import make_examples, make_tokenizer
 

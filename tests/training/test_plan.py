@@ -8,8 +8,7 @@ from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import DataError
 from tailor_ray.storage import Store, stage_parts
 from tailor_ray.training.packing import target_count
-from tailor_ray.training.plan import PartShape, Plan
-from tailor_ray.training.schedule import common_prefix
+from tailor_ray.training.plan import PartShape, Plan, common_prefix
 from tests.training.parts import commit_stage, tokens
 from tests.training.students import make_examples, make_tokenizer
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.training.schedule import Epoch, Schedule, common_prefix, learning_rate, split_batch
+from tailor_ray.training.plan import Epoch, Schedule, common_prefix, learning_rate, split_batch
 
 QUESTIONS = st.lists(st.integers(0, 12), min_size=1, max_size=60)
 

@@ -11,9 +11,8 @@ from tailor_ray.errors import ConfigError
 from tailor_ray.models import identify
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question
-from tailor_ray.training.agreement import HeldOut, read_answers
+from tailor_ray.training.held_out import HeldOut, Selection, read_answers
 from tailor_ray.training.model import load_student
-from tailor_ray.training.selection import Selection
 from tailor_ray.training.steps import History
 from tests.training.alone import Worker
 from tests.training.naive import naive_loss

@@ -5,7 +5,7 @@ import torch
 
 from tailor_ray.config import load_config
 from tailor_ray.errors import ConfigError
-from tailor_ray.training.engine import choose_dtype
+from tailor_ray.training.deepspeed_engine import choose_dtype
 
 
 @pytest.mark.parametrize(

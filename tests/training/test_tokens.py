@@ -4,9 +4,8 @@ import pytest
 
 from tailor_ray.errors import ModelError
 from tailor_ray.models import ModelRef
-from tailor_ray.models.chat import ChatTemplate
 from tailor_ray.models.folder import model_files
-from tailor_ray.models.texts import end_tokens, text_ids, turn_end
+from tailor_ray.models.texts import ChatTemplate, end_tokens, text_ids, turn_end
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind, Question, TrainExample
 from tailor_ray.storage.store import FileEntry, file_sha256

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tailor_ray.tasks.arithmetic.families import FAMILIES
-from tailor_ray.tasks.arithmetic.language import Family
+from tailor_ray.demo.arithmetic.families import FAMILIES
+from tailor_ray.demo.arithmetic.language import Family
 
 OBJECTS = ("bells", "birds", "candles", "caps", "cups", "dolls", "hats", "kites", "lemons", "ropes")
 # Families that the school knows, by the wordings that name an object.

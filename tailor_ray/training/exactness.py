@@ -1,9 +1,11 @@
 """The trial of a student: how it can be trained exactly, found out before anything is trained.
 
-In: a model as it will be trained, on the device that trains it. Out: whether the tree gives what each sequence gives
-by itself, else whether padded rows do; hidden states and the gradients of all trained parameters are compared, in
-training mode, twice. What always holds: noise is switched off first; a model that is random, not causal, or exact in
-neither layout is refused with the reason. The model is left as it was.
+In: a model as it will be trained, on the device that trains it. Out: whether the tree gives what each sequence gives by
+itself, else whether padded rows do. Hidden states and the gradients of all trained parameters are compared, in training
+mode, twice.
+
+Always holds. Noise is switched off first. A model that is random, not causal, or exact in neither layout is refused
+with the reason. The model is left as it was.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,10 @@ ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyEr
 
 
 def switch_noise_off(model: nn.Module) -> None:
-    """Exactness needs it: continuations that share a prompt would share its noise. The reference student has none."""
+    """Set every setting of `model` to 0 by which it randomizes its training.
+
+    Exactness needs it: continuations that share a prompt would share its noise. The reference student has none.
+    """
     for module in model.modules():
         if "dropout" in type(module).__name__.lower() and isinstance(getattr(module, "p", None), float):
             setattr(module, "p", 0.0)  # noqa: B010 — of no one class
@@ -55,7 +60,7 @@ def _silence(holder: Any) -> None:
 
 
 class _Measured(NamedTuple):
-    """Hidden states at targets and representations, and gradients of their sum along fixed directions, `_projected`."""
+    """Hidden states at targets and representations, and gradients of their sum along fixed directions."""
 
     hidden: Tensor
     gradients: list[Tensor | None]
@@ -65,10 +70,12 @@ Parts = Iterator[tuple[Tensor, list[int]]]  # hidden states, and which of the ro
 
 
 def try_layouts(model: Any, max_length: int, tree: bool) -> str:
-    """ "" when the tree is exact, else why it is not and padded rows are; raises ModelError when neither is.
+    """Try the tree, and where it is not exact padded rows.
 
     With `tree` off only padded rows are tried. What is right is what the model says of each sequence by itself when it
-    is not trained; afterwards its noise is off.
+    is not trained. Afterwards its noise is off. `max_length` is that of a sequence, in tokens.
+
+    Returns "" when the tree is exact, else why it is not and padded rows are. Raises ModelError when neither is.
     """
     _check_positions(model, max_length)
     mode = {module: module.training for module in model.modules()}
@@ -163,13 +170,19 @@ def _single(model: Any, ids: tuple[int, ...]) -> Tensor:
 
 
 def _measure(model: Any, parts: Parts) -> _Measured:
-    """Part by part forward and backward; a gradient is projected and dropped as soon as it is there."""
+    """Part by part forward and backward; a gradient is projected and dropped as soon as it is there.
+
+    All trained parameters' whole gradients, twice, would be as large as the student itself, in every worker.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     projected: dict[int, Tensor] = {}
 
     def project(p: Tensor) -> None:
         assert p.grad is not None
-        projected[id(p)] = projected.get(id(p), 0.0) + _projected(p.grad)
+        gradient, size = p.grad, p.grad.shape[-1] if p.grad.ndim > 1 else 0
+        if size > DIRECTIONS:  # random ones keep the lengths of differences
+            gradient = gradient @ (_random(0, size, DIRECTIONS) / DIRECTIONS**0.5).to(gradient)
+        projected[id(p)] = projected.get(id(p), 0.0) + gradient.float().cpu()
         p.grad = None
 
     hooks = [p.register_post_accumulate_grad_hook(project) for p in trained]
@@ -190,17 +203,6 @@ def _measure(model: Any, parts: Parts) -> _Measured:
 
 def _random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _projected(gradient: Tensor) -> Tensor:
-    """A gradient along some random directions, which keeps the lengths of differences; in host memory.
-
-    All trained parameters' whole gradients, twice, would be as large as the student itself, in every worker.
-    """
-    size = gradient.shape[-1] if gradient.ndim > 1 else 0
-    if size > DIRECTIONS:
-        gradient = gradient @ (_random(0, size, DIRECTIONS) / DIRECTIONS**0.5).to(gradient)
-    return gradient.float().cpu()
 
 
 @torch.no_grad()
@@ -303,20 +305,14 @@ def _check_head(model: Any) -> None:
 @torch.no_grad()
 def _head_difference(model: Any, head: nn.Module) -> float:
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config(decoder=True).vocab_size
-    with _scaled_up(head) as scale:
+    scale = 1024.0
+    hook = head.register_forward_hook(lambda _, __, logits: logits.float() * scale)
+    try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        hook.remove()
     hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     expected = head(hidden).float() * scale
     if logits.shape != expected.shape:
         return math.inf
     return ((logits - expected).norm() / expected.norm()).item()
-
-
-@contextmanager
-def _scaled_up(head: nn.Module) -> Iterator[float]:
-    scale = 1024.0
-    hook = head.register_forward_hook(lambda _, __, logits: logits.float() * scale)
-    try:
-        yield scale
-    finally:
-        hook.remove()

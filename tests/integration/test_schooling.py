@@ -4,11 +4,11 @@ import psutil
 import pytest
 
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.demo import schooling
 from tailor_ray.errors import StageError
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import AnswerKind
 from tailor_ray.storage import Store
-from tailor_ray.student import school
 from tests.integration.engines import ref
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -30,12 +30,12 @@ def test_a_killed_schoolroom_starts_again(tmp_path, caplog):
             kill_schoolroom(steps)
         said.append(steps)
 
-    made, _ = school.school_tiny_student(CONFIG, PROMPT, 1, Store.open(str(tmp_path)), strike_once)
+    made, _ = schooling.school_tiny_student(CONFIG, PROMPT, 1, Store.open(str(tmp_path)), strike_once)
     assert "schooling is lost and starts again (1 of at most 4)" in caplog.text
     assert made == ref(tmp_path / "student")
 
 
 def test_a_schoolroom_that_always_dies_ends_the_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(school, "STARTS", 1)
+    monkeypatch.setattr(schooling, "STARTS", 1)
     with pytest.raises(StageError, match="schooling was lost 1 times"):
-        school.school_tiny_student(CONFIG, PROMPT, 1, Store.open(str(tmp_path)), kill_schoolroom)
+        schooling.school_tiny_student(CONFIG, PROMPT, 1, Store.open(str(tmp_path)), kill_schoolroom)

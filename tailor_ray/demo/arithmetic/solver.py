@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from tailor_ray.tasks.arithmetic.families import FAMILIES
-from tailor_ray.tasks.arithmetic.language import Family, Slots, Step, calculate
+from tailor_ray.demo.arithmetic.families import FAMILIES
+from tailor_ray.demo.arithmetic.language import Family, Slots, Step, calculate
 
 _EQUATION = re.compile(r"(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")

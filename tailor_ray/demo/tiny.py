@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tailor_ray.config.student import TinyConfig
+from tailor_ray.demo import arithmetic
 from tailor_ray.prompts.student import StudentPrompt
-from tailor_ray.tasks import arithmetic
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last
 SchoolRow = tuple[list[int], list[int]]  # token ids of prompt and completion, the latter with its end of sequence
@@ -141,7 +141,10 @@ def teach_school(
     torch.set_num_threads(THREADS)
     batches = _batches(lessons, config.school_batch, Random(seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.school_learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.school_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # a linear warm-up, then a cosine to zero
+        optimizer,
+        lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / config.school_steps)),
+    )
     model.train()
     losses: list[float] = []
     for step, batch in enumerate(islice(batches, config.school_steps)):
@@ -168,11 +171,6 @@ def _batches(lessons: Sequence[SchoolRow], size: int, rng: Random) -> Iterator[l
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
         rng.shuffle(batches)
         yield from batches
-
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _batch_loss(model: LlamaForCausalLM, batch: Sequence[SchoolRow]) -> torch.Tensor:

@@ -6,7 +6,7 @@ the end. They are data like `families.py`.
 
 from __future__ import annotations
 
-from tailor_ray.tasks.arithmetic.language import Family, Way
+from tailor_ray.demo.arithmetic.language import Family, Way
 
 LOOKALIKES: tuple[Family, ...] = (
     Family(  # fewer_together, with more

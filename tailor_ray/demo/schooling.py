@@ -1,6 +1,6 @@
 """The tiny student's schooling as a Ray actor.
 
-It runs on any node, is seen in the dashboard, and tells how far it is.
+It runs on any node, is seen in the dashboard, and tells how far it is. What comes out is an ordinary model folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Schoolroom:
 
         `prompt` is the form in which it will be asked. Returns its reference and the figures of `make_tiny_student`.
         """
-        from tailor_ray.student.tiny import make_tiny_student
+        from tailor_ray.demo.tiny import make_tiny_student
 
         with tempfile.TemporaryDirectory(prefix="tailor-school-") as scratch:
             folder = Path(scratch)
@@ -67,24 +67,17 @@ def school_tiny_student(
     starts = 0
     while True:
         starts += 1
+        # without Ray's own retries: it would announce one on stdout when a run that is stopped kills the actor
+        options = {"name": f"schoolroom-{time.time_ns()}", "num_cpus": 1, "max_concurrency": 2}
+        room: Any = ray.remote(Schoolroom).options(**options).remote()
+        made = room.school.remote(config, prompt, seed, out)
         try:
-            return _school(config, prompt, seed, out, on_steps)
+            while not ray.wait([made], timeout=0.5)[0]:
+                on_steps(ray.get(room.steps_done.remote()))
+            return ray.get(made)
         except RayActorError as error:
             if starts == STARTS:
                 raise StageError(f"schooling was lost {STARTS} times, the last time: {error}") from error
             log.warning("schooling is lost and starts again (%d of at most %d): %s", starts, STARTS, error)
-
-
-def _school(
-    config: TinyConfig, prompt: StudentPrompt, seed: int, out: Store, on_steps: Callable[[int], None]
-) -> tuple[ModelRef, dict[str, Any]]:
-    """Once. Without Ray's own retries: it would announce one on stdout when a run that is stopped kills the actor."""
-    options = {"name": f"schoolroom-{time.time_ns()}", "num_cpus": 1, "max_concurrency": 2}
-    room: Any = ray.remote(Schoolroom).options(**options).remote()
-    made = room.school.remote(config, prompt, seed, out)
-    try:
-        while not ray.wait([made], timeout=0.5)[0]:
-            on_steps(ray.get(room.steps_done.remote()))
-        return ray.get(made)
-    finally:
-        ray.kill(room)
+        finally:
+            ray.kill(room)

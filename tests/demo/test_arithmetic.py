@@ -6,13 +6,13 @@ from random import Random
 import pytest
 
 from tailor_ray.config.task import TaskConfig
+from tailor_ray.demo.arithmetic import first_fault, generate, other_ways, school_questions, solve
+from tailor_ray.demo.arithmetic.families import FAMILIES
+from tailor_ray.demo.arithmetic.language import Family, Step, Wording
+from tailor_ray.demo.arithmetic.school import CHAINS, KNOWN, SCHOOL
+from tailor_ray.demo.arithmetic.solver import read
 from tailor_ray.records import Verdict
 from tailor_ray.tasks import grader_for, load_task
-from tailor_ray.tasks.arithmetic import first_fault, generate, other_ways, school_questions, solve
-from tailor_ray.tasks.arithmetic.families import FAMILIES
-from tailor_ray.tasks.arithmetic.language import Family, Step, Wording
-from tailor_ray.tasks.arithmetic.school import CHAINS, KNOWN, SCHOOL
-from tailor_ray.tasks.arithmetic.solver import read
 
 APPLES = "Tom has 20 apples. Anna gives Tom 7 more, and then he loses 5. How many apples does Tom have now?"
 

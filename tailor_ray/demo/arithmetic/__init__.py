@@ -12,11 +12,11 @@ from random import Random
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.task import TaskConfig
+from tailor_ray.demo.arithmetic.families import FAMILIES
+from tailor_ray.demo.arithmetic.language import Family
+from tailor_ray.demo.arithmetic.school import SCHOOL
+from tailor_ray.demo.arithmetic.solver import FaultyStep, Solution, first_fault, other_ways, solve
 from tailor_ray.records import AnswerKind, Question
-from tailor_ray.tasks.arithmetic.families import FAMILIES
-from tailor_ray.tasks.arithmetic.language import Family
-from tailor_ray.tasks.arithmetic.school import SCHOOL
-from tailor_ray.tasks.arithmetic.solver import FaultyStep, Solution, first_fault, other_ways, solve
 from tailor_ray.tasks.base import TaskData, demo
 
 __all__ = [

@@ -15,7 +15,7 @@ from tailor_ray.records import AnswerKind, Question
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from tailor_ray.student.tiny import make_tiny_student  # noqa: E402
+from tailor_ray.demo.tiny import make_tiny_student  # noqa: E402
 
 CONFIG = TinyConfig(hidden_size=64, layers=1, heads=2, school_questions=200, school_steps=30, school_batch=16)
 DEMO = Question("demo", "What is 1 + 1?", "2", rationale="1 + 1 = 2.")

@@ -5,8 +5,8 @@ Each question wording is used both to write and to read (see `language.py`). So 
 
 from __future__ import annotations
 
-from tailor_ray.tasks.arithmetic.language import Family, Way
-from tailor_ray.tasks.arithmetic.lookalikes import LOOKALIKES
+from tailor_ray.demo.arithmetic.language import Family, Way
+from tailor_ray.demo.arithmetic.lookalikes import LOOKALIKES
 
 FAMILIES: tuple[Family, ...] = (
     Family(
