@@ -315,9 +315,10 @@ def mock_teacher(
 @app.command("config-reference", epilog="Example: tailor-ray config-reference > settings.md")
 def config_reference() -> None:
     """Print every setting with its default and what it does, as Markdown."""
-    from tailor_ray.config.reference import reference
+    from tailor_ray.config.base import reference
+    from tailor_ray.config.run import METHODS, RunConfig
 
-    typer.echo(reference())
+    typer.echo(reference(RunConfig, METHODS))
 
 
 def main() -> NoReturn:

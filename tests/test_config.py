@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from tailor_ray.config import RunConfig, load_config
-from tailor_ray.config.base import CONSTANTS, Section
-from tailor_ray.config.reference import reference
+from tailor_ray.config.base import CONSTANTS, Section, reference
 from tailor_ray.config.run import METHODS, parse_config, parse_run_file
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError, UserError
@@ -32,7 +31,7 @@ def write(tmp_path, text):
         ("teacher: {base_url: 'ftp://x'}", r"teacher\.teachers\.0\.base_url: base_url must be an http"),
         ("- a\n- b", "must hold a mapping of settings, not a list"),
         ("a: [", "not valid YAML"),
-        ("training: {steps: 5, epochs: 3, steps: 9}", r"not valid YAML: steps is set twice.*line 1, column 33"),
+        ("training: {steps: 5, epochs: 3, steps: 9}", r"(?s)not valid YAML: steps is set twice.*line 1, column 33"),
         ("seed: 1\nname: a\nseed: 2", r"(?s)seed is set twice.*line 3"),
         ("a: 2026-13-45", "not valid YAML"),
         ("seed: 1" + "0" * 5000, "not valid YAML"),
@@ -161,7 +160,7 @@ def test_an_unknown_method_is_refused(value):
 
 
 def test_the_reference_says_what_each_method_sets():
-    lines = reference().splitlines()
+    lines = reference(RunConfig, METHODS).splitlines()
     for method, defaults in METHODS.items():
         for name, value in defaults.items():
             cells = next(line for line in lines if line.startswith(f"| {method} | `{name}`")).split("|")
@@ -189,8 +188,8 @@ def sections(section, path=""):
                 yield from sections(kind, f"{path}{name}{'[]' if get_origin(field.annotation) is tuple else ''}.")
 
 
-def test_every_setting_is_documented_and_in_the_reference():
-    text = reference()
+def test_every_setting_is_documented_and_in_the_reference(RunConfig, METHODS):
+    text = reference(RunConfig, METHODS)
     for path, section in sections(RunConfig):
         for name, field in section.model_fields.items():
             assert field.description, f"{path}{name} has no text below it"
@@ -199,7 +198,7 @@ def test_every_setting_is_documented_and_in_the_reference():
 
 def test_the_reference_marks_what_changes_results():
     """Of a section that is operational as a whole no setting does: changing it resumes the run."""
-    marks = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `.*?` \| (●?) ?\|", reference(), re.MULTILINE))
+    marks = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `.*?` \| (●?) ?\|", reference(RunConfig, METHODS), re.MULTILINE))
     assert (marks["exam.samples"], marks["rounds.min_gain"]) == ("●", "●")
     for name in ("teacher.actors", "cluster.address", "observe.trackers", "teacher.teachers[].serving.port"):
         assert marks[name] == "", name
@@ -208,7 +207,7 @@ def test_the_reference_marks_what_changes_results():
 
 
 def test_the_reference_begins_with_ten_settings():
-    first, _, rest = reference().partition("## the ten to start with")[2].partition("## top level")
+    first, _, rest = reference(RunConfig, METHODS).partition("## the ten to start with")[2].partition("## top level")
     names = re.findall(r"^\| `([\w.\[\]]+)` \|", first, re.MULTILINE)
     assert len(names) == 10
     assert all(f"| `{name}` |" in rest for name in names)

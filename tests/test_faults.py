@@ -264,7 +264,7 @@ def listeners():
 
 
 def test_an_address_that_is_no_ray_cluster(listeners, monkeypatch):
-    from tailor_ray.config.rounds import ClusterConfig
+    from tailor_ray.config.run import ClusterConfig
     from tailor_ray.rounds import cluster
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)

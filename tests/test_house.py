@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": LIGHT | {"tasks", "student", "teacher", "training", "serving", "observe", "rounds", "ops", "demo"},
 }
 # Who may know the demo: its command, and what begins a run's student and teacher. `tasks` finds its task by name.
-KNOWS_DEMO = ("cli.py", "ops/mock.py", "rounds/services.py", "rounds/stages.py")
+KNOWS_DEMO = ("ops/serve.py", "rounds/services.py", "rounds/stages.py")
 # Third-party packages that only these places may import, at any depth.
 HEAVY = {
     "vllm": ("student/engine.py",),

@@ -203,7 +203,7 @@ def in_rounds(rounds: int) -> dict[str, float]:
     """Train the demo's student for some rounds of 100 steps, by the workers of the first."""
     from transformers import AutoTokenizer
 
-    from tailor_ray.config.rounds import ClusterConfig
+    from tailor_ray.config.run import ClusterConfig
     from tailor_ray.config.student import TinyConfig
     from tailor_ray.config.training import TrainingConfig
     from tailor_ray.demo.arithmetic import sample_questions

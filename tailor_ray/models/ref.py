@@ -29,7 +29,7 @@ from tailor_ray.errors import CorruptionError, ModelError
 from tailor_ray.models.folder import MODEL_FILES, check_model, content_sha256, is_model_file, model_files
 from tailor_ray.once import FIRST_USE
 from tailor_ray.storage import FileEntry, Store, in_threads
-from tailor_ray.storage.sealed import seal, unseal
+from tailor_ray.storage.commits import seal, unseal
 from tailor_ray.storage.store import file_sha256, node_cache
 
 RECORD = "student.json"

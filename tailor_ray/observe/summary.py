@@ -17,7 +17,7 @@ from tailor_ray.layout import StageId
 from tailor_ray.observe.advice import about_run, shares
 from tailor_ray.statistics import accuracy
 from tailor_ray.storage import Manifest, Part, Store, find_part, read_manifest, read_part, stage_parts
-from tailor_ray.storage.sealed import read_settings
+from tailor_ray.storage.commits import read_settings
 
 STAGES = (*layout.FIRST_STAGES[:-1], *layout.STAGES)  # of all rounds, each once, in the order of their work
 SECTIONS = ("task", "student", "teacher")  # of run.yaml, of which the report shows settings

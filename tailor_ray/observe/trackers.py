@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tailor_ray import layout
-from tailor_ray.config.rounds import ObserveConfig
+from tailor_ray.config.run import ObserveConfig
 from tailor_ray.errors import CorruptionError
 from tailor_ray.observe.summary import STAGES, RunRecord, flat_settings, load_run
 from tailor_ray.storage import Store

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailor_ray.config.base import explain
-from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.run import ClusterConfig
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.config.teacher import MockConfig
 from tailor_ray.demo.mock_server import MockOptions, serve_mock

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.run import ClusterConfig
 from tailor_ray.errors import ConfigError, StageError
 from tailor_ray.observe.faults import one_line
 from tailor_ray.observe.logs import adopt_loggers

@@ -32,7 +32,7 @@ from tailor_ray.rounds.services import Services, WorkerPools
 from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
 from tailor_ray.storage import Lease, Manifest, Store, commit_manifest, committed_parts, read_manifest, stage_parts
-from tailor_ray.storage.sealed import read_settings, write_settings
+from tailor_ray.storage.commits import read_settings, write_settings
 from tailor_ray.storage.store import node_cache
 from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.parts import Intake

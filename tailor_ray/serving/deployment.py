@@ -30,9 +30,9 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tailor_ray.config.student import engine_arguments, engine_environment
 from tailor_ray.errors import ConfigError, CorruptionError, StageError
 from tailor_ray.models import ModelRef, identify, resolve
-from tailor_ray.models.engine_settings import engine_arguments, engine_environment
 from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.observe.faults import one_line
 from tailor_ray.observe.logs import own_handlers

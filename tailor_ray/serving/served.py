@@ -19,7 +19,7 @@ from tailor_ray.layout import RUN_FILE, check_is_run, rounds_begun, stage_folder
 from tailor_ray.models import ModelRef, read_model
 from tailor_ray.observe.logs import own_handlers
 from tailor_ray.storage import Store, read_manifest
-from tailor_ray.storage.sealed import read_settings
+from tailor_ray.storage.commits import read_settings
 
 
 def config_of(run: Store) -> RunConfig:

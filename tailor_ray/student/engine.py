@@ -36,10 +36,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.student import StudentConfig, engine_arguments
 from tailor_ray.errors import ModelError, TailorError
 from tailor_ray.models import ModelRef, resolve
-from tailor_ray.models.engine_settings import engine_arguments
 from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.models.texts import text_ids
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling, unaskable

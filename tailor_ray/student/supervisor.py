@@ -20,10 +20,9 @@ from typing import Any, NoReturn
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.student import StudentConfig, engine_environment
 from tailor_ray.errors import ModelError, StageError, TailorError
 from tailor_ray.models import ModelRef
-from tailor_ray.models.engine_settings import engine_environment
 from tailor_ray.observe import metrics
 from tailor_ray.student.engine import StudentEngine
 from tailor_ray.student.sampling import EngineBroken

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tailor_ray.errors import CorruptionError, StageError
 from tailor_ray.storage import FileEntry, Store
-from tailor_ray.storage.sealed import seal, unseal
+from tailor_ray.storage.commits import seal, unseal
 from tailor_ray.training.export import read_tensors, write_tensors
 from tailor_ray.training.steps import History
 

@@ -26,7 +26,7 @@ from tailor_ray.errors import CorruptionError, ModelError, StageError
 from tailor_ray.models import ModelRef
 from tailor_ray.models.texts import end_tokens
 from tailor_ray.storage import FileEntry, Store
-from tailor_ray.storage.sealed import seal, unseal
+from tailor_ray.storage.commits import seal, unseal
 from tailor_ray.storage.store import file_sha256
 from tailor_ray.training.model import Student
 

@@ -29,7 +29,7 @@ from tailor_ray.models import ModelRef, resolve
 from tailor_ray.observe import metrics
 from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
-from tailor_ray.storage.sealed import canonical
+from tailor_ray.storage.commits import canonical
 from tailor_ray.training.held_out import HeldOut
 from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
 

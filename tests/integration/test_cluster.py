@@ -7,7 +7,7 @@ from pathlib import Path
 
 FIND = """
 import ray
-from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.run import ClusterConfig
 from tailor_ray.rounds.cluster import connected
 
 with connected(ClusterConfig(dashboard=False, object_store_gib=0.2, num_cpus=3)):

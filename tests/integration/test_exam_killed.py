@@ -19,7 +19,7 @@ JOB = exam_job(samples=8, max_new_tokens=96)
 ONE_PART = exam_job(samples=4, max_new_tokens=160)
 DRIVER = """
 import sys
-from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.run import ClusterConfig
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.models import identify
 from tailor_ray.rounds.cluster import connected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailor_ray.config.rounds import ClusterConfig
+from tailor_ray.config.run import ClusterConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.rounds.cluster import connected
 from tests.integration.clusters import free_port

@@ -28,8 +28,8 @@ from tailor_ray.storage import (
     read_part,
     stage_parts,
 )
+from tailor_ray.storage.commits import seal
 from tailor_ray.storage.lease import Fence
-from tailor_ray.storage.sealed import seal
 
 TABLE = pa.table({"x": [1, 2, 3]})
 

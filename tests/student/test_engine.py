@@ -13,10 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tailor_ray.config.student import StudentConfig
+from tailor_ray.config.student import StudentConfig, engine_environment
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
-from tailor_ray.models.engine_settings import engine_environment
 from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.storage import FileEntry
 from tailor_ray.student.engine import watch
