@@ -95,7 +95,9 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
             lines.append(f"{path}: this setting is required and was not given")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {_masked(item['input'])})"
+            # user info or a query in a URL is likely a key
+            given = re.sub(r"\?\w+=[^'\"]*", "?***", re.sub(r"//[^/@]*@", "//***@", repr(item["input"])))
+            shown = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {given})"
             lines.append(f"{path + ': ' if path else ''}{message}{shown}")
     return ConfigError(f"{source} is not a valid configuration:\n  " + "\n  ".join(lines))
 
@@ -123,11 +125,6 @@ def section_of(annotation: Any) -> Any:
         if found is not None:
             return found
     return None
-
-
-def _masked(value: Any) -> str:
-    """The value as a message may show it: user info or a query in a URL is likely a key."""
-    return re.sub(r"\?\w+=[^'\"]*", "?***", re.sub(r"//[^/@]*@", "//***@", repr(value)))
 
 
 # What a run of one's own sets first.

@@ -163,7 +163,10 @@ class Store:
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            _write_synced(temporary, data)
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
             try:
                 os.link(temporary, target)  # fails when the name is taken, and the content is already whole
             except FileExistsError:
@@ -281,13 +284,6 @@ def _write_local(target: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _sync_and_rename(temporary: Path, target: Path) -> None:

@@ -109,21 +109,16 @@ class BatchPool:
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
-                records = self._open_records()
+                records = self._records()
+                with self._lock:  # a dead driver's open batches answer our requests as our own do
+                    for key in {key for record in records for key in record["keys"]} & self._waiting.keys():
+                        self._batched[key] = self._waiting.pop(key)
                 for record in records:
                     self._follow(record)
                 if not self._send_some():
                     self._closing.wait(self._config.batch_poll_s if records else QUIET_S / 4)
         except (TailorError, OSError, ValueError) as error:
             self._on_error(error)
-
-    def _open_records(self) -> list[dict[str, Any]]:
-        """Batches that were begun and not read to their end; a dead driver's answer our requests as our own do."""
-        records = self._records()
-        with self._lock:
-            for key in {key for record in records for key in record["keys"]} & self._waiting.keys():
-                self._batched[key] = self._waiting.pop(key)
-        return records
 
     def _send_some(self) -> bool:
         """Make one batch of what waits, if it is time; True if one was made."""

@@ -82,7 +82,12 @@ class StudentLoss(nn.Module):
         if len(pack.source) <= size:
             return token_nll(head(hidden_KH), pack.target)
         parts = zip(hidden_KH.split(size), pack.target.split(size), strict=True)
-        return torch.cat([checkpoint(_nll_part, head, *part, use_reentrant=False) for part in parts])
+        return torch.cat(
+            [
+                checkpoint(lambda some, target: token_nll(head(some), target), *part, use_reentrant=False)
+                for part in parts
+            ]
+        )
 
     def _slice(self, device: torch.device) -> int:
         """Targets whose logits are made at once."""
@@ -111,10 +116,6 @@ def logits_at_once(device: torch.device) -> int:
 
 def _part(head: Callable[[Tensor], Tensor], hidden_KH: Tensor, target_K: Tensor, weight_K: Tensor) -> Tensor:
     return mle_sum(head(hidden_KH), target_K, weight_K)
-
-
-def _nll_part(head: Callable[[Tensor], Tensor], hidden_KH: Tensor, target_K: Tensor) -> Tensor:
-    return token_nll(head(hidden_KH), target_K)
 
 
 class _SlicedHead(torch.autograd.Function):

@@ -172,7 +172,10 @@ class Trainers:
             _report(job, on_progress)
         except BaseException as error:
             if not isinstance(error, WorkersFailed):
-                _ask_to_stop(job)
+                try:
+                    job.out.child("checkpoints").write_bytes("stop", b"")
+                except (OSError, LeaseLost) as failure:  # the first error is what the caller must hear of
+                    log.warning("the workers could not be asked to stop: %s", failure)
                 group.wait(STOP_WAIT_S)
             self.close()
             raise
@@ -279,13 +282,6 @@ def _wait_for_storage(store: Store, error: WorkersFailed) -> None:
                 assert error.fault is not None
                 raise stopped_by(error.fault, str(still)) from still
         time.sleep(2.0)
-
-
-def _ask_to_stop(job: TrainJob) -> None:
-    try:
-        job.out.child("checkpoints").write_bytes("stop", b"")
-    except (OSError, LeaseLost) as error:  # the first error is what the caller must hear of
-        log.warning("the workers could not be asked to stop: %s", error)
 
 
 def _report(job: TrainJob, on_progress: OnProgress | None) -> None:

@@ -20,6 +20,7 @@ import gc
 import logging
 import math
 import os
+import resource
 import tempfile
 import time
 from collections import Counter
@@ -220,6 +221,8 @@ class _Worker:
         write_model(out, model)
         commit_part(out.child(LOG), STEPS, 0, self.history.table())
         losses = self.history.column("loss").tolist()
+        on_gpu = self.device.type == "cuda"
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.times["finished"] = time.time() - self.task.started
         return {
             "steps": self.done,
@@ -230,7 +233,7 @@ class _Worker:
             "model": model,
             "layout": student.layout_note,
             "times": self.times,
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else rss,
         }
 
 
@@ -263,14 +266,6 @@ def _together(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 UNUSED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
 
 
@@ -290,14 +285,8 @@ class DeviceBackend(TorchConfig):
 
 class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configuration's `backend`
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        backend_config.backend = "nccl" if worker_group.execute_single(0, _sees_gpu) else "gloo"
+        backend_config.backend = "nccl" if worker_group.execute_single(0, torch.cuda.is_available) else "gloo"
         super().on_start(worker_group, backend_config)
-
-
-def _sees_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def take_jobs(settings: dict[str, Any]) -> None:
