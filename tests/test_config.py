@@ -188,7 +188,7 @@ def sections(section, path=""):
                 yield from sections(kind, f"{path}{name}{'[]' if get_origin(field.annotation) is tuple else ''}.")
 
 
-def test_every_setting_is_documented_and_in_the_reference(RunConfig, METHODS):
+def test_every_setting_is_documented_and_in_the_reference():
     text = reference(RunConfig, METHODS)
     for path, section in sections(RunConfig):
         for name, field in section.model_fields.items():

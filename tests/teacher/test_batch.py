@@ -90,7 +90,8 @@ def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp
         driver = Driver(store, mock.base_url, budget_tokens=10**6)
         driver.ask(10)
         api = BatchApi(driver.config.teachers[0])
-        while not any(record["batch"] for record in driver.pool._open_records()):
+        batches = store.child("batches")
+        while not any(batches.read_json(name)["batch"] for name in batches.files() if name.endswith(".json")):
             time.sleep(0.05)
         driver.die()
         (name,) = [name for name in store.child("batches").files() if name.endswith(".json")]
