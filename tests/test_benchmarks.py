@@ -59,10 +59,10 @@ def test_a_stand_in_is_called_as_the_real_one_is(name, real):
 
 def test_what_training_is_compared_with_computes_the_same():
     """Packed rows and separate ones: loss and gradients; the reference's procedure: the loss."""
+    from jobs.benchmarks.families import scaled_up
+    from jobs.benchmarks.naive import naive_loss
     from tailor_ray.training.forward import StudentLoss
     from tailor_ray.training.tree import TreeAttention
-    from tests.training.families import scaled_up
-    from tests.training.naive import naive_loss
     from tests.training.students import make_model
     from tests.training.test_exactness import random_examples
 

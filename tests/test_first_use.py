@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engines import make_student
+from jobs.benchmarks.stand_ins import make_student
 
 ROOT = Path(__file__).parent.parent
 THREADS = 16

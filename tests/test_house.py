@@ -210,3 +210,8 @@ def test_nothing_names_this_machine_or_a_registry():
     )
     allowed = [line for line in done.stdout.splitlines() if not line.startswith("cluster/")]
     assert not allowed, "\n".join(allowed)
+
+
+def test_benchmarks_import_nothing_from_tests():
+    for path in (ROOT / "jobs").rglob("*.py"):
+        assert not [name for name, _ in imports_of(path) if name.split(".")[0] == "tests"], path

@@ -25,9 +25,7 @@ from typing import Any
 
 import psutil
 from exam_rivals import Rival  # beside this script
-from stand_ins import InstantEngines, cluster
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' student maker is not part of the package
+from stand_ins import InstantEngines, cluster, make_student
 
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
@@ -52,7 +50,6 @@ from tailor_ray.student.pool import EnginePool
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.parts import Intake
 from tailor_ray.teacher.teach import Shard, TeachJob, teach
-from tests.integration.engines import make_student
 
 NEW_TOKENS = 128
 SAMPLES = 4

@@ -131,9 +131,8 @@ def env(bench: Bench) -> None:
 
 def exact(bench: Bench) -> None:
     """Families of the tests, with weights so large that attention matters."""
-    sys.path.append(str(Path(__file__).parents[2]))
-    from tests.training.families import FAMILIES, TREE, family_model
-    from tests.training.naive import naive_loss
+    from families import FAMILIES, TREE, family_model  # beside this script
+    from naive import naive_loss
 
     torch.backends.cuda.matmul.allow_tf32 = False
     batch = examples((60, 40, 30, 4), 90)

@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 
+from jobs.benchmarks.stand_ins import make_student
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.records import Question
 from tailor_ray.storage import Store
@@ -13,7 +14,7 @@ from tailor_ray.student.exam import run_exam
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling
 from tests.integration.conftest import ray_cluster
-from tests.integration.engines import attempts, exam_job, make_student, ref, students, write_questions
+from tests.integration.engines import attempts, exam_job, ref, students, write_questions
 
 __all__ = ["ray_cluster", "students"]  # fixtures
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24)

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from jobs.benchmarks.families import scaled_up
+from jobs.benchmarks.naive import naive_loss
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.training.deepspeed_engine import TrainingEngine
 from tailor_ray.training.forward import StudentLoss
@@ -17,8 +19,6 @@ from tailor_ray.training.plan import Plan
 from tailor_ray.training.steps import Stepper
 from tailor_ray.training.tokens import tokenize_examples
 from tailor_ray.training.tree import TreeAttention
-from tests.training.families import scaled_up
-from tests.training.naive import naive_loss
 from tests.training.parts import of_examples
 from tests.training.students import KINDS, make_examples, make_model, make_student
 from tests.training.test_exactness import random_examples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.benchmarks.stand_ins import make_student
 from tailor_ray.answers import Grader
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.models import ModelRef, identify
@@ -18,55 +18,6 @@ from tailor_ray.records import QUESTION_SCHEMA, AnswerKind, Attempt, Question, f
 from tailor_ray.storage import Manifest, PartsDigest, Store, commit_manifest, commit_part, committed_parts, read_part
 from tailor_ray.student.exam import ExamJob
 from tailor_ray.student.pool import EnginePool
-
-ALPHABET = sorted(set(string.printable) - set("\x0b\x0c"))
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-
-
-def make_student(
-    folder: Path,
-    seed: int = 0,
-    hidden_size: int = 64,
-    layers: int = 2,
-    heads: int = 2,  # vLLM on CPU has no attention kernel for heads narrower than 32
-    max_position_embeddings: int = 2048,
-    unknown_token: str | None = None,
-) -> Path:
-    """Write a random Llama with a tokenizer of one token a character; `seed` alone decides the weights.
-
-    `unknown_token` goes into the tokenizer and has no embedding, as in a folder whose files don't belong together:
-    a prompt with it makes the model's forward pass fail.
-    """
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    if unknown_token is not None:  # behind what vLLM pads the embedding to, a multiple of 64
-        tokenizer.add_special_tokens([f"<{number}>" for number in range(64)] + [unknown_token])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        tie_word_embeddings=True,  # vLLM keeps a packed copy of a tied head, which a swap must renew
-        vocab_size=len(vocabulary),
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=max_position_embeddings,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,  # large enough that two seeds disagree on nearly every token
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

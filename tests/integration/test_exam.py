@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.benchmarks.stand_ins import make_student
 from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import StageError
 from tailor_ray.records import Question, Verdict
@@ -15,7 +16,7 @@ from tailor_ray.storage import Store, committed_parts
 from tailor_ray.student.exam import run_exam
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import EngineBroken, Sampling, sample_seed
-from tests.integration.engines import attempts, exam_job, make_student, ref, write_questions
+from tests.integration.engines import attempts, exam_job, ref, write_questions
 
 QUESTIONS = [Question(f"q{i}", f"Ann has {i} pens and buys {i % 7} more. How many now?", str(i)) for i in range(40)]
 

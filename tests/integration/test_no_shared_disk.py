@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.benchmarks.stand_ins import make_student
 from tailor_ray.layout import RUN_FILE, StageId, stage_folder
 from tailor_ray.models import identify, publish, read_model
 from tailor_ray.storage import Store, read_manifest
 from tests.integration.clusters import IslandNodes, namespaces_permitted
-from tests.integration.engines import make_student
 from tests.storage.s3 import s3_server
 
 pytestmark = [

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pyarrow as pa
 import pytest
 
+from jobs.benchmarks.stand_ins import make_student
 from tailor_ray.errors import CorruptionError, ModelError, RunFolderError
 from tailor_ray.models import identify, publish, resolve
 from tailor_ray.models.ref import KEPT_COPIES
@@ -23,7 +24,7 @@ from tailor_ray.storage import (
 )
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerFiles
-from tests.integration.engines import make_student, ref
+from tests.integration.engines import ref
 from tests.storage.s3 import s3_server
 from tests.teacher.test_ledger import row, wait_for
 

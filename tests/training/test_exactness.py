@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from jobs.benchmarks.families import scaled_up
+from jobs.benchmarks.naive import naive_loss
 from tailor_ray.training.forward import StudentLoss
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
 from tailor_ray.training.tokens import TokenExample
 from tailor_ray.training.tree import Lengths, Tree, TreeAttention
-from tests.training.families import scaled_up
-from tests.training.naive import naive_loss
 from tests.training.students import KINDS, make_model
 
 FLOOR = 4.5  # nats per token, near the ln 96 of random models, so that some mistakes are above it and some below

@@ -175,7 +175,7 @@ def test_a_trained_student_of_an_old_configuration_has_its_architecture(tmp_path
 
 def test_a_part_of_a_configuration_is_compared_as_the_whole_is(tmp_path):
     """MPT keeps its attention's in one of its own, with noise and a precision that training changes."""
-    from tests.training.families import family_model
+    from jobs.benchmarks.families import family_model
 
     make_tokenizer(tmp_path / "given")
     family_model("mpt").save_pretrained(tmp_path / "given")

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
+from jobs.benchmarks.families import FAMILIES, REFUSED, SEPARATE, TREE, family_model
+from jobs.benchmarks.naive import naive_loss
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ModelError
 from tailor_ray.training.model import load_student
 from tailor_ray.training.packing import PackSettings, pack_separate, pack_tree, target_count
-from tests.training.families import FAMILIES, REFUSED, SEPARATE, TREE, family_model
-from tests.training.naive import naive_loss
 from tests.training.students import make_tokenizer
 from tests.training.test_exactness import random_examples
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs.benchmarks.naive import naive_loss
 from tailor_ray.config.training import TrainingConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import identify
@@ -15,7 +16,6 @@ from tailor_ray.training.held_out import HeldOut, Selection, read_answers
 from tailor_ray.training.model import load_student
 from tailor_ray.training.steps import History
 from tests.training.alone import Worker
-from tests.training.naive import naive_loss
 from tests.training.students import make_student
 
 STEPS = 8
