@@ -10,15 +10,15 @@ All take equal steps. At equal teacher tokens plain distillation is `plain_equal
 rationales of a question as cost what `--against` spends, or more.
 
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
-seed may be run alone. Without --variants it is the method and what is left of it; TRIED are settings that were tried to
-make its gain larger, SWITCHES are ways beside the paper's. What two variants do alike is done once and copied:
-questions, schooled student, first exam and first lessons by all variants of a seed, and the whole first round by those
-that differ in feedback alone, which comes in round 2. Lanes are processes side by side that share the machine's cores;
-each has its own Ray and keeps its engines and workers from run to run. Prints a table of the last round's test
-accuracy, and as its last line one JSON object: for each variant accuracy_mean, ci95 (Wilson, all seeds' questions
-together), seeds (the accuracy of each), to_plain with mean, t95 and bootstrap95, teacher_tokens (a seed's, of the
-lessons that it learns from) and tokens_per_point gained over round 0; p_value_full_vs_plain and its like are exact
-McNemar tests over the same questions of all seeds, p_value_by_seed_… take only the seeds to be independent.
+seed may be run alone. Without --variants it is the method and what is left of it; SWITCHES are ways beside the paper's,
+each beside the teacher's feedback and no triplet term, and COMBINATIONS some of them together. What two variants do
+alike is done once and copied: questions, schooled student, first exam and first lessons by all variants of a seed, and
+the whole first round by those that differ in the second alone, which brings feedback. Lanes are processes side by side
+that share the machine's cores; each has its own Ray and keeps its engines and workers from run to run. Prints a table
+of the last round's test accuracy, and as its last line one JSON object: for each variant accuracy_mean, ci95 (Wilson,
+all seeds' questions together), seeds (the accuracy of each), to_plain with mean, t95 and bootstrap95, teacher_tokens (a
+seed's, of the lessons that it learns from) and tokens_per_point gained over round 0; p_value_full_vs_plain and its like
+are exact McNemar tests over the same questions of all seeds, p_value_by_seed_… take only the seeds to be independent.
 """
 
 from __future__ import annotations
@@ -49,56 +49,50 @@ from tailor_ray.statistics import (
 )
 from tailor_ray.storage import Store, read_manifest, read_part, stage_parts
 
-FULL, PLAIN, LIGHT, DECAY_PLAIN = "full", "plain", "light_reflection", "steeper_decay_plain"
+FULL, PLAIN, FEEDBACK = "full", "plain", "without_reflection"
 PARTS: dict[str, tuple[str, ...]] = {
     FULL: (),
     "without_feedback": ("training.feedback=false",),
-    "without_reflection": ("training.triplet_weight=0",),
+    FEEDBACK: ("training.triplet_weight=0",),
     PLAIN: ("training.feedback=false", "training.triplet_weight=0"),
-    LIGHT: ("training.triplet_weight=0.1",),  # tried: the paper's weight is 0.5
-}
-TRIED: dict[str, tuple[str, ...]] = {
-    "small_margin": ("training.triplet_margin=0.2",),
-    "more_mistakes": (*PARTS[LIGHT], "exam.samples=4", "teacher.max_mistakes=2"),
-    "latest_lessons": (*PARTS[LIGHT], "training.lessons=replay", "training.replay_share=0.5"),
-    "cooler_exam": (*PARTS[LIGHT], "exam.temperature=0.7"),
-    "steeper_decay": (*PARTS[LIGHT], "training.round_decay=0.5"),
-    DECAY_PLAIN: (*PARTS[PLAIN], "training.round_decay=0.5"),
 }
 # Beside no triplet term, so that each shows what it adds to learning from the teacher's lessons and feedback.
-_BARE = PARTS["without_reflection"]
+_BARE = PARTS[FEEDBACK]
+_OWN = ("training.own_correct=1", "training.own_correct_weight=0.5")
+_ORPO = ("training.reflection=orpo",)
 EQUAL_TOKENS = "plain_equal_tokens"
 SWITCHES: dict[str, tuple[str, ...]] = {
-    "orpo": ("training.reflection=orpo",),
+    "orpo": _ORPO,
     "redi": ("training.reflection=redi", "training.redi_weight=0.2"),  # 0.8 is for rates of 1e-6, not of 1e-3
-    "own_correct": (*_BARE, "training.own_correct=1", "training.own_correct_weight=0.5"),
-    "own_correct_orpo": ("training.own_correct=1", "training.own_correct_weight=0.5", "training.reflection=orpo"),
-    "orpo_alone": ("training.feedback=false", "training.reflection=orpo"),
-    "own_correct_alone": (*PARTS[PLAIN], "training.own_correct=1"),
-    "own_correct_orpo_alone": ("training.feedback=false", "training.own_correct=1", "training.reflection=orpo"),
-    "replay": (*_BARE, "training.lessons=replay", "training.replay_share=0.5"),
-    "replay_orpo": ("training.reflection=orpo", "training.lessons=replay", "training.replay_share=0.5"),
+    "own_correct": (*_BARE, *_OWN),
     "critique": (*_BARE, "training.critique=true"),
     "continue": (*_BARE, "teacher.correction=continue"),
-    "continue_orpo": ("teacher.correction=continue", "training.reflection=orpo"),
     "fit": (*_BARE, "teacher.rationales=3", "training.rationales=1", "training.choose=fit"),
     "hinted": (*_BARE, "teacher.last_try=hinted"),
+    "replay": (*_BARE, "training.lessons=replay", "training.replay_share=0.5"),
+}
+COMBINATIONS: dict[str, tuple[str, ...]] = {
+    "own_correct_orpo": (*_OWN, *_ORPO),
+    "own_correct_replay": (*SWITCHES["replay"], *_OWN),
+    "continue_orpo": ("teacher.correction=continue", *_ORPO),
+    "own_correct_plain": (*PARTS[PLAIN], *_OWN),  # without feedback: they cost the teacher nothing
+    "orpo_plain": ("training.feedback=false", *_ORPO),
     "tailored": ("method=tailored",),
     EQUAL_TOKENS: PARTS[PLAIN],
 }
-VARIANTS = PARTS | TRIED | SWITCHES
+VARIANTS = PARTS | SWITCHES | COMBINATIONS
 CHOICE, SHOW = list(range(1, 9)), list(range(11, 19))  # seeds to choose by, and those that take no part in it
 MOST_RATIONALES = 8
 STUDENT = tuple(StageId(0, stage) for stage in ("questions", "student", "evaluate"))
 EXAMINED = (*STUDENT, StageId(1, "exam"))
 BEGUN = (*EXAMINED, StageId(1, "teach"))
 ROUND_1 = (*BEGUN, StageId(1, "examples"), StageId(1, "train"), StageId(1, "evaluate"))
+_LATER = ("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS)  # their first lessons differ
 BEGINS_AS = {  # a variant's first stages are another's
-    **dict.fromkeys((FULL, LIGHT, *TRIED, *SWITCHES), (PLAIN, BEGUN)),
-    **dict.fromkeys(("without_reflection", "critique"), (PLAIN, ROUND_1)),
+    **dict.fromkeys((FULL, *SWITCHES, *COMBINATIONS), (PLAIN, BEGUN)),
+    **dict.fromkeys((FEEDBACK, "critique"), (PLAIN, ROUND_1)),
     "without_feedback": (FULL, ROUND_1),
-    **dict.fromkeys(("more_mistakes", "cooler_exam"), (PLAIN, STUDENT)),
-    **dict.fromkeys(("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS), (PLAIN, EXAMINED)),
+    **dict.fromkeys(_LATER, (PLAIN, EXAMINED)),
 }
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
@@ -111,7 +105,7 @@ def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: in
     return [*share, *extra, f"storage={storage}", f"name={variant}-{seed}", f"seed={seed}", *VARIANTS[variant]]
 
 
-def lanes_of(variants: list[str], seeds: list[int], lanes: int, against: str = FULL) -> list[list[Task]]:
+def lanes_of(variants: list[str], seeds: list[int], lanes: int, against: str = FEEDBACK) -> list[list[Task]]:
     """Who runs what: whole seeds by turns, what is left over run by run; a run comes after those that it needs."""
     wanted = [*variants, *((against, PLAIN) if EQUAL_TOKENS in variants else ())]
     order = sorted(VARIANTS, key=lambda name: (name == EQUAL_TOKENS, len(_chain(name))))
@@ -131,7 +125,9 @@ def _chain(variant: str) -> list[str]:
     return [variant, *(_chain(BEGINS_AS[variant][0]) if variant in BEGINS_AS else ())]
 
 
-def run_lane(config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int, against: str = FULL) -> None:
+def run_lane(
+    config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int, against: str = FEEDBACK
+) -> None:
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
     from tailor_ray.rounds.loop import run
@@ -260,7 +256,7 @@ def summary(
             found |= {"teacher_tokens": round(spent), "gain_over_round_0": round(gained / 100, 4)}
             found["tokens_per_point"] = round(spent / gained) if gained > 0 else None
         result[variant] = found
-    for reference, variant in product((FULL, PLAIN, DECAY_PLAIN), right):
+    for reference, variant in product((FULL, PLAIN), right):
         if reference in right and variant != reference:
             result[f"p_value_{reference}_vs_{variant}"] = paired(right[reference], right[variant])
             # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
@@ -319,7 +315,7 @@ def main() -> None:
     parser.add_argument("--config", default="jobs/ablation.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=CHOICE)
     parser.add_argument("--show", dest="seeds", action="store_const", const=SHOW, help="seeds 11 to 18")
-    parser.add_argument("--against", choices=VARIANTS, default=FULL, help=f"whose tokens {EQUAL_TOKENS} spends")
+    parser.add_argument("--against", choices=VARIANTS, default=FEEDBACK, help=f"whose tokens {EQUAL_TOKENS} spends")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(PARTS))
     parser.add_argument("--storage", default="runs/ablation")
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
