@@ -41,7 +41,10 @@ QUIET_S = 1.0  # so long without a new request before a file that is not full is
 
 
 class BatchPool:
-    """Submit from any thread, take settled requests by the callback, close it. One endpoint after the other."""
+    """Submit from any thread, take settled requests by the callback, close it; `budget` says what is spent.
+
+    It asks one endpoint after the other.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class BatchPool:
         self._store = ledger.store.child("batches")
         self._on_settled = on_settled
         self._on_error = on_error
-        self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
+        self.budget = Budget(config, ledger.spent(), ledger.spent(round_))
         self._apis = {endpoint.model: BatchApi(endpoint) for endpoint in config.teachers}
         self._waiting: dict[str, TeacherRequest] = {}  # in no batch yet
         self._batched: dict[str, TeacherRequest] = {}  # in a batch that is not read yet
@@ -94,7 +97,7 @@ class BatchPool:
         self._held = True
 
     def lasts(self, round_total: Spend) -> bool:
-        return self._budget.lasts(round_total)
+        return self.budget.lasts(round_total)
 
     def flush(self) -> None:
         self._flushed, self._held = True, False
@@ -161,13 +164,13 @@ class BatchPool:
             if size // BYTES_PER_TOKEN > room and (chosen or queued):
                 break
             if request.model == model:
-                alone = self._budget.reserved.tokens <= 0
-                if not self._budget.reserve(self._worst(request), 1.0 if alone else self._worsts[model].slack):
+                alone = self.budget.reserved.tokens <= 0
+                if not self.budget.reserve(self._worst(request), 1.0 if alone else self._worsts[model].slack):
                     break
                 chosen.append(request)
-        cap = self._budget.binding(self._worst(ready[0]))
+        cap = self.budget.binding(self._worst(ready[0]))
         if not chosen and not self._batched and cap is not None:
-            raise Stopped(self._budget.exhausted_message(cap, self._worst(ready[0])))
+            raise Stopped(self.budget.exhausted_message(cap, self._worst(ready[0])))
         with self._lock:
             for request in chosen:
                 self._batched[request.key] = self._waiting.pop(request.key)
@@ -242,9 +245,9 @@ class BatchPool:
     def _give_back(self, key: str, worst: Spend, paid: Spend) -> None:
         if key in self._reserved:
             self._reserved.remove(key)
-            self._budget.settle(worst, paid)
+            self.budget.settle(worst, paid)
         else:  # a dead driver's: its worst case was counted as spent when this one began
-            self._budget.settle(Spend(), paid - worst)
+            self.budget.settle(Spend(), paid - worst)
 
     def _records(self) -> list[dict[str, Any]]:
         return [self._store.read_json(name) for name in self._store.files() if name.endswith(".json")]

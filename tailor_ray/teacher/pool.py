@@ -235,7 +235,7 @@ async def _answer(call: Awaitable[Any]) -> Any:
 
 
 class TeacherPool:
-    """Start it, submit from any thread, take settled requests by the callback, close it."""
+    """Start it, submit from any thread, take settled requests by the callback, close it. `budget` is what is spent."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class TeacherPool:
         self._ledger = ledger
         self._on_settled = on_settled
         self._on_error = on_error
-        self._budget = Budget(config, ledger.spent(), ledger.spent(round_))
+        self.budget = Budget(config, ledger.spent(), ledger.spent(round_))
         self._inbox: list[TeacherRequest] = []
         self._inbox_lock = threading.Lock()
         self._held = self._closing = False
@@ -274,7 +274,7 @@ class TeacherPool:
         self._held = False
 
     def lasts(self, round_total: Spend) -> bool:
-        return self._budget.lasts(round_total)
+        return self.budget.lasts(round_total)
 
     def close(self) -> None:
         """Assign nothing more, wait for what is in flight, end the actors."""
@@ -292,7 +292,7 @@ class TeacherPool:
 
     async def _serve_all(self) -> None:
         """Take in requests and watch over the actors' loops until all is done that was begun."""
-        self._dispatcher = Dispatcher(self._config, self._ledger, self._budget, time.monotonic())
+        self._dispatcher = Dispatcher(self._config, self._ledger, self.budget, time.monotonic())
         async with asyncio.TaskGroup() as group:
             loops = [
                 group.create_task(self._serve(f"teacher-{number}", share))
@@ -379,9 +379,9 @@ class TeacherPool:
             metrics.count("teacher_tokens", one.row.input_tokens, direction="input")
             metrics.count("teacher_tokens", one.row.output_tokens, direction="output")
         metrics.gauge("teacher_in_flight", self._dispatcher.assigned_count)
-        metrics.gauge("teacher_spent_usd", self._budget.run_spent.usd)
+        metrics.gauge("teacher_spent_usd", self.budget.run_spent.usd)
         if self._config.budget_usd is not None:
-            metrics.gauge("teacher_left_usd", self._config.budget_usd - self._budget.run_spent.usd)
+            metrics.gauge("teacher_left_usd", self._config.budget_usd - self.budget.run_spent.usd)
 
 
 def split_shares(config: TeacherConfig) -> list[dict[str, int]]:

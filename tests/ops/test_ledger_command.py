@@ -9,7 +9,7 @@ from tailor_ray.ops import ledger as command
 from tailor_ray.storage import Lease, Store
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger import Ledger
-from tests.teacher.test_ledger import row
+from tests.teacher.helpers import row
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tests.integration.engines import ref
 from tests.storage.s3 import s3_server
-from tests.teacher.test_ledger import row, wait_for
+from tests.teacher.helpers import row
+from tests.teacher.test_ledger import wait_for
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def store(tmp_path, monkeypatch):
 
 
 class Driver:
-    """A pool with its ledger; `die` leaves both as SIGKILL does."""
+    """A pool with its ledger; `die` leaves its batches at the server and its rows on the node, as SIGKILL does."""
 
     def __init__(self, store, url, **more):
         self.config = config(base_url=url, mode="batch", batch_poll_s=0.1, **more)
@@ -49,10 +49,8 @@ class Driver:
         return settled
 
     def die(self):
-        self.pool._closing.set()
-        self.pool._thread.join()
-        self.ledger._stop.set()
-        self.ledger._db.close()
+        self.pool.close()
+        self.ledger.close(compact=False)
 
     def close(self):
         self.pool.close()
@@ -99,10 +97,10 @@ def test_a_driver_that_died_finds_its_batch_and_submits_nothing_twice(store, tmp
         assert api.find(record["name"]) == record["batch"]
         store.child("batches").write_json(name, {**record, "batch": None})  # died before it wrote the id down
         second = Driver(store, mock.base_url, budget_tokens=10**6)
-        spent = second.pool._budget.run_spent.tokens
+        spent = second.pool.budget.run_spent.tokens
         second.ask(10)
         settled = second.take(10)
-        left = second.pool._budget
+        left = second.pool.budget
         second.close()
     assert len(lines(log)) == 10
     assert all(one.row.attempts == 1 for one in settled)
@@ -153,7 +151,7 @@ def test_a_refused_file_a_wrong_key_and_a_used_up_budget_end_the_run(store):
             driver.take(6)
         driver.close()
         driver = Driver(store.child("b"), mock.base_url, batch_max_requests=5)
-        assert driver.pool._budget.run_spent.tokens == 0  # nothing of the refused file is billed
+        assert driver.pool.budget.run_spent.tokens == 0  # nothing of the refused file is billed
         driver.ask(6)
         assert {one.row.outcome for one in driver.take(6)} == {"answered"}
         driver.close()

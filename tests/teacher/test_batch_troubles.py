@@ -166,7 +166,8 @@ def test_a_queue_that_is_full_is_waited_for(store):
         driver = Driver(store, api.url, batch_max_requests=10, price=PRICE, budget_usd=5.0)
         driver.ask(30)
         assert {one.row.outcome for one in driver.take(30)} == {"answered"}
-        assert driver.pool._budget.reserved == Spend() or abs(driver.pool._budget.reserved.usd) < 1e-9
+        reserved = driver.pool.budget.reserved
+        assert reserved == Spend() or abs(reserved.usd) < 1e-9
         driver.close()
     assert len(api.asked) == len(set(api.asked)) == 30
     assert any(batch["status"] == "failed" for batch in api.batches.values())

@@ -76,8 +76,9 @@ def test_the_ledger_answers_what_it_knows(ledger):
     assert known.row.reply == "text"
 
 
-def fail_at(subject, poison, healthy, code="http_5xx"):
+def fail_at(ledger, poison, healthy, code="http_5xx"):
     """One request always fails while others are answered; returns how it ended, and how often it was tried."""
+    subject = make(ledger, max_attempts=3)
     subject.submit([poison, *healthy])
     now, tries, ended = 0.0, 0, None
     while ended is None:
@@ -90,18 +91,17 @@ def fail_at(subject, poison, healthy, code="http_5xx"):
             )
             ended = next((one for one in subject.settle([outcome], now) if one.request == poison), ended)
         now += 1.0
-    ledger = subject._ledger
     ledger.commit()
     return ended, tries
 
 
 def test_what_fails_too_often_is_left_undecided_and_given_up_by_the_second_driver_that_answers_others(ledger):
     healthy = [request(number=n) for n in range(1, 40)]
-    ended, tries = fail_at(make(ledger, max_attempts=3), request(), healthy)
+    ended, tries = fail_at(ledger, request(), healthy)
     assert (tries, ended.undecided, ended.row.outcome, ended.row.attempts) == (3, True, "http_5xx", 3)
     assert not ended.row.is_final
     more = [request(number=n) for n in range(40, 80)]
-    ended, tries = fail_at(make(ledger, max_attempts=3), request(), more)
+    ended, tries = fail_at(ledger, request(), more)
     assert (tries, ended.undecided, ended.row.attempts) == (3, False, 6)
     assert make(ledger).submit([request()]) == []  # not for ever: the next one asks again
 
@@ -207,7 +207,7 @@ class Bank:
 
 
 def spend_all(ledger, wanted, bank, seed, **settings):
-    """Run until all is settled or the budget stops; drivers die now and then. Returns the last dispatcher."""
+    """Run until all is settled or the budget stops; drivers die now and then. Returns the last and the ledger."""
     draw = random.Random(seed)
     subject, now, by_key = make(ledger, max_attempts=50, **settings), 0.0, {one.key: one for one in wanted}
     subject.submit(wanted)
@@ -216,14 +216,15 @@ def spend_all(ledger, wanted, bank, seed, **settings):
         ledger.commit()
         outcomes = [bank.serve(assignment, by_key[assignment.key]) for assignment in assignments]
         if None in outcomes:  # SIGKILL: nothing of this batch arrives; a new driver finds pending rows
-            ledger._recover(keep_batches=False)
+            ledger.close(compact=False)
+            ledger = Ledger(ledger.store)
             subject = make(ledger, max_attempts=50, **settings)
             subject.submit(wanted)
         else:
             subject.settle(outcomes, now)
             ledger.commit()
         now += 40.0
-    return subject
+    return subject, ledger
 
 
 def tightest(price, wanted, seed):
@@ -252,14 +253,14 @@ def test_the_bill_never_exceeds_the_budget_by_a_cent_and_a_raise_goes_on(tmp_pat
         setting, cap, raised = tightest(price, wanted, seed)
         bank, ledger = Bank(seed, price), Ledger(Store.open(str(tmp_path / f"ledger-{seed}")))
         settings = {"price": price, "max_tokens": 60}
-        subject = spend_all(ledger, wanted, bank, seed, **{setting: cap}, **settings)
+        subject, ledger = spend_all(ledger, wanted, bank, seed, **{setting: cap}, **settings)
         billed, counted = (bank.usd, ledger.spent().usd) if "usd" in setting else (bank.tokens, ledger.spent().tokens)
         assert billed - 1e-9 <= counted <= cap + 1e-9, seed  # what we count is never less than what is billed
         if subject.stop is not None:
             stopped += 1
             assert isinstance(subject.stop, Stopped)
             assert f"teacher.{setting}" in str(subject.stop)
-        subject = spend_all(ledger, wanted, bank, seed + 1000, **{setting: raised}, **settings)
+        subject, ledger = spend_all(ledger, wanted, bank, seed + 1000, **{setting: raised}, **settings)
         assert subject.stop is None
         assert sum(row.is_final for row in ledger.rows()) == len(wanted)
         assert (bank.usd if "usd" in setting else bank.tokens) <= raised
@@ -301,7 +302,7 @@ def test_a_dishonest_server_exceeds_the_budget_by_no_more_than_the_reply_that_sh
         worst = cost_usd(price, Usage(wanted[0].prompt_tokens, 0, 60))
         liar, ledger = Liar(seed, price), Ledger(Store.open(str(tmp_path / f"ledger-{seed}")))
         cap = worst * draw.uniform(1, 60)
-        spend_all(ledger, wanted, liar, seed, price=price, max_tokens=60, budget_usd=cap)
+        _, ledger = spend_all(ledger, wanted, liar, seed, price=price, max_tokens=60, budget_usd=cap)
         assert liar.usd <= cap + liar.most + 1e-9, seed
         assert ledger.spent().usd >= liar.usd - 1e-9
         ledger.close(compact=False)

@@ -16,8 +16,7 @@ from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerFiles
 from tailor_ray.teacher.outcomes import Usage
 from tailor_ray.teacher.preflight import FEEDBACK_SHARE, Amount, Basis, forecast
-from tests.teacher.helpers import QUESTION, config
-from tests.teacher.test_ledger import row
+from tests.teacher.helpers import QUESTION, config, row
 
 BASIS = Basis(questions=1000, sample=(QUESTION,), kind=AnswerKind.NUMBER, rounds=3, attempts=4)
 PRICE = PriceConfig(input=1.0, output=10.0, cached_input=0.5)

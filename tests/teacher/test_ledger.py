@@ -3,13 +3,13 @@
 import logging
 import os
 import resource
-import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,8 @@ from tailor_ray.storage import Store
 from tailor_ray.storage.store import node_cache
 from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.ledger import Ledger
-from tailor_ray.teacher.ledger_rows import LedgerFiles, LedgerRow, decode, encode, table_of
-
-ROW = LedgerRow("", "answered", "m", "q", 1, '{"a":1}', "reply é\u0000 <b>", "stop", sent=1.0, settled=2.0, attempts=1)
-
-
-def row(number, **changes):
-    return replace(ROW, key=f"{number:064x}", sent=float(number), **changes)
+from tailor_ray.teacher.ledger_rows import LedgerFiles, decode, encode, table_of
+from tests.teacher.helpers import ROW, commit_and_flush, killed, row, write
 
 
 @pytest.fixture
@@ -37,18 +32,17 @@ def store(tmp_path, monkeypatch):
     return Store.open(str(tmp_path / "run" / "teacher"))
 
 
+IN_FLIGHT = {"outcome": "pending", "reply": None, "pending_usd": 0.25, "pending_tokens": 100, "settled": 0.0}
+
+
+def node_copy():
+    (path,) = (node_cache() / "ledgers").glob("*.sqlite")
+    return path
+
+
 def lose_node():
     for path in (node_cache() / "ledgers").iterdir():
         path.unlink()
-
-
-def write(store, rows, close=True):
-    ledger = Ledger(store)
-    ledger.stage(rows)
-    ledger.commit()
-    if close:
-        ledger.close()
-    return ledger
 
 
 def wait_for(condition, seconds=20.0):
@@ -99,25 +93,14 @@ def test_a_request_is_one_row_after_closing_whatever_happened_to_it(store):
     assert duckdb.sql(f"select attempts, outcome from '{store.root}/*.parquet'").fetchall() == [(3, "answered")]
 
 
-def test_a_killed_driver_loses_no_commit_and_what_was_in_flight_is_counted(store, tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import os, signal
-        from tests.teacher.test_ledger import row
-        from tailor_ray.storage import Store
-        from tailor_ray.teacher.ledger import Ledger
-        ledger = Ledger(Store.open({store.root!r}))
-        ledger.stage([row(1, cost_usd=0.5, output_tokens=7)])
-        ledger.stage([row(2, outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0)])
-        ledger.commit()
-        ledger.stage([row(3)])
-        os.kill(os.getpid(), signal.SIGKILL)
-        """
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", script], check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
-    )
-    assert ended.returncode == -signal.SIGKILL
+def die_between_commits(store):
+    ledger = write(store, [row(1, cost_usd=0.5, output_tokens=7), row(2, **IN_FLIGHT)], close=False)
+    ledger.stage([row(3)])
+    return ledger
+
+
+def test_a_killed_driver_loses_no_commit_and_what_was_in_flight_is_counted(store):
+    killed(die_between_commits, store)
     ledger = Ledger(store)
     first, second = ledger.rows()
     assert first == row(1, cost_usd=0.5, output_tokens=7).sealed()
@@ -131,9 +114,7 @@ def test_a_killed_driver_loses_no_commit_and_what_was_in_flight_is_counted(store
 
 
 def test_losing_the_node_loses_nothing_that_was_flushed(store):
-    ledger = write(store, [row(1), row(2)], close=False)
-    ledger.flush()
-    ledger._stop.set()
+    killed(commit_and_flush, store, [row(1), row(2)])
     lose_node()
     assert [r.key for r in read(store)] == [row(1).key, row(2).key]
 
@@ -141,25 +122,19 @@ def test_losing_the_node_loses_nothing_that_was_flushed(store):
 def test_a_changed_row_in_sqlite_is_found_and_taken_from_storage(store, caplog):
     ledger = write(store, [row(1), row(2)], close=False)
     ledger.flush()
-    ledger._db.execute("UPDATE ledger SET reply = 'forged' WHERE key = ?", [row(1).key])
-    ledger._db.commit()
+    with closing(sqlite3.connect(node_copy())) as forger, forger:
+        forger.execute("UPDATE ledger SET reply = 'forged' WHERE key = ?", [row(1).key])
     with caplog.at_level(logging.WARNING):
         assert ledger.get([row(1).key]) == {}
     assert row(1).key in caplog.text
-    ledger._stop.set()
-    ledger._db.close()
+    ledger.close(compact=False)  # which leaves the node's copy as it is
     assert {r.reply for r in read(store)} == {ROW.reply}
 
 
 def test_a_damaged_database_is_set_aside_and_made_again_from_storage(store, caplog):
     ledger = write(store, [row(n) for n in range(200)], close=False)
-    ledger.flush()
-    ledger._stop.set()
-    for thread in ledger._threads:
-        thread.join()
-    path = ledger._path
-    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    ledger._db.close()
+    ledger.close(compact=False)
+    path = node_copy()
     data = bytearray(path.read_bytes())
     data[4096:12288] = os.urandom(8192)
     path.write_bytes(data)
@@ -264,11 +239,8 @@ def test_a_clock_that_is_fast_loses_no_paid_reply(store, ahead):
     retried = row(2, outcome="timeout", reply=None, attempts=2, settled=1.0)
     early = row(2, outcome="http_5xx", reply=None, attempts=1, settled=9e9)
     there, here = ([lost, early], [row(1), retried]) if ahead == "the storage" else ([row(1), retried], [lost, early])
-    ledger = write(store, here, close=False)
-    ledger._stop.set()  # killed before it flushed
-    for thread in ledger._threads:
-        thread.join()
-    for name in store.files():
+    killed(write, store, here, False)
+    for name in store.files():  # had it been killed before it flushed
         if name.endswith(".parquet"):
             store.delete(name)
     LedgerFiles(store).write_segment([one.sealed_values() for one in there])
@@ -281,10 +253,7 @@ def test_a_clock_that_is_fast_loses_no_paid_reply(store, ahead):
 
 
 def test_a_run_folder_made_again_does_not_find_the_old_ledger(store):
-    ledger = write(store, [row(1)], close=False)
-    ledger._stop.set()
-    for thread in ledger._threads:
-        thread.join()
+    killed(write, store, [row(1)], False)
     for name in store.files():
         store.delete(name)
     assert read(store) == []
@@ -296,7 +265,7 @@ def test_a_full_disk_fails_loudly_keeps_the_last_commit_and_goes_on_with_space(t
     script = textwrap.dedent(
         f"""
         import resource, sys
-        from tests.teacher.test_ledger import row
+        from tests.teacher.helpers import row
         from tailor_ray.errors import LeaseLost, StageError
         from tailor_ray.storage import Store
         from tailor_ray.teacher.ledger import Ledger
@@ -327,23 +296,34 @@ def test_a_full_disk_fails_loudly_keeps_the_last_commit_and_goes_on_with_space(t
         os.environ["TAILOR_RAY_CACHE"] = before
 
 
-def test_storage_that_cannot_be_written_stops_the_run_with_the_rows_safe(store):
+def test_a_flush_that_storage_has_no_room_for_is_made_up_for(store, monkeypatch):
+    monkeypatch.setattr("tailor_ray.teacher.ledger.FLUSH_S", 3600.0)
     ledger = write(store, [row(1)], close=False)
-    wait_for(lambda: keys(store))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
     try:
-        with pytest.raises((OSError, StageError)):
-            ledger._files.write_segment([row(2).sealed_values()])
+        with pytest.raises(OSError, match="File too large"):
+            ledger.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert keys(store) == set()
+    ledger.flush()
+    assert keys(store) == {row(1).key}
     ledger.close()
-    ledger = write(store, [row(3)], close=False)
-    ledger._failure = OSError(28, "No space left on device")
-    ledger.stage([row(4)])
+
+
+def test_storage_that_cannot_be_written_stops_the_run_with_the_rows_safe(store):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    write(store, [])
+    ledger = write(store.guarded(full), [row(1)], close=False)
     with pytest.raises(StageError, match=r"safe in .*sqlite"):
-        ledger.commit()
-    ledger._stop.set()
+        wait_for(ledger.commit)
+    with pytest.raises(StageError, match="No space left on device"):
+        ledger.close()
+    assert keys(store) == set()
+    assert [one.key for one in read(store)] == [row(1).key]
 
 
 def test_a_lost_lease_stops_the_ledger_as_such(store):
@@ -358,17 +338,18 @@ def test_a_lost_lease_stops_the_ledger_as_such(store):
     lost.append(True)
     ledger.stage([row(2)])
     ledger.commit()
-    wait_for(lambda: ledger._failure)
     with pytest.raises(LeaseLost):
-        ledger.commit()
+        wait_for(ledger.commit)
     with pytest.raises(LeaseLost):
         ledger.close()
     assert keys(store) == {row(1).key}
 
 
-def test_the_database_is_one_that_fsyncs(store):
+def test_the_database_is_one_that_fsyncs(store, monkeypatch):
+    made, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *values, **more: made.append(connect(*values, **more)) or made[-1])
     ledger = Ledger(store)
-    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert isinstance(ledger._db, sqlite3.Connection)
+    (db,) = made
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA synchronous").fetchone() == (2,)
     ledger.close()

@@ -7,7 +7,7 @@ from tailor_ray.ops.ledger import newest_rows
 from tailor_ray.storage import Store
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.ledger_rows import LedgerFiles
-from tests.teacher.test_ledger import row, write
+from tests.teacher.helpers import commit_and_flush, killed, row, write
 
 
 @pytest.fixture
@@ -101,13 +101,7 @@ def test_a_forecast_learns_from_a_bounded_sample(store, monkeypatch):
 
 def test_only_what_storage_lacks_is_written_to_it(store):
     """A driver that was killed had two rows flushed and two not, one of these newer than what is in storage."""
-    ledger = write(store, [row(1), row(2, outcome="timeout", reply=None)], close=False)
-    ledger.flush()
-    ledger._stop.set()
-    for thread in ledger._threads:
-        thread.join()
-    ledger.stage([row(2, attempts=2), row(3)])
-    ledger.commit()
+    killed(commit_and_flush, store, [row(1), row(2, outcome="timeout", reply=None)], [row(2, attempts=2), row(3)])
     before = set(store.files())
     again = Ledger(store)
     (name,) = set(store.files()) - before
