@@ -42,6 +42,27 @@ class ClusterNodes(Protocol):
     def wait_for(self, bundles: Sequence[dict[str, float]], what: str) -> bool: ...
 
 
+def engine_count(config: StudentConfig, resources: Mapping[str, float], model: ModelRef) -> int:
+    """How many engines of `model` a cluster of these `resources` has room for, or as many as `config` asks for.
+
+    `resources` are as Ray counts them: CPU, GPU, and memory in bytes. Raises ConfigError when the GPUs do not suffice.
+    """
+    wanted, width, gpus = config.engines, config.tensor_parallel, int(resources.get("GPU", 0))
+    if wanted == "auto":
+        if gpus >= width:
+            return gpus // width
+        # On CPU an engine is a process, its cache, and weights as float32, stored in half of that.
+        memory = (PROCESS_GIB + config.kv_cache_gib) * 2**30 + 2 * model.weight_bytes
+        return max(1, int(min(resources.get("CPU", 1), resources.get("memory", float("inf")) // memory)))
+    if gpus >= width and wanted * width > gpus:
+        raise ConfigError(
+            f"student.engines={wanted} with student.tensor_parallel={width} GPUs each is more than the {gpus} GPUs of "
+            "the cluster; lower one of them, add nodes, or let the run wait longer for an autoscaler "
+            "(cluster.wait_for_nodes_s)"
+        )
+    return wanted
+
+
 class EngineLost(Exception):
     """The engine that had a batch died, and another has taken its place."""
 
@@ -90,7 +111,7 @@ class EnginePool:
                 "the engines take CPUs: student.tensor_parallel=%d is more than the %d GPUs of the cluster",
                 *(width, resources["GPU"]),
             )
-        self.engines = self._count(resources, model)
+        self.engines = engine_count(self._config, resources, model)
         if not self._on_gpu and self._config.dtype in ("bfloat16", "float16"):
             log.warning("student.dtype=%s is slower than float32 on a CPU; set it to auto", self._config.dtype)
         threads = max(1, int(resources.get("CPU", 1)) // self.engines)
@@ -213,19 +234,3 @@ class EnginePool:
             elif time.monotonic() - since > bound:
                 raise EngineBroken(f"no step within student.engine_timeout_s={bound}")
         return get(reference)
-
-    def _count(self, resources: Mapping[str, float], model: ModelRef) -> int:
-        wanted, gpus = self._config.engines, int(resources.get("GPU", 0))
-        if wanted == "auto":
-            if self._on_gpu:
-                return max(1, gpus // self._config.tensor_parallel)
-            # On CPU an engine is a process, its cache, and weights as float32, stored in half of that.
-            memory = (PROCESS_GIB + self._config.kv_cache_gib) * 2**30 + 2 * model.weight_bytes
-            return max(1, int(min(resources.get("CPU", 1), resources.get("memory", float("inf")) // memory)))
-        if self._on_gpu and wanted * self._config.tensor_parallel > gpus:
-            raise ConfigError(
-                f"student.engines={wanted} with student.tensor_parallel={self._config.tensor_parallel} GPUs each is "
-                f"more than the {gpus} GPUs of the cluster; lower one of them, add nodes, or let the run wait longer "
-                "for an autoscaler (cluster.wait_for_nodes_s)"
-            )
-        return wanted

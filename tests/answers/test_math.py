@@ -124,9 +124,9 @@ def test_it_works_in_threads():
 
 def test_no_worker_outlives_its_process():
     code = (
-        "import os; from tailor_ray.answers import strings; "
-        "assert strings._PROCESS.ask({'gold': '$1$', 'said': '$1$'})['right']; "
-        "print(strings._PROCESS._running.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, psutil; from tailor_ray.answers import strings; "
+        "assert strings.second_expression(r'\\boxed{\\frac{2}{2}}', '1'); "
+        "(worker,) = psutil.Process().children(); print(worker.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     worker = int(done.stdout)

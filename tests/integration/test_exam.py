@@ -15,7 +15,8 @@ from tailor_ray.records import Question, Verdict
 from tailor_ray.storage import Store, committed_parts
 from tailor_ray.student.exam import run_exam
 from tailor_ray.student.pool import EnginePool
-from tailor_ray.student.sampling import EngineBroken, Sampling, sample_seed
+from tailor_ray.student.sampling import Sampling, sample_seed
+from tailor_ray.student.supervisor import EngineLease
 from tests.integration.engines import attempts, exam_job, ref, write_questions
 
 QUESTIONS = [Question(f"q{i}", f"Ann has {i} pens and buys {i % 7} more. How many now?", str(i)) for i in range(40)]
@@ -156,35 +157,52 @@ def test_a_killed_engine_is_replaced_and_its_work_asked_again(engine_pool, stude
 class Hung:
     """An engine that took its work and makes no step any more."""
 
-    def generate(self):
+    def generate(self, *_):
         threading.Event().wait()
-
-    def stop(self):
-        """What it would do as a supervisor."""
 
     def progress(self):
         return 7
 
 
-def test_a_pool_whose_supervisor_is_gone_stops(ray_cluster):
+class Lender:
+    """A supervisor with one such engine."""
+
+    def __init__(self, *_):
+        import ray
+
+        self.engine = ray.remote(Hung).options(num_cpus=0, max_concurrency=2).remote()
+
+    def begin_stage(self, most, room): ...
+
+    def stop(self): ...
+
+    def load(self, model, run):
+        """Returns its process in place of the model's hash."""
+        return str(os.getpid())
+
+    def lease(self, alone):
+        return EngineLease(0, 1, self.engine, alone)
+
+    def lost(self, lease, why):
+        raise StageError(why)
+
+
+def test_a_pool_whose_supervisor_is_gone_stops(ray_cluster, tmp_path, monkeypatch):
     """As after a SIGTERM to the whole process group; an error here would hide what the run ended of."""
-    import ray
-
+    monkeypatch.setattr("tailor_ray.student.pool.Supervisor", Lender)
     pool = EnginePool(StudentConfig(), seed=7)
-    pool._supervisor = ray.remote(Hung).options(num_cpus=0).remote()
-    ray.kill(pool._supervisor)
+    os.kill(int(pool.serve(ref(make_student(tmp_path / "student")))), signal.SIGKILL)
     pool.stop()
-    assert pool._supervisor is None
+    assert not pool.is_started
 
 
-def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster):
-    import ray
-
-    hung = ray.remote(Hung).options(num_cpus=0, max_concurrency=2).remote()
+def test_an_engine_that_makes_no_step_counts_as_dead(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("tailor_ray.student.pool.Supervisor", Lender)
     pool = EnginePool(StudentConfig(engine_timeout_s=1.0), seed=7)
-    with pytest.raises(EngineBroken, match=r"no step within student\.engine_timeout_s=1\.0"):
-        pool._wait(hung, hung.generate.remote())
-    ray.kill(hung)
+    pool.serve(ref(make_student(tmp_path / "student")))
+    with pytest.raises(StageError, match=r"no step within student\.engine_timeout_s=1\.0"):
+        pool.answer(["q1"], ["How many?"], [[0]], GREEDY)
+    pool.stop()
 
 
 def test_a_prompt_that_kills_its_engine_is_quarantined_and_restarts_are_bounded(ray_cluster, tmp_path):

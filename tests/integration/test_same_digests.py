@@ -43,20 +43,17 @@ def digests(folder, name):
 
 @pytest.mark.timeout(600)
 def test_the_order_in_which_an_exams_parts_end_is_seen_nowhere(ray_cluster, tmp_path, monkeypatch):
-    pools, stream, orders = WorkerPools(config(tmp_path, "first")), exam._stream, []
+    pools, listed, add, orders = WorkerPools(config(tmp_path, "first")), exam.stage_parts, exam.Totals.add, []
 
-    def noted(backwards):
-        def parts(examiner, todo):
-            for part in stream(examiner, todo[::-1] if backwards else todo):
-                orders.append(part.index)
-                yield part
+    def noted(totals, part):
+        orders.append(part.index)
+        add(totals, part)
 
-        return parts
-
+    monkeypatch.setattr(exam.Totals, "add", noted)
     try:
-        for name in ("first", "second"):
-            monkeypatch.setattr(exam, "_stream", noted(backwards=name == "second"))
-            run(config(tmp_path, name), pools)
+        run(config(tmp_path, "first"), pools)
+        monkeypatch.setattr(exam, "stage_parts", lambda store, split: listed(store, split)[::-1])
+        run(config(tmp_path, "second"), pools)
     finally:
         pools.close()
     half = len(orders) // 2

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from tailor_ray.models import ModelRef
 from tailor_ray.models.folder import architecture, context_length
 from tailor_ray.storage import FileEntry
 from tailor_ray.student.engine import watch
-from tailor_ray.student.pool import EnginePool
+from tailor_ray.student.pool import engine_count
 from tailor_ray.student.supervisor import Supervisor
 
 MODEL = ModelRef("owner/name", ())
@@ -125,22 +126,17 @@ def test_engines_on_cpu_stay_in_their_actors_process():
     ],
 )
 def test_there_are_as_many_engines_as_devices_or_cores_and_memory_allow(resources, settings, engines):
-    pool = EnginePool(StudentConfig(**settings), seed=1)
-    pool._on_gpu = "GPU" in resources
-    assert pool._count(resources, MODEL) == engines
+    assert engine_count(StudentConfig(**settings), resources, MODEL) == engines
 
 
 def test_more_engines_than_gpus_are_refused():
-    pool = EnginePool(StudentConfig(engines=3, tensor_parallel=2), seed=1)
-    pool._on_gpu = True
     with pytest.raises(ConfigError, match=r"student\.engines=3 .* more than the 4 GPUs"):
-        pool._count({"CPU": 4, "GPU": 4}, MODEL)
+        engine_count(StudentConfig(engines=3, tensor_parallel=2), {"CPU": 4, "GPU": 4}, MODEL)
 
 
 def test_the_weights_of_a_student_count_as_memory():
     model = ModelRef("owner/name", (FileEntry("model.safetensors", "", 2 * 2**30),))  # 1 G parameters in half precision
-    pool = EnginePool(StudentConfig(), seed=1)
-    assert pool._count({"CPU": 16, "memory": 13 * 2**30}, model) == 2  # 6 GiB each
+    assert engine_count(StudentConfig(), {"CPU": 16, "memory": 13 * 2**30}, model) == 2  # 6 GiB each
 
 
 def test_a_part_begins_when_the_driver_has_taken_over_enough_of_those_before():
@@ -159,10 +155,31 @@ def test_a_part_begins_when_the_driver_has_taken_over_enough_of_those_before():
     assert begun == [None]
 
 
-def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
+class Engine:
+    """What Ray would start as an actor; it is ready at once."""
+
+    def __init__(self):
+        self.ready = SimpleNamespace(remote=lambda: "its sha256")
+
+    def options(self, **_):
+        return self
+
+    def remote(self, *_):
+        return self
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Engines of a supervisor are objects of this process."""
+    monkeypatch.setattr("ray.remote", lambda _: Engine())
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr("ray.get", lambda reference, **_: reference)
+
+
+def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt(no_ray):
     """Else the engine's death by the other one would count as its own, and two such deaths quarantine it."""
     supervisor = Supervisor(StudentConfig(), MODEL, seed=0, engines=1, on_gpu=False, threads=1)
-    supervisor._slots[0].handle = object()
+    supervisor.begin_stage(0)
     first = supervisor.lease(alone=True)
     assert supervisor.lease().handle is first.handle
     got = []
@@ -175,9 +192,9 @@ def test_a_prompt_asked_alone_never_waits_behind_another_such_prompt():
     assert [lease.alone for lease in got] == [True]
 
 
-def test_an_engine_lent_alone_to_a_lost_caller_is_lent_again():
+def test_an_engine_lent_alone_to_a_lost_caller_is_lent_again(no_ray):
     supervisor = Supervisor(StudentConfig(engine_timeout_s=1.0), MODEL, seed=0, engines=1, on_gpu=False, threads=1)
-    supervisor._slots[0].handle = object()
+    supervisor.begin_stage(0)
     supervisor.lease(alone=True)  # and never given back
     started = time.monotonic()
     assert supervisor.lease(alone=True).alone

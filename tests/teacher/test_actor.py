@@ -2,12 +2,9 @@
 
 import asyncio
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,10 +16,10 @@ from tailor_ray.teacher.budget import Spend
 from tailor_ray.teacher.dispatch import Assignment
 from tailor_ray.teacher.ledger import Ledger
 from tailor_ray.teacher.outcomes import Journal, Outcome, Usage, read_journals
-from tailor_ray.teacher.pool import TeacherActor, _open_journal
+from tailor_ray.teacher.pool import Driver, TeacherActor
 from tests.integration.teaching import answered
+from tests.teacher.helpers import killed, row, write
 from tests.teacher.test_dispatch import MODEL, answer, make, request
-from tests.teacher.test_ledger import row
 
 ENTRY = Outcome("answered", key="k", text="é\u2028 <b>", usage=Usage(10, 1, 5, 2), sent=1.0, seconds=0.5)
 
@@ -88,31 +85,21 @@ def test_a_dead_actors_replies_are_settled_and_only_the_rest_is_asked_again(tmp_
     ledger.close()
 
 
+def hear(store):
+    """Of a driver with one actor."""
+    pending = {"outcome": "pending", "reply": None, "pending_usd": 0.25, "pending_tokens": 100, "settled": 0.0}
+    rows = [replace(row(n), **pending, sent=0.0, attempts=n + 1) for n in range(3)]
+    ledger = write(store, rows, close=False)
+    journal = Journal(ledger.journal("teacher-0"))
+    journal.write(1, replace(ENTRY, key=row(0).key), 0.125)
+    journal.write(2, replace(ENTRY, key=row(2).key, code="http_5xx", text=None, usage=None), 0.0)
+    return ledger, journal
+
+
 def test_a_killed_driver_finds_what_its_actors_heard(store):
     """One was written down, one was cut off, one has ended before and its old attempt is still in the journal."""
     keys = [row(n).key for n in range(3)]
-    script = textwrap.dedent(
-        f"""
-        import os, signal
-        from dataclasses import replace
-        from tailor_ray.storage import Store
-        from tailor_ray.teacher.outcomes import Journal
-        from tailor_ray.teacher.ledger import Ledger
-        from tests.teacher.test_actor import ENTRY
-        from tests.teacher.test_ledger import row
-        ledger = Ledger(Store.open({store.root!r}))
-        pending = dict(outcome="pending", reply=None, pending_usd=0.25, pending_tokens=100, settled=0.0, sent=0.0)
-        ledger.stage([replace(row(n), **pending, attempts=n + 1) for n in range(3)])
-        ledger.commit()
-        journal = Journal(ledger.journal("teacher-0"))
-        journal.write(1, replace(ENTRY, key=row(0).key), 0.125)
-        journal.write(2, replace(ENTRY, key=row(2).key, code="http_5xx", text=None, usage=None), 0.0)
-        os.kill(os.getpid(), signal.SIGKILL)
-        """
-    )
-    env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    ended = subprocess.run([sys.executable, "-c", script], check=False, env=env)
-    assert ended.returncode == -signal.SIGKILL
+    killed(hear, store)
     ledger = Ledger(store)
     rows = ledger.get(keys)
     assert [rows[key].outcome for key in keys] == ["answered", "lost", "lost"]
@@ -123,35 +110,82 @@ def test_a_killed_driver_finds_what_its_actors_heard(store):
     assert not list((node_cache() / "ledgers").glob("*.jsonl"))
 
 
-def test_a_full_disk_costs_no_reply(stem, caplog):
-    actor = TeacherActor([EndpointConfig()], {EndpointConfig().model: 1})
-    actor._journal = Journal(stem)
-    actor._journal._files = [os.open("/dev/full", os.O_WRONLY)]
-    assert not actor._write_down(Assignment("k", EndpointConfig().model, "{}", 0.0, 1), ENTRY)
+@pytest.fixture
+async def server(tmp_path):
+    """A mock teacher's endpoint, and the log of who was answered."""
+    log = tmp_path / "access.jsonl"
+    runner, url = await start_mock(MockOptions(MockConfig(access_log=str(log))))
+    yield EndpointConfig(base_url=url), log
+    await runner.cleanup()
+
+
+@pytest.fixture
+def driver(monkeypatch, stem):
+    """This process as the driver of an actor on its node."""
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: here)
+    return Driver("here", os.getpid(), stem)
+
+
+def assign(endpoint, count):
+    return [Assignment(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(count)]
+
+
+async def take(actor, assignments, log):
+    """What comes of them, and how many were answered before the driver came again."""
+    came = await actor.exchange(assignments, 5.0)
+    await asyncio.sleep(0.3)
+    at_first = sum(answered(log).values())
+    while len(came) < len(assignments):
+        came += await actor.exchange([], 5.0)
+    return came, at_first
+
+
+def test_a_journal_on_a_full_disk_says_so(stem):
+    for turn in (0, 1):
+        Path(f"{stem}.{turn}.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        Journal(stem).write(1, ENTRY, 0.0)
+
+
+async def test_a_full_disk_costs_no_reply(server, driver, caplog, monkeypatch):
+    """Its slot is free only when the driver has the reply, as without a journal."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "write", full)
+    endpoint, log = server
+    actor = TeacherActor([endpoint], {endpoint.model: 2}, driver)
+    await actor.ready()
+    came, at_first = await take(actor, assign(endpoint, 6), log)
+    await actor.close()
+    assert at_first == 2
+    assert {outcome.code for outcome in came} == {"answered"}
     assert "cannot be written: [Errno 28]" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [False, True])
-async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driver(stem, tmp_path, kept):
+async def test_a_slot_is_free_once_its_reply_is_written_down_here_or_by_the_driver(server, driver, kept):
     """Without a journal, as on another node than the driver's, no more is asked until the driver comes again."""
-    log = tmp_path / "access.jsonl"
-    runner, url = await start_mock(MockOptions(MockConfig(access_log=str(log))))
-    endpoint = EndpointConfig(base_url=url)
-    actor = TeacherActor([endpoint], {endpoint.model: 2})
+    endpoint, log = server
+    actor = TeacherActor([endpoint], {endpoint.model: 2}, driver if kept else replace(driver, node="elsewhere"))
     await actor.ready()
-    actor._journal = Journal(stem) if kept else None
-    assignments = [Assignment(str(n), endpoint.model, request(number=n).body, 0.0, 1) for n in range(6)]
-    came = await actor.exchange(assignments, 5.0)
-    await asyncio.sleep(0.3)
-    assert sum(answered(log).values()) == (6 if kept else 2)
-    while len(came) < 6:
-        came += await actor.exchange([], 5.0)
+    assignments = assign(endpoint, 6)
+    came, at_first = await take(actor, assignments, log)
+    await actor.close()
+    assert at_first == (6 if kept else 2)
     assert {outcome.key for outcome in came} == {assignment.key for assignment in assignments}
     assert {outcome.code for outcome in came} == {"answered"}
-    await actor._senders[endpoint.model].close()
-    await runner.cleanup()
 
 
-def test_a_folder_out_of_reach_is_said_and_costs_the_journal_alone(tmp_path, caplog):
-    assert _open_journal(str(tmp_path / "elsewhere" / "ledger.teacher-0")) is None
+async def test_a_folder_out_of_reach_is_said_and_costs_the_journal_alone(server, driver, tmp_path, caplog):
+    endpoint, log = server
+    elsewhere = replace(driver, journal=str(tmp_path / "elsewhere" / "ledger.teacher-0"))
+    actor = TeacherActor([endpoint], {endpoint.model: 2}, elsewhere)
+    await actor.ready()
     assert "keeps no journal" in caplog.text
+    came, at_first = await take(actor, assign(endpoint, 3), log)
+    await actor.close()
+    assert at_first == 2
+    assert [outcome.code for outcome in came] == ["answered"] * 3
