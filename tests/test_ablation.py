@@ -194,7 +194,7 @@ def test_plain_distillation_spends_as_many_tokens_or_more(tmp_path):
     write_teaching(store, "plain-3", 2, [99, 149])
     assert ablation.teacher_tokens(store.child("full-3"), "full") == 250
     assert ablation.teacher_tokens(store.child("plain-3"), "plain") == 100, "what it leaves out it need not have paid"
-    assert ablation._as_many_rationales(str(tmp_path), 3, "full") == 3
+    assert ablation.as_many_rationales(str(tmp_path), 3, "full") == 3
     write_teaching(store, "redi-3", 2, [99])
     assert ablation.teacher_tokens(store.child("redi-3"), "redi") is None, "its last round is to come"
     assert ablation.teacher_tokens(store.child("none-3"), "redi") is None

@@ -73,10 +73,24 @@ def use(number):
     assert made.rows == 36
 """,
     "objects in remote storage": """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Empty(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+    def log_message(self, *_): ...
+server = ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+place = f"127.0.0.1:{server.server_port}"
+os.environ |= {"AWS_ENDPOINT_URL": f"http://{place}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "x",
+               "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 from tailor_ray.storage import Store
-store = Store.open("s3://bucket/run?endpoint_override=127.0.0.1:1&scheme=http&region=x")
+store = Store.open(f"s3://bucket/run?endpoint_override={place}&scheme=http&region=x")
 def use(number):
-    assert store._objects() is not None
+    try:
+        store.read_json("run.json")
+    except FileNotFoundError:
+        return
+    raise AssertionError("nothing was there")
 """,
     "a hub student": """
 from tailor_ray.errors import ModelError
@@ -91,10 +105,11 @@ def use(number):
 import ray
 from tailor_ray.observe import metrics
 from ray.util import metrics as ray_metrics
+ray.is_initialized = lambda: True
 made, counter = [], ray_metrics.Counter
 ray_metrics.Counter = lambda *a, **k: made.append(1) or counter(*a, **k)
 def use(number):
-    metrics._instrument(metrics.TABLE["engine_restarts"])
+    metrics.count("engine_restarts")
     assert len(made) == 1
 """,
     "the report's page": """

@@ -215,3 +215,57 @@ def test_nothing_names_this_machine_or_a_registry():
 def test_benchmarks_import_nothing_from_tests():
     for path in (ROOT / "jobs").rglob("*.py"):
         assert not [name for name, _ in imports_of(path) if name.split(".")[0] == "tests"], path
+
+
+# Private names that tests read all the same, each with its reason. They may only become fewer.
+PRIVATE_READS = {
+    ("integration/teaching.py", "_private"): "Ray's internal state: nothing else tells of jobs that have ended",
+    ("integration/test_teacher.py", "_private"): "nothing else says where Ray writes its logs",
+    ("integration/test_teacher_killed.py", "_private"): "nothing else says where Ray writes its logs",
+    ("observe/test_logs.py", "_private"): "what Ray calls with each line of a worker",
+    ("cluster/test_upload.py", "_private"): "how Ray packs what it uploads",
+    ("cluster/test_launcher.py", "_private"): "how Ray's launcher reads a cluster's file",
+    ("serving/test_ingress.py", "_internal"): "what Ray's servers answer with",
+    ("training/test_families.py", "_experts_implementation"): "a setting of transformers",
+    ("training/test_worker.py", "_attn_implementation"): "a setting of transformers",
+    ("smollm2.py", "_name_or_path"): "a setting of transformers",
+}
+PRIVATE = re.compile(
+    r"(?<=[\w\])}])(?<!\bself)(?<!\bcls)\.(_[a-z]\w*)"  # x._y, x()._y, x[0]._y
+    r"""|attr\([^"']*["'](_[a-z]\w*)["']"""  # getattr(x, "_y"), monkeypatch.setattr(x, "_y", …)
+)
+PUBLIC = {"_exit", "_asdict", "_fields", "_make", "_replace"}  # in spite of their names
+
+
+def private_reads(path):
+    """Private names of other objects that a file reads, in the code that it holds as text as well."""
+    text = path.read_text()
+    for line in text.splitlines():
+        yield from (first or second for first, second in PRIVATE.findall(line))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if re.match(r"_[a-z]", alias.name))
+
+
+def test_tests_go_through_public_names():
+    tests, tables = ROOT / "tests", {"test_house.py", "test_internals.py"}
+    files = {path.relative_to(tests).as_posix(): path for path in tests.rglob("*.py")}
+    found = {(inside, name) for inside in files.keys() - tables for name in private_reads(files[inside])}
+    found = {(inside, name) for inside, name in found if name not in PUBLIC}
+    assert not found - PRIVATE_READS.keys(), "do what a user or a fault does instead"
+    assert not PRIVATE_READS.keys() - found, "delete these from PRIVATE_READS"
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("self._x, cls._y, x.__class__, os._exit(0), row._replace(a=1)", {"_exit", "_replace"}),
+        ("self.pool._x, myself._y", {"_x", "_y"}),
+        ("made()._x, made[0]._y", {"_x", "_y"}),
+        ('setattr(pool, "_x", 1), monkeypatch.setattr("tailor_ray.teacher.pool._y", 1)', {"_x", "_y"}),
+        ("from tailor_ray.teacher.pool import Driver, _open", {"_open"}),
+    ],
+)
+def test_a_private_name_is_seen(tmp_path, line, names):
+    (tmp_path / "test.py").write_text(f"{line}\n")
+    assert set(private_reads(tmp_path / "test.py")) == names

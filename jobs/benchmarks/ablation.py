@@ -140,7 +140,7 @@ def run_lane(
         for task in tasks:
             settings = overrides(*task, storage, extra, lanes)
             if task[0] == EQUAL_TOKENS:
-                settings.append(f"teacher.rationales={_as_many_rationales(storage, task[1], against)}")
+                settings.append(f"teacher.rationales={as_many_rationales(storage, task[1], against)}")
             one = load_config(config, settings)
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
@@ -148,7 +148,7 @@ def run_lane(
         pools.close()
 
 
-def _as_many_rationales(storage: str, seed: int, against: str) -> int:
+def as_many_rationales(storage: str, seed: int, against: str) -> int:
     """Rationales of a question at which plain distillation pays no fewer tokens than the run of this seed paid."""
     paid = [_wait_for_tokens(Store.open(storage).child(f"{name}-{seed}"), name) for name in (against, PLAIN)]
     return min(MOST_RATIONALES, -(-paid[0] // max(1, paid[1])))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
-from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import before_sleep_log, retry, retry_if_exception, wait_random_exponential
 
 from tailor_ray.config.teacher import EndpointConfig
 from tailor_ray.errors import ConfigError, StageError
@@ -32,6 +32,7 @@ ENDED = ("completed", "expired", "cancelled", "failed")
 LISTED = 100  # a page
 FORGOTTEN_S = 3 * 86400.0  # a batch lives a day
 OVERDUE_S = 36 * 3600.0  # one that is not over by then never will be
+RETRY_FOR_S = 900.0  # that a call is tried again
 TELL_S = 600.0  # between lines about a batch whose status is the same
 _QUEUE_FULL = re.compile(r"token_limit|enqueued token|queued token|queue (?:is )?full", re.IGNORECASE)
 _TOO_LARGE = re.compile(
@@ -69,7 +70,7 @@ def is_queue_full(text: str) -> bool:
 _retried = retry(
     retry=retry_if_exception(_may_pass),
     wait=wait_random_exponential(multiplier=0.5, max=30),
-    stop=stop_after_delay(900),
+    stop=lambda state: (state.seconds_since_start or 0.0) >= RETRY_FOR_S,
     before_sleep=before_sleep_log(log, logging.INFO),
     reraise=True,
 )

@@ -174,7 +174,7 @@ def _run(job: ExamplesJob, count: int) -> Iterator[Part]:
     import ray
 
     # engines may hold all CPUs while nothing is asked of them, so a task reserves none
-    work = ray.remote(_task).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
+    work = ray.remote(keep_or_write).options(num_cpus=0, scheduling_strategy="SPREAD", max_retries=RETRIES)
     most = int(ray.cluster_resources().get("CPU", 1)) * (1 if job.out.is_local else 2)
     given, at_once = ray.put(job), min(most, -(-count // PARTS_PER_PROCESS))
     running: list[Any] = []
@@ -194,7 +194,7 @@ def _or_raise(result: Part | TailorError) -> Part:
     return result
 
 
-def _task(job: ExamplesJob, index: int) -> Part | TailorError:
+def keep_or_write(job: ExamplesJob, index: int) -> Part | TailorError:
     """The record of part `index` without what the driver has no use for, or what went wrong."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks share out the cores
     try:

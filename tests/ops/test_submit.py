@@ -56,7 +56,7 @@ def test_questions_and_a_grading_module_of_the_working_folder_travel(tmp_path, m
     (tmp_path / "data" / "mine").mkdir(parents=True)
     (tmp_path / "data" / "mine" / "train.jsonl").write_text("{}\n")
     (tmp_path / "grading.py").write_text("def judge(text, gold):\n    return True\n")
-    monkeypatch.setattr(submit, "_client", lambda _: client)
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda _: client)
     client = Client()
     task = {"name": "jsonl", "path": "data/mine", "answer_kind": "python", "answer_function": "grading:judge"}
     assert submit.submit(config(task=task), "http://127.0.0.1:1", True, print) == "j"
@@ -67,7 +67,7 @@ def test_questions_and_a_grading_module_of_the_working_folder_travel(tmp_path, m
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("gone")])
 def test_a_command_that_no_longer_follows_says_that_the_job_runs_on(monkeypatch, error):
-    monkeypatch.setattr(submit, "_client", lambda _: Client(error))
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda _: Client(error))
     with pytest.raises(Stopped, match=r"job j runs on; .*`ray job stop j` stops it"):
         submit.submit(config(), "http://127.0.0.1:1", True, print)
 

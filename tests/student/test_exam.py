@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from tailor_ray.answers import Grader
@@ -335,12 +336,22 @@ def test_samples_are_counted_as_they_are_answered_and_earlier_ones_are_no_speed(
         def answered(self):
             return next(told, 9)
 
-    def slowly(examiner, todo):
-        while len(bar.seen) < 4:
-            time.sleep(0.01)
-        yield from map(examiner.examine, todo)
+    class Slow:
+        """Ray Data, in this process; it begins when four counts were told."""
 
-    monkeypatch.setattr(exam_module, "_stream", slowly)
+        def __init__(self, parts, **_):
+            self.parts = parts
+
+        def map_batches(self, examiner, **_):
+            self.examiner = examiner
+            return self
+
+        def iter_batches(self, **_):
+            while len(bar.seen) < 4:
+                time.sleep(0.01)
+            yield pa.table(self.examiner({"part": [one["part"] for one in self.parts]}))
+
+    monkeypatch.setattr("ray.data.from_items", Slow)
     run_exam(Counting(), exam_job(), store, out, print, bar)
     assert bar.before == 4 * 3
     assert bar.seen[:4] == [15, 21, 21, 21]

@@ -70,14 +70,24 @@ def test_a_merge_that_is_killed_leaves_no_row_twice_and_loses_none(store, monkey
 
 def test_many_segments_are_merged_some_at_a_time(store, monkeypatch):
     monkeypatch.setattr("tailor_ray.teacher.ledger_rows.ROWS_PER_MERGE", 20)
-    files, most = LedgerFiles(store), []
-    merge = LedgerFiles._merge
-    monkeypatch.setattr(LedgerFiles, "_merge", lambda self, names: (most.append(len(names)), merge(self, names)))
+    did = []
+
+    class Noting(Store):
+        def write_bytes(self, name, data):
+            did.append(f"write {name.partition('-')[0]}")
+            return super().write_bytes(name, data)
+
+        def delete(self, name):
+            did.append(f"delete {name.partition('-')[0]}")
+            super().delete(name)
+
+    files = LedgerFiles(Noting.open(store.uri))
     for start in range(0, 100, 10):
         files.write_segment(sealed(range(start, start + 10)))
     assert files.is_merge_due
+    did.clear()
     files.compact()
-    assert most == [2] * 5
+    assert did == ["write ledger", "delete segment", "delete segment"] * 5
     assert listed(store) == [(n, 1) for n in range(100)]
     assert not files.is_merge_due
 

@@ -33,7 +33,7 @@ async def ask_all(url, ledger, count):
         await asyncio.to_thread(ledger.commit)
         settled += subject.settle(await actor.exchange(assignments, 0.1), time.monotonic())
     assert subject.stop is None
-    await actor._senders[MODEL].close()
+    await actor.close()
     return settled, subject.budget
 
 

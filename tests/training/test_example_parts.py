@@ -22,8 +22,8 @@ from tailor_ray.records import (
     Verdict,
     to_table,
 )
-from tailor_ray.storage import Store, commit_part
-from tailor_ray.training.example_parts import ExamplesJob, _kept, _task, write_examples
+from tailor_ray.storage import Store, commit_part, find_part
+from tailor_ray.training.example_parts import EXAMPLES, ExamplesJob, keep_or_write, write_examples
 from tailor_ray.training.forward import fit_scores
 from tailor_ray.training.plan import PLANNING, PartShape
 from tests.training.students import make_student
@@ -142,7 +142,7 @@ def test_lessons_of_the_latest_round_alone(folder, student):
     commit_part(folder.child("teach-2"), "lessons", 0, to_table([], LESSON_SCHEMA))
     job = examples_job(folder, student, lessons="latest")
     assert [write_examples(job, index).rows for index in (0, 1)] == [0, 2 * EACH]
-    assert PartShape.from_info(_kept(job.out, 0).info).lengths.shape == (4, 0)
+    assert PartShape.from_info(find_part(job.out, EXAMPLES, 0).info).lengths.shape == (4, 0)
 
 
 def test_what_does_not_fit_is_counted_and_named_but_never_all_of_it(tmp_path, student, monkeypatch):
@@ -163,23 +163,23 @@ def test_what_does_not_fit_is_counted_and_named_but_never_all_of_it(tmp_path, st
 
 def test_the_drivers_record_has_no_rows_in_it_and_a_whole_part_is_kept(folder, student):
     job = examples_job(folder, student)
-    told = _task(job, 0)
+    told = keep_or_write(job, 0)
     assert PLANNING not in told.info
     assert told.info["counts"]["examples"] == 48
     written = job.out.path("examples-00000.parquet")
     before = pq.read_metadata(written).serialized_size
     folder.child("exam").delete("attempts-00000.parquet")  # it would be needed to make the part again
-    assert _task(job, 0) == told
+    assert keep_or_write(job, 0) == told
     assert pq.read_metadata(written).serialized_size == before
     job.out.write_bytes("examples-00000.parquet", b"torn")
-    assert _kept(job.out, 0) is None
+    assert "attempts-00000" in str(keep_or_write(job, 0)), "it is made again"
 
 
 def test_what_is_missing_or_damaged_is_an_error_of_ours_with_its_name(folder, student):
     job = examples_job(folder, student)
     folder.child("teach-1").delete("lessons-00001.json")
-    error = _task(job, 1)
+    error = keep_or_write(job, 1)
     assert isinstance(error, CorruptionError)
     assert "teach-1/lessons-00001.json is missing" in str(error)
     folder.child("exam").write_bytes("attempts-00000.parquet", b"torn")
-    assert "attempts-00000.parquet does not have the hash" in str(_task(job, 0))
+    assert "attempts-00000.parquet does not have the hash" in str(keep_or_write(job, 0))

@@ -175,26 +175,29 @@ class NoWorkers(WorkerGroup):
     def alive(self):
         return True
 
-    def do(self, task, tick):
-        tick()
-
 
 def test_the_first_error_is_heard_though_the_lease_is_lost(tmp_path, monkeypatch):
     """Asking the workers to stop writes a file, which without the lease may not be."""
     from tailor_ray.training import launch
 
-    def refuse():
-        raise LeaseLost("taken over")
+    def check():
+        if lost:
+            raise LeaseLost("taken over")
+
+    def work(group, task, tick):
+        store.write_json("checkpoints/progress.json", {"done": 1, "steps": 2})
+        lost.append(True)
+        tick()
 
     def interrupt(step, steps, figures):
         raise KeyboardInterrupt
 
-    closed = []
+    lost, closed = [], []
     store = Store.open(str(tmp_path / "out"))
-    store.write_json("checkpoints/progress.json", {"done": 1, "steps": 2})
-    mine = replace(job(tmp_path), examples=committed(tmp_path / "examples"), out=store.guarded(refuse), use_gpu=False)
+    mine = replace(job(tmp_path), examples=committed(tmp_path / "examples"), out=store.guarded(check), use_gpu=False)
     monkeypatch.setattr(launch, "WorkerGroup", NoWorkers)
+    monkeypatch.setattr(NoWorkers, "do", work)
     monkeypatch.setattr(NoWorkers, "close", lambda self: closed.append(self))
     with pytest.raises(KeyboardInterrupt):
-        Trainers()._try(mine, mine.config, interrupt)
+        Trainers().train(mine, interrupt)
     assert len(closed) == 1
