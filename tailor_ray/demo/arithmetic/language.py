@@ -131,8 +131,11 @@ class Family:
         }
         while True:
             numbers = {slot: rng.randint(low, high) for slot, (low, high) in self.numbers.items()}
-            steps = self.solve(numbers)
-            if steps is not None and all(2 <= step.result <= self.largest for step in steps):
+            steps, others = self.solve(numbers), [self.solve(numbers, way) for way in self.others]
+            # each other way is one for the question too: it ends, and nothing runs out on it
+            if steps is None or not all(way and min(step.result for step in way) > 0 for way in others):
+                continue
+            if all(2 <= step.result <= self.largest for step in steps):
                 return words | {slot: str(number) for slot, number in numbers.items()}, steps
 
     def solve(self, numbers: Mapping[str, int], way: Way | None = None) -> tuple[Step, ...] | None:
