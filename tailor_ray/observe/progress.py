@@ -70,7 +70,8 @@ class Bar:
         self.worked += max(0, done - self.done)
         self.done = done
         now = self._clock()
-        if now - self._marks[-1][0] >= 0.5 or len(self._marks) == 1:
+        at, worked = self._marks[-1]
+        if self.worked > worked and (now - at >= 0.5 or len(self._marks) == 1):
             self._marks.append((now, self.worked))
         while len(self._marks) > RATE_COUNTS and now - self._marks[1][0] > RATE_WINDOW_S:
             del self._marks[0]
