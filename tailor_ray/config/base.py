@@ -138,9 +138,8 @@ FIRST = (
 def reference(root: type[BaseModel], methods: Mapping[str, Mapping[str, Any]]) -> str:
     """All settings of `root` as Markdown: the ten to start with, one table per section, and what each method sets.
 
-    `methods` has a method's defaults of other settings by its name.
-
-    Settings that change results are marked, for changing one makes a new run.
+    `methods` has a method's defaults of other settings by its name. Settings that change results are marked, for
+    changing one makes a new run.
     """
     sections = list(_sections(root, "", False))
     fields = {f"{path}{name}": field for path, one, _ in sections for name, field in one.model_fields.items()}

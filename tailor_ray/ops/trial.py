@@ -18,7 +18,7 @@ from tailor_ray.ops.doctor import Finding
 from tailor_ray.prompts.student import StudentPrompt
 from tailor_ray.records import Attempt, LessonKind, Question, Verdict
 from tailor_ray.rounds.cluster import connected
-from tailor_ray.rounds.services import opened_teacher
+from tailor_ray.rounds.services import reachable_teacher
 from tailor_ray.rounds.stages import student_prompt
 from tailor_ray.student.pool import EnginePool
 from tailor_ray.student.sampling import Sampling, sample_seed
@@ -96,7 +96,7 @@ def lesson(config: RunConfig, tried: Tried | None) -> Iterator[Finding]:
         question = tried.question if tried else next(iter(load_task(config.task, config.seed).train))
         grader = grader_for(config.task)
         mistaken = tried is not None and tried.attempt.verdict is Verdict.WRONG
-        with opened_teacher(config) as teacher:
+        with reachable_teacher(config) as teacher:
             wrong = [tried.attempt] if tried and mistaken and teacher.max_mistakes else []
             asker = Asker(teacher, grader, 2 if wrong else 1)
             request = asker.first(asker.asks([question], wrong, frozenset())[0])

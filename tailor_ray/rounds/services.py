@@ -29,7 +29,7 @@ from tailor_ray.teacher.teach import open_pool
 from tailor_ray.training.launch import Trainers
 
 
-def opened_teacher(config: RunConfig) -> AbstractContextManager[TeacherConfig]:
+def reachable_teacher(config: RunConfig) -> AbstractContextManager[TeacherConfig]:
     """The teachers that a run asks; while the context lasts, a mock one is served."""
     return open_teacher(config.asked_teacher())
 
@@ -64,7 +64,7 @@ class Services:
                 identify(self._config.student.model, self._config.student.revision)
             if self._config.rounds.max_rounds:  # 0 teaches nothing, so no teacher need be there
                 self._served = self._served_teachers()
-                self._teacher = self._opened.enter_context(opened_teacher(self._config))
+                self._teacher = self._opened.enter_context(reachable_teacher(self._config))
                 first = list(islice(load_task(self._config.task, self._config.seed).train, 2))
                 check_access(self._teacher, grader_for(self._config.task), self.ledger, first)
         except BaseException:
