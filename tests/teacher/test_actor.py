@@ -4,7 +4,6 @@ import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -122,8 +121,8 @@ async def server(tmp_path):
 @pytest.fixture
 def driver(monkeypatch, stem):
     """This process as the driver of an actor on its node."""
-    here = SimpleNamespace(get_node_id=lambda: "here")
-    monkeypatch.setattr("ray.get_runtime_context", lambda: here)
+    # The method alone: where this process is a driver of Ray too, Ray's own threads ask the context for more.
+    monkeypatch.setattr("ray.runtime_context.RuntimeContext.get_node_id", lambda _: "here")
     return Driver("here", os.getpid(), stem)
 
 
