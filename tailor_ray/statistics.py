@@ -1,8 +1,7 @@
 """Counts and how sure they are.
 
-There are Wilson intervals of shares, and paired tests and intervals of two students' difference. In: plain counts,
-equally long sequences of right or wrong, or differences by seed. Out: plain numbers. Nothing here knows a file or a
-model.
+There are Wilson intervals of shares, a test of paired counts, and intervals of two students' difference. In: plain
+counts, or differences by seed. Out: plain numbers. Nothing here knows a file or a model.
 """
 
 from __future__ import annotations
@@ -44,18 +43,6 @@ def accuracy(correct: int, total: int) -> dict[str, Any]:
     return {"correct": correct, "total": total, "accuracy": correct / total if total else 0.0, "ci95": [low, high]}
 
 
-def paired_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact two-sided McNemar test on the same questions, in the same order: the chance of so lopsided a change.
-
-    Only the questions where the two differ count; with none the answer is 1.0. Raises ValueError on unequal lengths.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"paired results must be equally long, not {len(first)} and {len(second)}")
-    gained = sum(b and not a for a, b in zip(first, second, strict=True))
-    lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    return binomial_p_value(min(gained, lost), gained + lost)
-
-
 def binomial_p_value(fewer: int, trials: int) -> float:
     """Two-sided exact test of a fair coin.
 
@@ -70,22 +57,6 @@ def binomial_p_value(fewer: int, trials: int) -> float:
         for k in range(fewer + 1)
     )
     return min(1.0, 2 * tail)
-
-
-def sign_flip_p_value(differences: Sequence[float]) -> float:
-    """Exact two-sided permutation test of paired differences, such as one accuracy gain a seed.
-
-    If nothing differed, each difference could as well have had the other sign: the answer is the share of the 2**n
-    sign patterns whose sum is at least as far from 0. With n seeds it cannot fall below 2 / 2**n: three seeds never
-    show more than 0.25. Raises ValueError for more than 20 differences, where `paired_p_value` is the tool.
-    """
-    if len(differences) > 20:
-        raise ValueError(f"{len(differences)} differences have too many sign patterns to list; at most 20 are taken")
-    observed = abs(math.fsum(differences)) * (1 - 1e-12)  # the pattern itself counts, whatever the rounding
-    sums = [0.0]
-    for difference in differences:
-        sums = [total + sign * difference for total in sums for sign in (1, -1)]
-    return sum(abs(total) >= observed for total in sums) / len(sums)
 
 
 def t_interval(differences: Sequence[float]) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ spec = importlib.util.spec_from_file_location("ablation", ROOT / "jobs/benchmark
 assert spec is not None
 assert spec.loader is not None
 ablation = importlib.util.module_from_spec(spec)
+sys.modules["ablation"] = ablation  # its dataclass asks for its module
 spec.loader.exec_module(ablation)
 
 
@@ -124,59 +127,91 @@ def test_what_is_copied_is_what_the_variant_would_do_itself(tmp_path, variant):
     assert str(group[0].id) == next_ones[stages]
 
 
-def answers(pattern: str) -> dict[str, bool]:
-    return {f"test-{i}": mark == "1" for i, mark in enumerate(pattern)}
+def result(variant, seed, right, questions=10, begun=0, tokens=100):
+    return ablation.Result(variant, seed, "", right, questions, begun, tokens)
 
 
 def test_summary_by_hand():
-    right = {
-        "full": [answers("1111111110"), answers("1111111111")],  # 9 and 10 of 10
-        "without_feedback": [answers("1111111110"), answers("1111111111")],
-        "without_reflection": [answers("0111111110"), answers("1111111111")],
-        "plain": [answers("0000000010"), answers("1111111111")],  # loses 8 questions that full has, wins none
-    }
-    result = ablation.summary(right)
-    assert result["full"]["accuracy_mean"] == 0.95
-    assert result["full"]["seeds"] == [0.9, 1.0]
-    low, high = result["full"]["ci95"]
+    right = {"full": (9, 10), "without_feedback": (9, 10), "without_reflection": (8, 10), "plain": (1, 10)}
+    found = ablation.summary({name: [result(name, 1, one), result(name, 2, two)] for name, (one, two) in right.items()})
+    assert found["full"]["accuracy_mean"] == 0.95
+    assert found["full"]["seeds"] == [0.9, 1.0]
+    low, high = found["full"]["ci95"]
     assert 0.7 < low < 0.95 < high < 1
-    assert result["p_value_full_vs_without_feedback"] == 1.0, "no difference at all"
-    assert result["p_value_full_vs_without_reflection"] == 1.0, "one question is no evidence: 2 * 1/2"
-    assert result["p_value_full_vs_plain"] == pytest.approx(2 / 2**8)  # 0 of 8 changes against
-    assert result["p_value_plain_vs_without_reflection"] == pytest.approx(2 / 2**7)
-    json.dumps(result)
-    rows = ablation.table(result).splitlines()
+    assert found["full"]["to_plain"]["seeds"] == [0.8, 0.0]
+    assert "to_plain" not in found["plain"]
+    assert not any("to_plain_equal_tokens" in row for row in found.values())
+    rows = ablation.table(found).splitlines()
     assert len(rows) == 2 + 4
     assert "95.0%" in rows[2]
-    assert result["full"]["to_plain"]["seeds"] == [0.8, 0.0]
     assert "| +40.0 | (-468.2 – +548.2) | (+0.0 – +80.0) |" in rows[2]  # 0.4 ± 12.706 · 0.5657 / √2
-    assert "to_plain" not in result["plain"]
+    json.dumps(found)
 
 
 def test_teacher_tokens_make_a_point_dear_or_cheap():
-    right = {"full": [answers("1111"), answers("1100")], "plain": [answers("1110"), answers("1000")]}
-    right["plain_equal_tokens"] = [answers("1111"), answers("1000")]
-    tokens = {name: [300, 500] for name in right}
-    begun = {name: [0.25, 0.25] for name in right}
-    result = ablation.summary(right, tokens, begun)
-    assert result["full"]["teacher_tokens"] == 400
-    assert result["full"]["gain_over_round_0"] == 0.5
-    assert result["full"]["tokens_per_point"] == 8
-    assert result["full"]["to_plain_equal_tokens"]["seeds"] == [0.0, 0.25]
-    assert "to_plain_equal_tokens" not in result["plain"]
-    assert ablation.summary(right, tokens, {name: [1.0, 1.0] for name in right})["full"]["tokens_per_point"] is None
+    right = {"full": (4, 2), "plain": (3, 1), "plain_equal_tokens": (4, 1)}
+    results = {
+        name: [result(name, 1, one, 4, 1, 300), result(name, 2, two, 4, 1, 500)] for name, (one, two) in right.items()
+    }
+    found = ablation.summary(results)
+    assert found["full"]["teacher_tokens"] == 400
+    assert found["full"]["gain_over_round_0"] == 0.5
+    assert found["full"]["tokens_per_point"] == 8
+    assert found["full"]["to_plain_equal_tokens"]["seeds"] == [0.0, 0.25]
+    assert "to_plain_equal_tokens" not in found["plain"]
+    assert ablation.summary({"full": [result("full", 1, 4, 4, 4)]})["full"]["tokens_per_point"] is None
 
 
 def test_one_seed_has_a_difference_and_no_interval():
-    result = ablation.summary({"full": [answers("1111")], "plain": [answers("1110")]})
-    assert result["full"]["to_plain"] == {
+    found = ablation.summary({"full": [result("full", 1, 4, 4)], "plain": [result("plain", 1, 3, 4)]})
+    assert found["full"]["to_plain"] == {
         "mean": 0.25,
         "t95": [None, None],
         "bootstrap95": [None, None],
         "seeds": [0.25],
     }
-    assert "| +25.0 |  |  |" in ablation.table(result)
-    json.dumps(result, allow_nan=False)
+    assert "| +25.0 |  |  |" in ablation.table(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_result_is_found_by_all_that_changes_it(tmp_path):
+    config, path = str(ROOT / "jobs/ablation.yaml"), tmp_path / "results.jsonl"
+    key = ablation.key_of(config, ("plain", 3), [])
+    others = [(("plain", 4), []), (("full", 3), []), (("plain", 3), ["training.steps=9"])]
+    assert len({key, *(ablation.key_of(config, task, extra) for task, extra in others)}) == 4
+    assert ablation.key_of(config, ("plain", 3), ["training.threads=2", "name=other"]) == key
+    old, new = ablation.Result(*key, 1, 4, 1, 300), ablation.Result(*key, 2, 4, 1, 300)
+    cut = json.dumps(asdict(old))[:-9]
+    path.write_text("\n".join([*(json.dumps(asdict(one)) for one in (old, new)), cut]))
+    assert ablation.read_results(path) == {key: new}
+    assert ablation.read_results(tmp_path / "none") == {}
+
+
+def test_seeds_that_have_their_results_are_not_run_again(tmp_path, capsys, monkeypatch):
+    config, path = str(ROOT / "jobs/ablation.yaml"), tmp_path / "results.jsonl"
+    found = [
+        ablation.Result(*ablation.key_of(config, (name, seed), []), right, 4, 1, 300)
+        for name, right in (("plain", 2), ("full", 3))
+        for seed in (1, 2)
+    ]
+    path.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in found))
+    command = ["ablation.py", "--config", config, "--variants", "plain", "full", "--seeds", "1", "2"]
+    monkeypatch.setattr("sys.argv", [*command, "--results", str(path), "--storage", str(tmp_path / "runs")])
+    ablation.main()
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["full"]["to_plain"]["mean"] == 0.25
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_ended_has_its_counts_and_tokens(tmp_path):
+    store = Store.open(str(tmp_path))
+    write_teaching(store, "full-3", 2, [99, 149])
+    for number, right in ((0, 1), (1, 2), (2, 3)):
+        folder = stage_folder(store.child("full-3"), ablation.StageId(number, "evaluate"))
+        metrics = {"test": {"correct": right, "total": 4}}
+        commit_manifest(folder, Manifest("evaluate", number, "", {}, {}, 1.0, metrics))
+    config = load_config(ROOT / "jobs/ablation.yaml", ablation.overrides("full", 3, str(tmp_path), []))
+    assert ablation.result_of(config, ("full", 3, "x")) == ablation.Result("full", 3, "x", 3, 4, 1, 250)
 
 
 def write_teaching(store, name, rounds, tokens):
@@ -206,9 +241,3 @@ def test_equal_tokens_come_after_what_they_are_measured_by():
     assert names[-1] == "plain_equal_tokens"
     assert {"plain", "redi"} < set(names)
     assert set(ablation.CHOICE).isdisjoint(ablation.SHOW)
-
-
-def test_pairs_are_formed_within_a_seed_only():
-    one, other = [answers("1111"), answers("0000")], [answers("0000"), answers("1111")]
-    assert ablation.paired(one, other) == 1.0
-    assert ablation.paired(one, one) == 1.0

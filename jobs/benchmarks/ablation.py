@@ -1,7 +1,7 @@
 """Does the method teach? The full method, what is left when a part is taken away, and switches beside it.
 
     python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml] [--storage runs/ablation]
-        [--seeds 1 2 3 … | --show] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--report FILE]
+        [--seeds 1 2 3 … | --show] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--results FILE]
 
 The unit is the seed: all variants of one have its questions, its schooled student and its first exam, and a variant's
 figure is its difference to plain distillation, paired by seed, with a 95 % interval over the seeds by Student's t and a
@@ -10,20 +10,24 @@ All take equal steps. At equal teacher tokens plain distillation is `plain_equal
 rationales of a question as cost what `--against` spends, or more.
 
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
-seed may be run alone. Without --variants it is the method and what is left of it; SWITCHES are ways beside the paper's,
-each beside the teacher's feedback and no triplet term, and COMBINATIONS some of them together. What two variants do
-alike is done once and copied: questions, schooled student, first exam and first lessons by all variants of a seed, and
-the whole first round by those that differ in the second alone, which brings feedback. Lanes are processes side by side
-that share the machine's cores; each has its own Ray and keeps its engines and workers from run to run. Prints a table
-of the last round's test accuracy, and as its last line one JSON object: for each variant accuracy_mean, ci95 (Wilson,
-all seeds' questions together), seeds (the accuracy of each), to_plain with mean, t95 and bootstrap95, teacher_tokens (a
-seed's, of the lessons that it learns from) and tokens_per_point gained over round 0; p_value_full_vs_plain and its like
-are exact McNemar tests over the same questions of all seeds, p_value_by_seed_… take only the seeds to be independent.
+seed may be run alone. What a run came to is a line of the file `--results`, which is kept beside this one: a seed whose
+variants all have a line under the same settings is not run again, on no machine. A seed is to end on the kind of
+processor that it began on, for others round otherwise.
+
+Without --variants it is the method and what is left of it; SWITCHES are ways beside the paper's, each beside the
+teacher's feedback and no triplet term, and COMBINATIONS some of them together. What two variants do alike is done once
+and copied: questions, schooled student, first exam and first lessons by all variants of a seed, and the whole first
+round by those that differ in the second alone, which brings feedback. Lanes are processes side by side that share the
+machine's cores; each has its own Ray and keeps its engines and workers from run to run. Prints a table of the last
+round's test accuracy, and as its last line one JSON object: for each variant accuracy_mean, ci95 (Wilson, all seeds'
+questions together), seeds (the accuracy of each), to_plain and to_plain_equal_tokens with mean, t95 and bootstrap95,
+teacher_tokens (a seed's, of the lessons that it learns from) and tokens_per_point gained over round 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -31,7 +35,7 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +43,8 @@ import yaml
 
 from tailor_ray.config import RunConfig, load_config
 from tailor_ray.layout import RUN_FILE, StageId, stage_folder
-from tailor_ray.records import Attempt, Verdict, from_table
-from tailor_ray.statistics import (
-    bootstrap_interval,
-    paired_p_value,
-    sign_flip_p_value,
-    t_interval,
-    wilson_interval,
-)
-from tailor_ray.storage import Store, read_manifest, read_part, stage_parts
+from tailor_ray.statistics import bootstrap_interval, t_interval, wilson_interval
+from tailor_ray.storage import Store, read_manifest
 
 FULL, PLAIN, FEEDBACK = "full", "plain", "without_reflection"
 PARTS: dict[str, tuple[str, ...]] = {
@@ -94,8 +91,36 @@ BEGINS_AS = {  # a variant's first stages are another's
     "without_feedback": (FULL, ROUND_1),
     **dict.fromkeys(_LATER, (PLAIN, EXAMINED)),
 }
+RESULTS = Path(__file__).with_suffix(".jsonl")
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run came to."""
+
+    variant: str
+    seed: int
+    settings: str  # a digest of all that change results
+    right: int  # of the test questions, after the last round
+    questions: int
+    begun: int  # of them right before round 1
+    teacher_tokens: int
+
+
+def read_results(path: Path) -> dict[tuple[str, int, str], Result]:
+    """By variant, seed and settings; of several the last one. A line that a kill cut short is passed over."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [Result(**json.loads(line)) for line in lines if line.endswith("}")]
+    return {(one.variant, one.seed, one.settings): one for one in found}
+
+
+def key_of(config: str, task: Task, extra: list[str]) -> tuple[str, int, str]:
+    """How a run's line is found: the folder that it lies in, and the share of the machine, change nothing."""
+    settings = load_config(config, [*extra, f"seed={task[1]}", *VARIANTS[task[0]]])
+    text = json.dumps(settings.results(), sort_keys=True, default=str)
+    return (*task, hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
 def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: int = 1) -> list[str]:
@@ -125,27 +150,42 @@ def _chain(variant: str) -> list[str]:
     return [variant, *(_chain(BEGINS_AS[variant][0]) if variant in BEGINS_AS else ())]
 
 
-def run_lane(
-    config: str, tasks: list[Task], storage: str, extra: list[str], lanes: int, against: str = FEEDBACK
-) -> None:
+def run_lane(given: argparse.Namespace, tasks: list[Task]) -> None:
     """Do or resume the runs of one lane, on one Ray and by the same engines."""
     from tailor_ray.rounds.cluster import connected
     from tailor_ray.rounds.loop import run
     from tailor_ray.rounds.services import WorkerPools
 
     os.environ["RAY_ADDRESS"] = "local"  # each lane its own: the cores are shared out by hand
-    first = load_config(config, overrides(*tasks[0], storage, extra, lanes))
+    first = load_config(given.config, overrides(*tasks[0], given.storage, given.extra, given.lanes))
     with connected(first.cluster):
         pools = WorkerPools(first)
         for task in tasks:
-            settings = overrides(*task, storage, extra, lanes)
+            settings = overrides(*task, given.storage, given.extra, given.lanes)
             if task[0] == EQUAL_TOKENS:
-                settings.append(f"teacher.rationales={as_many_rationales(storage, task[1], against)}")
-            one = load_config(config, settings)
+                settings.append(f"teacher.rationales={as_many_rationales(given.storage, task[1], given.against)}")
+            one = load_config(given.config, settings)
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
             run(one, pools)
+            line = json.dumps(asdict(result_of(one, key_of(given.config, task, given.extra))))
+            with Path(given.results).open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
         pools.close()
+
+
+def result_of(config: RunConfig, key: tuple[str, int, str]) -> Result:
+    """Of a run that has ended."""
+    run = Store.open(config.storage).child(config.name)
+    scores = []
+    for number in (0, config.rounds.max_rounds):
+        manifest = read_manifest(stage_folder(run, StageId(number, "evaluate")))
+        assert manifest is not None, f"{config.name} has no figures of round {number}"
+        scores.append(manifest.metrics["test"])
+    begun, ended = scores
+    tokens = teacher_tokens(run, key[0])
+    assert tokens is not None, f"{config.name} has rounds without lessons"
+    return Result(*key, ended["correct"], ended["total"], begun["correct"], tokens)
 
 
 def as_many_rationales(storage: str, seed: int, against: str) -> int:
@@ -205,69 +245,39 @@ def begin(config: RunConfig, task: Task) -> None:
     temporary.rename(target)
 
 
-def test_answers(config: RunConfig) -> dict[str, bool]:
-    """Whether each test question was answered right after the last round, by question id."""
-    run = Store.open(config.storage).child(config.name)
-    last = stage_folder(run, StageId(config.rounds.max_rounds, "evaluate"))
-    attempts = [row for part in stage_parts(last, "test") for row in from_table(read_part(last, part), Attempt)]
-    return {attempt.question_id: attempt.verdict == Verdict.CORRECT for attempt in attempts}
+def summary(results: dict[str, list[Result]]) -> dict[str, Any]:
+    """The last line: each variant's figures, and its difference from plain distillation at both budgets.
 
-
-def paired(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> float:
-    """The chance of so lopsided a difference between two variants, over the questions of all seeds."""
-    pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in sorted(a.keys() & b.keys())]
-    return paired_p_value([first for first, _ in pairs], [second for _, second in pairs])
-
-
-def begun_with(config: RunConfig) -> float:
-    """Test accuracy of the student as given."""
-    folder = stage_folder(Store.open(config.storage).child(config.name), StageId(0, "evaluate"))
-    manifest = read_manifest(folder)
-    assert manifest is not None, f"{config.name} has no round 0"
-    return float(manifest.metrics["test"]["accuracy"])
-
-
-def summary(
-    right: dict[str, list[dict[str, bool]]],
-    tokens: dict[str, list[int]] | None = None,
-    begun: dict[str, list[float]] | None = None,
-) -> dict[str, object]:
-    """The last line: each variant's figures, and how sure its difference from full and plain ones is.
-
-    By variant and seed: the answers, the teacher's tokens, the accuracy before round 1.
+    `results` has the same seeds in the same order for each variant.
     """
-    result: dict[str, object] = {}
-    for variant, by_seed in right.items():
-        shares = [_share(answers) for answers in by_seed]
-        correct, total = sum(sum(answers.values()) for answers in by_seed), sum(map(len, by_seed))
-        accuracies = [round(share, 4) for share in shares]
-        found: dict[str, object] = {
+    summed: dict[str, Any] = {}
+    for variant, by_seed in results.items():
+        shares = _shares(by_seed)
+        right, total = sum(one.right for one in by_seed), sum(one.questions for one in by_seed)
+        begun = sum(one.begun / one.questions for one in by_seed) / len(by_seed)
+        gained, spent = sum(shares) / len(shares) - begun, sum(one.teacher_tokens for one in by_seed) / len(by_seed)
+        found: dict[str, Any] = {
             "accuracy_mean": round(sum(shares) / len(shares), 4),
-            "ci95": _rounded(wilson_interval(correct, total)),
-            "seeds": accuracies,
+            "ci95": _rounded(wilson_interval(right, total)),
+            "seeds": [round(share, 4) for share in shares],
+            "teacher_tokens": round(spent),
+            "gain_over_round_0": round(gained, 4),
+            "tokens_per_point": round(spent / (100 * gained)) if gained > 0 else None,
         }
-        if PLAIN in right and variant != PLAIN:
-            found["to_plain"] = _difference(by_seed, right[PLAIN])
-        if EQUAL_TOKENS in right and variant not in (PLAIN, EQUAL_TOKENS):
-            found["to_plain_equal_tokens"] = _difference(by_seed, right[EQUAL_TOKENS])
-        if tokens and begun:
-            spent = sum(tokens[variant]) / len(tokens[variant])
-            gained = 100 * sum(share - first for share, first in zip(shares, begun[variant], strict=True)) / len(shares)
-            found |= {"teacher_tokens": round(spent), "gain_over_round_0": round(gained / 100, 4)}
-            found["tokens_per_point"] = round(spent / gained) if gained > 0 else None
-        result[variant] = found
-    for reference, variant in product((FULL, PLAIN), right):
-        if reference in right and variant != reference:
-            result[f"p_value_{reference}_vs_{variant}"] = paired(right[reference], right[variant])
-            # McNemar takes a seed's questions for independent of each other; this one takes only the seeds to be.
-            gains = [_share(one) - _share(other) for one, other in zip(right[reference], right[variant], strict=True)]
-            result[f"p_value_by_seed_{reference}_vs_{variant}"] = sign_flip_p_value(gains)
-    return result
+        for reference in (PLAIN, EQUAL_TOKENS):
+            if reference in results and variant not in (PLAIN, reference):
+                found[f"to_{reference}"] = _difference(shares, _shares(results[reference]))
+        summed[variant] = found
+    return summed
 
 
-def _difference(one: list[dict[str, bool]], other: list[dict[str, bool]]) -> dict[str, object]:
+def _shares(by_seed: list[Result]) -> list[float]:
+    return [one.right / one.questions for one in by_seed]
+
+
+def _difference(shares: list[float], others: list[float]) -> dict[str, object]:
     """Of accuracies, paired by seed; an interval of null bounds where there is one seed alone."""
-    gains = [_share(mine) - _share(theirs) for mine, theirs in zip(one, other, strict=True)]
+    gains = [mine - theirs for mine, theirs in zip(shares, others, strict=True)]
     intervals = {"t95": t_interval(gains), "bootstrap95": bootstrap_interval(gains)}
     shown = {name: _rounded(bounds) for name, bounds in intervals.items()}
     return {"mean": round(sum(gains) / len(gains), 4), **shown, "seeds": [round(gain, 4) for gain in gains]}
@@ -277,17 +287,13 @@ def _rounded(bounds: tuple[float, float]) -> list[float | None]:
     return [round(bound, 4) if math.isfinite(bound) else None for bound in bounds]
 
 
-def _share(answers: dict[str, bool]) -> float:
-    return sum(answers.values()) / len(answers)
-
-
-def table(result: dict[str, object]) -> str:
+def table(result: dict[str, Any]) -> str:
     heads = ["variant", "test accuracy", "by seed", "to plain", "95 % by t", "bootstrap"]
     heads += ["to plain at equal tokens", "teacher tokens", "tokens per point"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in VARIANTS:
         row = result.get(variant)
-        if not isinstance(row, dict):
+        if row is None:
             continue
         seeds = ", ".join(f"{share:.1%}" for share in row["seeds"])
         cells = [variant, f"{row['accuracy_mean']:.1%}", seeds, *_shown(row.get("to_plain"))]
@@ -320,40 +326,34 @@ def main() -> None:
     parser.add_argument("--storage", default="runs/ablation")
     parser.add_argument("--lanes", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
     parser.add_argument("--lane", type=int, help="do this lane's runs alone, and no table")
-    parser.add_argument("--report", help="write the table to this file as well")
+    parser.add_argument("--results", default=str(RESULTS), help="a line for each run that has ended")
     parser.add_argument("--set", dest="extra", action="append", default=[], help="a.b=c, for every run")
     given = parser.parse_args()
-    storage = str(Path(given.storage).resolve())
-    tasks = lanes_of(given.variants, given.seeds, given.lanes, given.against)
+    given.storage = str(Path(given.storage).resolve())
     if given.lane is not None:
-        run_lane(given.config, tasks[given.lane], storage, given.extra, given.lanes, given.against)
+        run_lane(given, lanes_of(given.variants, given.seeds, given.lanes, given.against)[given.lane])
         return
     started = time.monotonic()
-    command = [sys.executable, *sys.argv, "--lanes", str(given.lanes)]
-    finish(
-        [
-            subprocess.Popen([*command, "--lane", str(lane)], stdout=sys.stderr)
-            for lane in range(given.lanes)
-            if tasks[lane]
-        ]
-    )
-    runs = {
-        name: [load_config(given.config, overrides(name, seed, storage, given.extra)) for seed in given.seeds]
+    wanted = {
+        name: [key_of(given.config, (name, seed), given.extra) for seed in given.seeds]
         for name in VARIANTS
         if name in given.variants
     }
-    right = {name: [test_answers(one) for one in by_seed] for name, by_seed in runs.items()}
-    tokens = {
-        name: [teacher_tokens(Store.open(storage).child(one.name), name) or 0 for one in by_seed]
-        for name, by_seed in runs.items()
-    }
-    begun = {name: [begun_with(one) for one in by_seed] for name, by_seed in runs.items()}
-    result = {**summary(right, tokens, begun), "seconds": round(time.monotonic() - started)}
-    text = f"{table(result)}\n"
-    if given.report:
-        Path(given.report).write_text(f"{text}\n{json.dumps(result)}\n", encoding="utf-8")
-    print(text)
-    print(json.dumps(result))
+    done = read_results(Path(given.results))
+    missing = sorted({key[1] for keys in wanted.values() for key in keys if key not in done})
+    command = [sys.executable, *sys.argv, "--lanes", str(given.lanes), "--seeds", *map(str, missing)]
+    lanes = lanes_of(given.variants, missing, given.lanes, given.against)
+    finish(
+        [
+            subprocess.Popen([*command, "--lane", str(lane)], stdout=sys.stderr)
+            for lane, tasks in enumerate(lanes)
+            if tasks
+        ]
+    )
+    done = read_results(Path(given.results))
+    result = summary({name: [done[key] for key in keys] for name, keys in wanted.items()})
+    print(f"{table(result)}\n")
+    print(json.dumps({**result, "seconds": round(time.monotonic() - started)}))
 
 
 if __name__ == "__main__":
