@@ -149,6 +149,20 @@ class TrainingEngine:
             if name in parameters:
                 self._set(parameters[name], WEIGHT, value)
 
+    def close(self) -> None:
+        """Empty the student and all that DeepSpeed 0.19 made for it; what `state_dict` gave stays.
+
+        A process trains one student after the other, and would keep each: hooks hold the engine, the nodes that add up
+        gradients hold the parameters, and with ZeRO-3 a cache holds the module.
+        """
+        parameters = list(self.inner.module.parameters())
+        self.inner.destroy()
+        for p in parameters:
+            vars(p).clear()
+            p.data = p.new_empty(0)
+            p.grad = None
+        vars(self.inner).clear()
+
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.inner.module.named_parameters() if p.requires_grad]
 

@@ -16,6 +16,7 @@ manager hands out shards of Ray data sets. Our workers read committed parts.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import math
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -107,9 +109,11 @@ class _Worker:
         folder = _together(lambda: resolve(task.student))  # first, for workers that share a student load it together
         student = _together(lambda: self._load(folder, dtype))
         plan, parts, counts = self._plan()
-        with node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows:
-            module = student.loss_module(config.triplet_margin, config.reflection, config.redi_floor)
-            engine = TrainingEngine(module, config, self.workers, dtype)
+        module = student.loss_module(config.triplet_margin, config.reflection, config.redi_floor)
+        with (
+            node_rows(task.examples, parts, self.local_rank, self.local_workers, _together) as rows,
+            closing(TrainingEngine(module, config, self.workers, dtype)) as engine,
+        ):
             checkpoints = Checkpoints(
                 task.out, task.fingerprint, rank=self.rank, workers=self.workers, attempt=str(task.started)
             )
@@ -119,9 +123,9 @@ class _Worker:
             self.times["ready"] = time.time() - task.started
             resumed = self.done
             self._steps(stepper, plan, checkpoints, engine, selection)
-        self.times["stepping"] = time.time() - task.started - self.times["ready"]
-        self.times["in_steps"] = float(self.history.column("seconds")[resumed:].sum())
-        found = self._finish(student, engine, selection)
+            self.times["stepping"] = time.time() - task.started - self.times["ready"]
+            self.times["in_steps"] = float(self.history.column("seconds")[resumed:].sum())
+            found = self._finish(student, engine, selection)
         return None if found is None else {**counts, **found}
 
     def _load(self, folder: Path, dtype: torch.dtype) -> Student:
@@ -303,5 +307,13 @@ def take_jobs(settings: dict[str, Any]) -> None:
         if first:
             ray.get(settings["queue"].finish.remote(number, result))
         del result
-        gc.collect()  # the last job's model and optimizer refer to each other
+        _release_memory()
         number += 1
+
+
+def _release_memory() -> None:
+    """Give the last job's memory back to the machine, for engines and graders work until the next one comes."""
+    gc.collect()  # model and optimizer refer to each other
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed, unless asked
+    if trim is not None:
+        trim(0)

@@ -1,5 +1,6 @@
 """One worker's steps: adapters, what NaN and a full disk do, and settings that only change how it is computed."""
 
+import gc
 import resource
 import signal
 import threading
@@ -50,6 +51,32 @@ def test_adapters_learn_alone_and_the_export_is_what_was_trained(folder, tmp_pat
     exported = AutoModelForCausalLM.from_pretrained(worker.out.path("student"))
     assert torch.allclose(logits(exported), trained, atol=1e-5)
     assert not [path for path in worker.out.files("student") if "adapter" in path]
+
+
+def bytes_held():
+    """Of all weights, gradients, moments and activations that anybody in this process holds."""
+    gc.collect()
+    tensors = [held for held in gc.get_objects() if type(held) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [held.untyped_storage() for held in tensors if held.is_floating_point()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_process_that_trains_many_students_keeps_none_of_them(folder, tmp_path, stage):
+    def trained():
+        worker = Worker(folder, tmp_path, zero_stage=stage)
+        size = sum(getattr(p, "ds_numel", p.numel()) for p in worker.student.model.parameters()) * 4
+        steps(worker, 2)
+        weights = worker.engine.state_dict()
+        worker.engine.close()
+        assert sum(weight.nbytes for weight in weights.values()) >= size
+        assert all(weight.isfinite().all() for weight in weights.values())
+        return size
+
+    trained()  # first uses stay
+    before = bytes_held()
+    size = trained()
+    assert bytes_held() - before < size / 10
 
 
 @pytest.mark.parametrize(
