@@ -9,8 +9,8 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Two test workers share two cores, and threads that spin while they wait starve each other. Engines and training workers
-# count their threads themselves, so theirs sleep instead: a real student's round takes 120 instead of 231 s so.
+# Two test workers share two cores, and threads that spin while they wait starve each other. Engines and training
+# workers count their threads themselves, so theirs sleep: a real student's round takes 120 instead of 231 s so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
