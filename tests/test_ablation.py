@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -174,28 +175,36 @@ def test_one_seed_has_a_difference_and_no_interval():
     json.dumps(found, allow_nan=False)
 
 
+def given(*extra, against="without_reflection"):
+    return Namespace(config=str(ROOT / "jobs/ablation.yaml"), extra=list(extra), against=against)
+
+
 def test_a_result_is_found_by_all_that_changes_it(tmp_path):
-    config, path = str(ROOT / "jobs/ablation.yaml"), tmp_path / "results.jsonl"
-    key = ablation.key_of(config, ("plain", 3), [])
-    others = [(("plain", 4), []), (("full", 3), []), (("plain", 3), ["training.steps=9"])]
-    assert len({key, *(ablation.key_of(config, task, extra) for task, extra in others)}) == 4
-    assert ablation.key_of(config, ("plain", 3), ["training.threads=2", "name=other"]) == key
+    path, key = tmp_path / "results.jsonl", ablation.key_of(given(), ("plain", 3))
+    others = [(given(), ("plain", 4)), (given(), ("full", 3)), (given("training.steps=9"), ("plain", 3))]
+    assert len({key, *(ablation.key_of(*one) for one in others)}) == 4
+    same = [given("training.threads=2", "name=other"), given(against="full")]
+    assert {ablation.key_of(one, ("plain", 3)) for one in same} == {key}
     old, new = ablation.Result(*key, 1, 4, 1, 300), ablation.Result(*key, 2, 4, 1, 300)
-    cut = json.dumps(asdict(old))[:-9]
-    path.write_text("\n".join([*(json.dumps(asdict(one)) for one in (old, new)), cut]))
+    path.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in (old, new)))
     assert ablation.read_results(path) == {key: new}
     assert ablation.read_results(tmp_path / "none") == {}
 
 
+def test_what_equals_another_ones_tokens_is_found_by_that_other_one():
+    keys = {ablation.key_of(given(against=name), ("plain_equal_tokens", 3)) for name in ("full", "continue", "fit")}
+    assert len(keys) == 3
+
+
 def test_seeds_that_have_their_results_are_not_run_again(tmp_path, capsys, monkeypatch):
-    config, path = str(ROOT / "jobs/ablation.yaml"), tmp_path / "results.jsonl"
+    path = tmp_path / "results.jsonl"
     found = [
-        ablation.Result(*ablation.key_of(config, (name, seed), []), right, 4, 1, 300)
+        ablation.Result(*ablation.key_of(given(), (name, seed)), right, 4, 1, 300)
         for name, right in (("plain", 2), ("full", 3))
         for seed in (1, 2)
     ]
     path.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in found))
-    command = ["ablation.py", "--config", config, "--variants", "plain", "full", "--seeds", "1", "2"]
+    command = ["ablation.py", "--config", given().config, "--variants", "plain", "full", "--seeds", "1", "2"]
     monkeypatch.setattr("sys.argv", [*command, "--results", str(path), "--storage", str(tmp_path / "runs")])
     ablation.main()
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])

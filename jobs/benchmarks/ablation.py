@@ -12,7 +12,7 @@ rationales of a question as cost what `--against` spends, or more.
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
 seed may be run alone. What a run came to is a line of the file `--results`, which is kept beside this one: a seed whose
 variants all have a line under the same settings is not run again, on no machine. A seed is to end on the kind of
-processor that it began on, for others round otherwise.
+processor that it began on, for others round otherwise; lines of code that computed otherwise are to be deleted.
 
 Without --variants it is the method and what is left of it; SWITCHES are ways beside the paper's, each beside the
 teacher's feedback and no triplet term, and COMBINATIONS some of them together. What two variants do alike is done once
@@ -110,16 +110,19 @@ class Result:
 
 
 def read_results(path: Path) -> dict[tuple[str, int, str], Result]:
-    """By variant, seed and settings; of several the last one. A line that a kill cut short is passed over."""
+    """By variant, seed and settings; of several the last one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [Result(**json.loads(line)) for line in lines if line.endswith("}")]
+    found = [Result(**json.loads(line)) for line in lines]
     return {(one.variant, one.seed, one.settings): one for one in found}
 
 
-def key_of(config: str, task: Task, extra: list[str]) -> tuple[str, int, str]:
+def key_of(given: argparse.Namespace, task: Task) -> tuple[str, int, str]:
     """How a run's line is found: the folder that it lies in, and the share of the machine, change nothing."""
-    settings = load_config(config, [*extra, f"seed={task[1]}", *VARIANTS[task[0]]])
-    text = json.dumps(settings.results(), sort_keys=True, default=str)
+    variant, seed = task
+    settings = load_config(given.config, [*given.extra, f"seed={seed}", *VARIANTS[variant]]).results()
+    if variant == EQUAL_TOKENS:  # so many rationales as cost what this one spends
+        settings["against"] = load_config(given.config, [*given.extra, *VARIANTS[given.against]]).results()
+    text = json.dumps(settings, sort_keys=True, default=str)
     return (*task, hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
@@ -168,9 +171,10 @@ def run_lane(given: argparse.Namespace, tasks: list[Task]) -> None:
             _say(f"{task[0]}, seed {task[1]}")
             begin(one, task)
             run(one, pools)
-            line = json.dumps(asdict(result_of(one, key_of(given.config, task, given.extra))))
-            with Path(given.results).open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            result = result_of(one, key := key_of(given, task))
+            if read_results(path := Path(given.results)).get(key) != result:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"{json.dumps(asdict(result))}\n")
         pools.close()
 
 
@@ -335,9 +339,7 @@ def main() -> None:
         return
     started = time.monotonic()
     wanted = {
-        name: [key_of(given.config, (name, seed), given.extra) for seed in given.seeds]
-        for name in VARIANTS
-        if name in given.variants
+        name: [key_of(given, (name, seed)) for seed in given.seeds] for name in VARIANTS if name in given.variants
     }
     done = read_results(Path(given.results))
     missing = sorted({key[1] for keys in wanted.values() for key in keys if key not in done})
