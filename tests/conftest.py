@@ -1,8 +1,9 @@
-"""What all tests share: the data folder, an isolated cache, and Ray's authentication said explicitly."""
+"""What all tests share: the data folder, an isolated cache, Ray's authentication said explicitly, and no clock."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # A local ray.init() would write a token into the home folder and so change every later cluster of this user.
@@ -13,6 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # workers count their threads themselves, so theirs sleep: a real student's round takes 120 instead of 231 s so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No example of a property has a time limit, for a busy machine would fail it; nor does a slow draw.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ FORMS = [
 WHOLE = st.integers(-(10**6), 10**6)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(WHOLE, WHOLE | st.just(0), st.sampled_from(MARKERS), st.sampled_from(FORMS), st.booleans(), st.booleans())
 def test_an_announced_number_is_correct_or_wrong_by_its_value(gold, shift, marker, form, grouped, decimals):
     said = gold + shift if shift % 3 else gold
@@ -43,7 +43,7 @@ def test_an_announced_number_is_correct_or_wrong_by_its_value(gold, shift, marke
     assert (grade.verdict, grade.answer) == (Verdict.CORRECT if said == gold else Verdict.WRONG, str(said)), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 10**6), WHOLE.filter(bool), st.sampled_from(["${}", "${}.00", "US${}", "€{}", "{}%", "negative {}"])
 )

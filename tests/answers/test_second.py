@@ -24,7 +24,7 @@ def library(text, gold):
     return bool(math_verify.verify(meant, found, timeout_seconds=None))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(NUMBERS, NUMBERS, NUMBERS, OPERATORS, OPERATORS)
 def test_an_announced_expression_has_the_value_that_arithmetic_gives_it(one, two, three, first, second):
     written = (
@@ -42,7 +42,7 @@ def test_an_announced_expression_has_the_value_that_arithmetic_gives_it(one, two
     assert says(f"Answer: {written}", read_gold(str(int(value) + 1))) is not True
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(-(10**9), 10**9),
     st.integers(-(10**9), 10**9),

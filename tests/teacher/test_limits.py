@@ -58,7 +58,7 @@ def test_grants_are_spread_over_the_minute():
     assert 95 <= in_first_second <= 112  # 99 a second and a burst of a tenth of a second
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(limit=st.integers(1, 3000), seed=st.integers(0, 10**6))
 def test_no_sliding_minute_exceeds_the_limit_when_the_sender_comes_and_goes(limit, seed):
     draw = random.Random(seed)
