@@ -189,11 +189,13 @@ def test_school_is_simpler_and_shares_no_question_with_the_task():
     assert not task & {question.text for question in school_questions(5000, seed=1)}
 
 
-@pytest.mark.parametrize("family", SCHOOL, ids=lambda family: family.name)
-def test_school_solves_dryly_and_rightly(family: Family):
+@pytest.mark.parametrize("family", {one.name: one for one in SCHOOL}.values(), ids=lambda family: family.name)
+def test_school_solves_rightly(family: Family):
     slots, steps = family.draw(Random(0))
-    assert family.rationale(slots, steps, style=0) == " ".join(f"{step}." for step in steps)
+    rationale = family.rationale(slots, steps, style=0)
+    assert all(str(step) in rationale for step in steps)
     assert all(eval(str(step).replace("=", "==")) for step in steps)
     if family in CHAINS:
+        assert rationale == " ".join(f"{step}." for step in steps)
         asked = family.wordings[0].write(slots).removeprefix("What is ").removesuffix("?")
         assert eval(asked) == steps[-1].result, "from left to right is how the chain is meant and how it is read"

@@ -1,11 +1,11 @@
 """The simpler problems that the tiny student is schooled on.
 
-They are chains of calculations, and some families, dryly solved. They teach the form of a question and an answer. They
-teach the calculations, and how some word problems are read, in a style without words.
+They are chains of calculations, and some families in the words of the task's rationales. They teach the form of a
+question and an answer, the calculations, how some word problems are read and how a solution is worded.
 
-Other families are left to the rounds, and so are problems without countable objects and rationales in words. So the
-schooled student gets some of the task right and has something to be taught. No school problem can be a question of the
-task. It is either a bare chain or about objects that the task does not know.
+Other families are left to the rounds, and so are problems without countable objects. So the schooled student gets some
+of the task right and has something to be taught. No school problem can be a question of the task. It is either a bare
+chain or about objects that the task does not know.
 """
 
 from __future__ import annotations
@@ -18,15 +18,7 @@ from tailor_ray.demo.arithmetic.language import Family
 OBJECTS = ("bells", "birds", "candles", "caps", "cups", "dolls", "hats", "kites", "lemons", "ropes")
 # Families that the school knows, by the wordings that name an object.
 KNOWN = ("take_away", "rows", "gain_and_loss", "packs_and_more", "share", "fewer_together")
-
-
-def _dry(steps: tuple[str, ...]) -> tuple[str]:
-    """A rationale of the calculations alone: "12 + 7 = 19. 19 - 5 = 14."."""
-    shown = []
-    for step in steps:
-        target, _, left, operator, right = step.split()
-        shown.append(f"{{{left}}} {operator} {{{right}}} = {{{target}}}.")
-    return (" ".join(shown),)
+WORDINGS = 3  # of a family's rationale
 
 
 def _chain(operators: str, numbers: dict[str, tuple[int, int]]) -> Family:
@@ -34,12 +26,11 @@ def _chain(operators: str, numbers: dict[str, tuple[int, int]]) -> Family:
     names = list(numbers)
     results = "uvwxyz"[: len(operators)]
     lefts = [names[0], *results]
-    steps = tuple(
-        f"{result} = {left} {operator} {right}"
-        for result, left, operator, right in zip(results, lefts, operators, names[1:], strict=False)
-    )
+    parts = list(zip(results, lefts, operators, names[1:], strict=False))
+    steps = tuple(f"{result} = {left} {operator} {right}" for result, left, operator, right in parts)
+    solved = " ".join(f"{{{left}}} {operator} {{{right}}} = {{{result}}}." for result, left, operator, right in parts)
     shown = f"{{{names[0]}}}" + "".join(f" {op} {{{n}}}" for op, n in zip(operators, names[1:], strict=True))
-    return Family(f"chain {operators}", numbers, steps, (f"What is {shown}?",), _dry(steps))
+    return Family(f"chain {operators}", numbers, steps, (f"What is {shown}?",), (solved,))
 
 
 CHAINS = (
@@ -51,12 +42,17 @@ CHAINS = (
 )
 
 
-def _known(family: Family) -> Family:
-    """The family about other objects, with a dry rationale."""
-    wordings = tuple(text for text in family.questions if "{item}" in text)
+def _known(family: Family, wording: int) -> Family:
+    """The family about other objects, solved in one of its wordings."""
+    questions = tuple(text for text in family.questions if "{item}" in text)
+    rationale = family.rationales[wording]
     return replace(
-        family, name=f"school {family.name}", questions=wordings, rationales=_dry(family.steps), objects=OBJECTS
+        family, name=f"school {family.name} {wording}", questions=questions, rationales=(rationale,), objects=OBJECTS
     )
 
 
-SCHOOL = (*CHAINS, *(_known(family) for family in FAMILIES if family.name in KNOWN))
+# Nearly half of it are chains, for calculations take the most practice.
+SCHOOL = (
+    *CHAINS * WORDINGS,
+    *(_known(one, wording) for one in FAMILIES if one.name in KNOWN for wording in range(WORDINGS)),
+)
