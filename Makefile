@@ -28,12 +28,11 @@ SMOLLM2 := $(VENV)/share/SmolLM2-135M-Instruct
 demo: $(READY)
 	$(RUN) jobs/demo.yaml
 
-# The demo by plain distillation, from the same questions, student and first exam on, and the two side by side.
+# The demo by plain distillation, from the same first round on, for feedback comes with the second; the two side by side.
 PLAIN := runs/demo-plain
 demo-compare: demo
-	@test -d $(PLAIN) || { rm -rf $(PLAIN).tmp; mkdir -p $(PLAIN).tmp/rounds/01; \
-		cp -r runs/demo/rounds/00 $(PLAIN).tmp/rounds; cp -r runs/demo/rounds/01/exam $(PLAIN).tmp/rounds/01; \
-		mv $(PLAIN).tmp $(PLAIN); }
+	@test -d $(PLAIN) || { rm -rf $(PLAIN).tmp; mkdir -p $(PLAIN).tmp/rounds; \
+		cp -r runs/demo/rounds/00 runs/demo/rounds/01 $(PLAIN).tmp/rounds; mv $(PLAIN).tmp $(PLAIN); }
 	$(RUN) jobs/demo.yaml --set method=plain --set name=demo-plain
 	$(BIN)/tailor-ray report runs/demo $(PLAIN) --out runs/demo-compare
 

@@ -84,7 +84,7 @@ STUDENT = tuple(StageId(0, stage) for stage in ("questions", "student", "evaluat
 EXAMINED = (*STUDENT, StageId(1, "exam"))
 BEGUN = (*EXAMINED, StageId(1, "teach"))
 ROUND_1 = (*BEGUN, StageId(1, "examples"), StageId(1, "train"), StageId(1, "evaluate"))
-_LATER = ("continue", "continue_orpo", "fit", "hinted", "tailored", EQUAL_TOKENS)  # their first lessons differ
+_LATER = ("continue", "continue_orpo", "fit", "hinted", EQUAL_TOKENS)  # their first lessons differ
 BEGINS_AS = {  # a variant's first stages are another's
     **dict.fromkeys((FULL, *SWITCHES, *COMBINATIONS), (PLAIN, BEGUN)),
     **dict.fromkeys((FEEDBACK, "critique"), (PLAIN, ROUND_1)),

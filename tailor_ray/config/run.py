@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {},
     "plain": {"training.feedback": False, "training.reflection": "none"},
-    "tailored": {"training.own_correct": 1, "training.own_correct_weight": 0.5, "training.reflection": "orpo"},
+    "tailored": {"training.reflection": "none"},
 }
 
 
@@ -104,8 +104,8 @@ class RunConfig(Section):
     """Every other seed is derived from this one."""
     method: Literal["paper", "plain", "tailored"] = "paper"
     """What the student learns from, as defaults of other settings: see the table of methods. What is set itself wins.
-    `paper` is the paper's method, `plain` learns from the teacher's rationales alone, `tailored` beside them from what
-    has worked best since."""
+    `paper` is the paper's method, `plain` learns from the teacher's rationales alone, `tailored` from feedback on
+    mistakes too, without the self-reflection term: what did best in jobs/benchmarks/ablation.md."""
     task: TaskConfig = TaskConfig()
     """What is asked: the questions and how their answers are graded."""
     student: StudentConfig = StudentConfig()
