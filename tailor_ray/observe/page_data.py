@@ -213,7 +213,8 @@ def _losses(losses: Losses) -> Chart | None:
         for key, one in series.items():
             one["points"] += loss_points(steps, key, offset)
         offset += step_count(steps)
-    return _lines("Training loss by step", list(series.values()), LOSS_X | {"marks": marks}, LOSS_Y)
+    trained = [one for one in series.values() if any(point["y"] for point in one["points"])]  # else it has no such term
+    return _lines("Training loss by step", trained, LOSS_X | {"marks": marks}, LOSS_Y)
 
 
 def mistake_rows(record: RunRecord, limit: int) -> tuple[list[Row], int]:

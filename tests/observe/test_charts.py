@@ -31,6 +31,13 @@ def test_charts_without_data_are_left_out(tmp_path):
     assert set(run_charts(summarize(record), {})) == {"accuracy", "time"}
 
 
+def test_a_term_that_was_not_trained_on_has_no_curve(tmp_path):
+    record = load_run(make_run(tmp_path / "run", rounds=1, questions=8))
+    losses = {1: [{"step": at, "loss": 1.0 / at, "mle": 1.0 / at, "reflection": 0.0} for at in (1, 2)]}
+    series = run_charts(summarize(record), losses)["loss"]["series"]
+    assert [one["name"] for one in series] == ["total", "learning from the teacher"]
+
+
 def test_every_stage_has_a_colour_of_its_own(tmp_path):
     record = load_run(make_run(tmp_path / "run", rounds=1, questions=8))
     parts = run_charts(summarize(record), {})["time"]["rows"][1]["parts"]
