@@ -1,4 +1,4 @@
-"""What all tests share: the data folder, an isolated cache, Ray's authentication said explicitly, and no clock."""
+"""What all tests share: the data folder, an isolated cache, Ray's authentication said explicitly, and untimed properties."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# No example of a property has a time limit, for a busy machine would fail it; nor does a slow draw.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No example of a property has a time limit, for a busy machine would fail it.
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 

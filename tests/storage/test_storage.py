@@ -29,7 +29,7 @@ from tailor_ray.storage import (
     stage_parts,
 )
 from tailor_ray.storage.commits import seal
-from tailor_ray.storage.lease import TTL_S, Fence
+from tailor_ray.storage.lease import Fence
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -209,7 +209,7 @@ def test_a_killed_driver_is_succeeded_at_once_and_its_late_writes_are_refused(st
         child.wait()
     started = time.monotonic()
     with Lease.acquire(store) as lease:
-        assert time.monotonic() - started < TTL_S  # its process is seen to be gone
+        assert time.monotonic() - started < 2
         store.guarded(lease.fence).write_bytes("mine", b"")
         for write in (lambda: loser.write_bytes("late", b""), lambda: commit_part(loser, "rows", 0, TABLE)):
             with pytest.raises(LeaseLost, match="taken over"):
