@@ -1,4 +1,4 @@
-"""What all tests share: the data folder, an isolated cache, Ray's authentication said explicitly, and untimed properties."""
+"""What all tests share: the data folder, an isolated cache, Ray's authentication said, and untimed properties."""
 
 import os
 from pathlib import Path
