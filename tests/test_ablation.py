@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from argparse import Namespace
 from dataclasses import asdict
@@ -175,8 +176,8 @@ def test_one_seed_has_a_difference_and_no_interval():
     json.dumps(found, allow_nan=False)
 
 
-def given(*extra, against="without_reflection"):
-    return Namespace(config=str(ROOT / "jobs/ablation.yaml"), extra=list(extra), against=against)
+def given(*extra, against="without_reflection", config="jobs/ablation.yaml"):
+    return Namespace(config=str(ROOT / config), extra=list(extra), against=against)
 
 
 def test_a_result_is_found_by_all_that_changes_it(tmp_path):
@@ -210,6 +211,29 @@ def test_seeds_that_have_their_results_are_not_run_again(tmp_path, capsys, monke
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert shown["full"]["to_plain"]["mean"] == 0.25
     assert not (tmp_path / "runs").exists()
+
+
+def test_on_a_gpu_a_pretrained_student_has_the_machine_to_itself(tmp_path, capsys, monkeypatch):
+    on_gpu = given(config=ablation.GPU_CONFIG)
+    found = [ablation.Result(*ablation.key_of(on_gpu, (name, 1)), 2, 4, 1, 300) for name in ("plain", "full")]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in found))
+    monkeypatch.chdir(ROOT)
+    command = ["ablation.py", "--gpu", "--variants", "plain", "full", "--seeds", "1", "--results", str(path)]
+    monkeypatch.setattr("sys.argv", command)
+    ablation.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["full"]["to_plain"]["mean"] == 0.0
+    as_given = load_config(on_gpu.config)
+    alone = load_config(on_gpu.config, ablation.overrides("full", 1, "/store", []))
+    assert (alone.student, alone.training, alone.cluster) == (as_given.student, as_given.training, as_given.cluster)
+    assert alone.student.is_given
+
+
+@pytest.mark.parametrize("variant", ablation.VARIANTS)
+def test_each_variant_suits_a_pretrained_student(variant):
+    config = load_config(ROOT / "jobs/ablation-real.yaml", ablation.overrides(variant, 1, "/store", [], lanes=2))
+    assert config.student.is_given
+    assert (config.student.engines, config.training.threads) == (max(1, (os.cpu_count() or 1) // 2),) * 2
 
 
 def test_a_run_that_ended_has_its_counts_and_tokens(tmp_path):

@@ -1,13 +1,14 @@
 """Does the method teach? The full method, what is left when a part is taken away, and switches beside it.
 
-    python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml] [--storage runs/ablation]
+    python jobs/benchmarks/ablation.py [--config jobs/ablation.yaml | --gpu] [--storage runs/ablation]
         [--seeds 1 2 3 … | --show] [--variants full plain …] [--lanes 2] [--set a.b=c …] [--results FILE]
 
 The unit is the seed: all variants of one have its questions, its schooled student and its first exam, and a variant's
 figure is its difference to plain distillation, paired by seed, with a 95 % interval over the seeds by Student's t and a
 bootstrap beside it. Variants are chosen on seeds 1 to 8; `--show` takes the seeds 11 to 18, for what was chosen alone.
 All take equal steps. At equal teacher tokens plain distillation is `plain_equal_tokens`, which asks for as many
-rationales of a question as cost what `--against` spends, or more.
+rationales of a question as cost what `--against` spends, or more. The student is the tiny one; jobs/ablation-real.yaml
+has a pretrained one for two cores, and `--gpu` the same for one GPU.
 
 Each variant and seed is a run folder of its own, so the same command goes on where it was stopped, and a variant or a
 seed may be run alone. What a run came to is a line of the file `--results`, which is kept beside this one: a seed whose
@@ -92,6 +93,7 @@ BEGINS_AS = {  # a variant's first stages are another's
     **dict.fromkeys(_LATER, (PLAIN, EXAMINED)),
 }
 RESULTS = Path(__file__).with_suffix(".jsonl")
+GPU_CONFIG = "jobs/ablation-gpu.yaml"
 POLL_S = 2.0
 Task = tuple[str, int]  # variant, seed
 
@@ -127,9 +129,10 @@ def key_of(given: argparse.Namespace, task: Task) -> tuple[str, int, str]:
 
 
 def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: int = 1) -> list[str]:
-    """The settings of one run, on its lane's share of the machine."""
+    """The settings of one run; of several lanes, each has its share of the cores."""
     cores = max(1, (os.cpu_count() or 1) // lanes)
-    share = [f"cluster.num_cpus={max(1, cores)}", f"student.engines={cores}", f"training.threads={cores}"]
+    alike = [f"cluster.num_cpus={cores}", f"student.engines={cores}", f"training.threads={cores}"]
+    share = alike if lanes > 1 else []
     return [*share, *extra, f"storage={storage}", f"name={variant}-{seed}", f"seed={seed}", *VARIANTS[variant]]
 
 
@@ -323,6 +326,7 @@ def _say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="jobs/ablation.yaml")
+    parser.add_argument("--gpu", dest="config", action="store_const", const=GPU_CONFIG, help=f"{GPU_CONFIG}; one lane")
     parser.add_argument("--seeds", type=int, nargs="+", default=CHOICE)
     parser.add_argument("--show", dest="seeds", action="store_const", const=SHOW, help="seeds 11 to 18")
     parser.add_argument("--against", choices=VARIANTS, default=FEEDBACK, help=f"whose tokens {EQUAL_TOKENS} spends")
@@ -334,6 +338,8 @@ def main() -> None:
     parser.add_argument("--set", dest="extra", action="append", default=[], help="a.b=c, for every run")
     given = parser.parse_args()
     given.storage = str(Path(given.storage).resolve())
+    if given.config == GPU_CONFIG:
+        given.lanes = 1  # one run at a time has the GPU
     if given.lane is not None:
         run_lane(given, lanes_of(given.variants, given.seeds, given.lanes, given.against)[given.lane])
         return
