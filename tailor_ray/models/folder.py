@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailor_ray.errors import ModelError
+from tailor_ray.storage.store import file_sha256
 
 if TYPE_CHECKING:
     from tailor_ray.config.student import StudentConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Optimizer states, logs and foreign weight formats do not change what a model answers.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures"}
 # Ends and habits of sampling, which configurations of old hold as well; the engines are told them otherwise.
 GENERATION = {
@@ -72,7 +74,7 @@ def check_model(folder: Path, setting: str) -> None:
         raise ModelError(f"the model {folder} is a {architectures[0]}; {setting} must be a decoder-only causal LM")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         raise ModelError(f"the model folder {folder} has no weights (*.safetensors); set {setting} to another folder")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"the model folder {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); "
             f"save one there with tokenizer.save_pretrained(), or set {setting} to a folder that has one"
@@ -80,18 +82,23 @@ def check_model(folder: Path, setting: str) -> None:
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """The model's shape: what must stay the same for weights to be swapped in place.
+    """What must stay the same for weights to be swapped in place: the model's shape, and which token has which id.
 
-    It is what the libraries make of the configuration, not how that is written: transformers 5 writes rope_theta as
+    It is what the libraries make of the files, not how they are written: transformers 5 writes rope_theta as
     rope_parameters, and layer_types where there were none.
     """
-    from transformers import AutoConfig  # takes a second
+    from transformers import AutoConfig, AutoTokenizer  # takes a second
 
     try:
         config = AutoConfig.from_pretrained(folder).to_dict()
     except (ValueError, KeyError, OSError):  # a family of its own code
         config = json.loads((folder / "config.json").read_text())
-    return _shape(config)
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    except (ValueError, KeyError, OSError):  # a tokenizer of its own code, or none
+        vocabulary = {name: file_sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    listed = json.dumps(vocabulary, sort_keys=True).encode()
+    return {**_shape(config), "vocabulary": hashlib.sha256(listed).hexdigest()}
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:

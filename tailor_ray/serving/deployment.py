@@ -163,7 +163,7 @@ class StudentServer(LLMServer):
         """Let what runs finish while new requests wait in the engine, load the weights, go on."""
         folder = await asyncio.to_thread(resolve, model, verify=True)
         if architecture(folder) != self._architecture:
-            raise StageError(f"{model} has another architecture than the round before: it takes a new replica")
+            raise StageError(f"{model} has another shape or vocabulary than the round before: it takes a new replica")
         started = time.monotonic()
         await self.pause(mode="wait", clear_cache=True)  # a cached prefix would answer with the old weights
         paused = time.monotonic()

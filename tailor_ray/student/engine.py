@@ -116,8 +116,8 @@ class StudentEngine:
     def load(self, model: ModelRef) -> str:
         """Swap the weights in place; see `_swap` for what is checked.
 
-        Returns the sha256 of `model`. Raises ModelError when it has another architecture, for that takes a new engine,
-        and EngineBroken when the engine answers as before.
+        Returns the sha256 of `model`. Raises ModelError when its shape or vocabulary is another, for that takes a new
+        engine, and EngineBroken when the engine answers as before.
         """
         return self._call(lambda engine, job: job.future.set_result(self._swap(engine, model)), alone=True)
 
@@ -274,7 +274,7 @@ class StudentEngine:
             return model.sha256
         folder = resolve(model)
         if architecture(folder) != self._architecture:
-            raise ModelError(f"{model} has another architecture than {self._model}: a new engine is needed")
+            raise ModelError(f"{model} has another shape or vocabulary than {self._model}: a new engine is needed")
         if asleep:
             engine.wake_up()  # its weights were given up: there is nothing to compare with
         before = None if asleep else self._probe(engine)

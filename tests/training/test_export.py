@@ -173,6 +173,22 @@ def test_a_trained_student_of_an_old_configuration_has_its_architecture(tmp_path
     assert architecture(tmp_path / "stage/student") != architecture(tmp_path / "given")
 
 
+def test_an_engine_never_reads_a_student_by_the_vocabulary_of_another(tmp_path):
+    """Two students of one shape whose tokens stand for other texts: swapped weights would answer in the wrong words."""
+    for name in ("given", "other"):
+        make_tokenizer(tmp_path / name)
+        make_model("llama").save_pretrained(tmp_path / name)
+    assert architecture(tmp_path / "given") == architecture(tmp_path / "other")
+    file = tmp_path / "other/tokenizer.json"
+    content = json.loads(file.read_text())
+    first, second, *_ = content["model"]["vocab"]
+    content["model"]["vocab"] |= {first: content["model"]["vocab"][second], second: content["model"]["vocab"][first]}
+    file.write_text(json.dumps(content))
+    assert architecture(tmp_path / "given") != architecture(tmp_path / "other")
+    export(tmp_path / "given", tmp_path)
+    assert architecture(tmp_path / "stage/student") == architecture(tmp_path / "given")
+
+
 def test_a_part_of_a_configuration_is_compared_as_the_whole_is(tmp_path):
     """MPT keeps its attention's in one of its own, with noise and a precision that training changes."""
     from jobs.benchmarks.families import family_model
