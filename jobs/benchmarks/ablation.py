@@ -131,9 +131,15 @@ def key_of(given: argparse.Namespace, task: Task) -> tuple[str, int, str]:
 def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: int = 1) -> list[str]:
     """The settings of one run; of several lanes, each has its share of the cores."""
     cores = max(1, (os.cpu_count() or 1) // lanes)
-    alike = [f"cluster.num_cpus={cores}", f"student.engines={cores}", f"training.threads={cores}"]
-    share = alike if lanes > 1 else []
-    return [*share, *extra, f"storage={storage}", f"name={variant}-{seed}", f"seed={seed}", *VARIANTS[variant]]
+    share = [f"cluster.num_cpus={cores}", f"student.engines={cores}", f"training.threads={cores}"]
+    return [
+        *(share if lanes > 1 else ()),
+        *extra,
+        f"storage={storage}",
+        f"name={variant}-{seed}",
+        f"seed={seed}",
+        *VARIANTS[variant],
+    ]
 
 
 def lanes_of(variants: list[str], seeds: list[int], lanes: int, against: str = FEEDBACK) -> list[list[Task]]:

@@ -162,7 +162,7 @@ class StudentServer(LLMServer):
     async def _swap(self, number: int, model: ModelRef) -> None:
         """Let what runs finish while new requests wait in the engine, load the weights, go on."""
         folder = await asyncio.to_thread(resolve, model, verify=True)
-        if architecture(folder) != self._architecture:
+        if await asyncio.to_thread(architecture, folder) != self._architecture:  # reads a tokenizer: streams go on
             raise StageError(f"{model} has another shape or vocabulary than the round before: it takes a new replica")
         started = time.monotonic()
         await self.pause(mode="wait", clear_cache=True)  # a cached prefix would answer with the old weights
