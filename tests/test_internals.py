@@ -78,8 +78,9 @@ USES = [
     (
         "training/worker.py",
         "ray.train.torch.config",
-        "_TorchBackend _TorchBackend.on_start",
-        "a cluster may count GPUs that torch cannot use: NCCL or gloo by what worker 0 sees",
+        "_TorchBackend _TorchBackend.on_start _TorchBackend.on_shutdown",
+        "a cluster may count GPUs that torch cannot use: NCCL or gloo by what worker 0 sees; and workers that the "
+        "memory monitor ended would keep their place",
     ),
 ]
 

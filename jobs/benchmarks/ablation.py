@@ -129,9 +129,14 @@ def key_of(given: argparse.Namespace, task: Task) -> tuple[str, int, str]:
 
 
 def overrides(variant: str, seed: int, storage: str, extra: list[str], lanes: int = 1) -> list[str]:
-    """The settings of one run; of several lanes, each has its share of the cores."""
+    """The settings of one run; of several lanes, each has its share of the cores, and no dashboard takes some of it."""
     cores = max(1, (os.cpu_count() or 1) // lanes)
-    share = [f"cluster.num_cpus={cores}", f"student.engines={cores}", f"training.threads={cores}"]
+    share = [
+        f"cluster.num_cpus={cores}",
+        f"student.engines={cores}",
+        f"training.threads={cores}",
+        "cluster.dashboard=false",
+    ]
     return [
         *(share if lanes > 1 else ()),
         *extra,

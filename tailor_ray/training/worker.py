@@ -33,6 +33,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
@@ -291,6 +292,16 @@ class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configur
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         backend_config.backend = "nccl" if worker_group.execute_single(0, torch.cuda.is_available) else "gloo"
         super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Raises nothing for a lost worker: Ray would keep the group's place, and no other workers could start.
+
+        Ray itself expects lost actors here, but not that its memory monitor ended them.
+        """
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        except RayError as error:
+            log.warning("the lost workers' process group was not closed: %s", str(error).partition("\n")[0])
 
 
 def take_jobs(settings: dict[str, Any]) -> None:

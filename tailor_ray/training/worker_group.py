@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LEAVE_S = 30.0
+LOW_MEMORY = "running low on memory"  # in what Ray's memory monitor says of the workers that it ended
 # Ray Train's own settings, read from the driver's environment; what a user has set there stays.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s, which a lost worker waits for
@@ -143,9 +144,10 @@ class WorkerGroup:
         try:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            # the last line of what the workers said, for Ray wraps it several times
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            text = f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+            # the last line of what the workers said, for Ray wraps it several times, or its memory monitor's first
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = next((line for line in lines if LOW_MEMORY in line), lines[-1] if lines else "no message")
+            text = f"{type(error).__name__}: {said}"
             self._error = WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
         except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
             self._error = error
@@ -184,4 +186,4 @@ def _trainer(config: TrainingConfig, gpus: bool, out: Store, queue: Any) -> Any:
 
 def is_out_of_memory(text: str) -> bool:
     """Whether an error's text is that of torch, of CUDA or of Ray for want of memory."""
-    return any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))
+    return any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory", LOW_MEMORY))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError
 
 from tailor_ray.config import load_config
 from tailor_ray.config.training import TrainingConfig
@@ -12,6 +13,7 @@ from tailor_ray.models import ModelRef
 from tailor_ray.observe.faults import fault_in_text
 from tailor_ray.storage import FileEntry, Manifest, PartsDigest, Store, commit_manifest
 from tailor_ray.training.launch import Trainers, TrainJob, fingerprint
+from tailor_ray.training.worker import DeviceBackend
 from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, is_out_of_memory
 
 STUDENT = ModelRef("/nowhere", (FileEntry("config.json", "ab", 1),))
@@ -124,7 +126,25 @@ def test_what_torch_says_for_want_of_memory_is_known_as_that():
         torch.empty(1 << 50, dtype=torch.uint8)
     assert is_out_of_memory(str(refused.value).splitlines()[0])
     assert is_out_of_memory("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert is_out_of_memory("WorkerGroupError: 1 worker(s) were killed due to the node running low on memory.")
     assert not is_out_of_memory("ActorDiedError: The actor died unexpectedly before finishing this task.")
+
+
+class LostToTheMemoryMonitor:
+    """A worker group of Ray Train whose workers the memory monitor has ended."""
+
+    def __len__(self):
+        return 2
+
+    def execute_async(self, *_, **__):
+        raise OutOfMemoryError("2 worker(s) were killed due to the node running low on memory\nand more")
+
+
+def test_workers_that_the_memory_monitor_ended_are_shut_down_without_an_error(caplog):
+    """Else Ray Train would not give their place back, and the retry would wait for it for ever."""
+    backend = DeviceBackend()
+    backend.backend_cls().on_shutdown(LostToTheMemoryMonitor(), backend)
+    assert "running low on memory" in caplog.text
 
 
 def committed(folder, sha256="aa") -> Store:
