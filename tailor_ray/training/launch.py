@@ -31,13 +31,14 @@ from tailor_ray.observe.faults import stopped_by
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.commits import canonical
 from tailor_ray.training.held_out import HeldOut
-from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
+from tailor_ray.training.worker_group import LOW_MEMORY, WorkerGroup, WorkersFailed, group_shape
 
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 STOP_WAIT_S = 30.0
 STORAGE_WAIT_S = 120.0
+LOW_MEMORY_WAIT_S = 5.0  # or new workers are ended with the old ones, whose memory is not free yet
 CHECK_CAPACITY_S = 5.0
 
 
@@ -145,6 +146,8 @@ class Trainers:
                 last, failures = error, failures + 1
                 if error.out_of_memory:
                     micro_batch_tokens = max(16, micro_batch_tokens // 2)
+                if LOW_MEMORY in str(error):
+                    time.sleep(LOW_MEMORY_WAIT_S)
                 continue
             signals.delete("progress.json")
             return _result(found)

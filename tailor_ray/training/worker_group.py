@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.training import TrainingConfig
@@ -109,16 +109,19 @@ class WorkerGroup:
     def do(self, job: Any, tick: Callable[[], None]) -> Any:
         """Have the workers do `job`; `tick` is called about every second.
 
-        Returns worker 0's result. Raises WorkersFailed when the group ends without.
+        Returns worker 0's result. Raises WorkersFailed when the group ends without, or memory ran out for the queue.
         """
         number, self._jobs = self._jobs, self._jobs + 1
-        ray.get(self._queue.put.remote(job))
-        self._pending = self._queue.result.remote(number)
-        while not ray.wait([self._pending], timeout=POLL_S)[0]:
-            if not self.alive:
-                raise self._error or WorkersFailed("the workers left before the job was done", False)
-            tick()
-        return ray.get(self._pending)
+        try:
+            ray.get(self._queue.put.remote(job))
+            self._pending = self._queue.result.remote(number)
+            while not ray.wait([self._pending], timeout=POLL_S)[0]:
+                if not self.alive:
+                    raise self._error or WorkersFailed("the workers left before the job was done", False)
+                tick()
+            return ray.get(self._pending)
+        except OutOfMemoryError as error:
+            raise workers_failed(error) from None
 
     def wait(self, seconds: float) -> None:
         """Wait for the job that `do` was interrupted in, `seconds` at most."""
@@ -144,13 +147,17 @@ class WorkerGroup:
         try:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            # the last line of what the workers said, for Ray wraps it several times, or its memory monitor's first
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = next((line for line in lines if LOW_MEMORY in line), lines[-1] if lines else "no message")
-            text = f"{type(error).__name__}: {said}"
-            self._error = WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
+            self._error = workers_failed(error)
         except BaseException as error:  # noqa: BLE001 — handed to the calling thread, which raises it
             self._error = error
+
+
+def workers_failed(error: Exception) -> WorkersFailed:
+    """Of what Ray raised: the last line of what the workers said, or the first of what its memory monitor said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if LOW_MEMORY in line), lines[-1] if lines else "no message")
+    text = f"{type(error).__name__}: {said}"
+    return WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
 
 
 def group_shape(config: TrainingConfig, gpus: bool) -> tuple[int, float, bool]:
