@@ -98,6 +98,20 @@ def private_imports():
                         yield inside, node.module, alias.name
 
 
+def test_an_actor_that_the_memory_monitor_ended_is_a_lost_one():
+    """Ray raises an OutOfMemoryError of its own for it, which is no RayActorError: who bears one bears the other."""
+    bearing = 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            said = ast.unparse(node) if isinstance(node, ast.Tuple) else ""
+            if isinstance(node, ast.ExceptHandler) and node.type is not None:
+                said = ast.unparse(node.type)
+            if "RayActorError" in said:
+                bearing += 1
+                assert "OutOfMemoryError" in said, f"{path.name} bears a lost actor, but not one that ran out of memory"
+    assert bearing
+
+
 def test_each_use_of_an_internal_is_in_the_table():
     known = {(file, module): {name.partition(".")[0] for name in names.split()} for file, module, names, _ in USES}
     for file, module, name in private_imports():

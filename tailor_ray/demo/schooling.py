@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from tailor_ray.config.student import TinyConfig
 from tailor_ray.errors import StageError
@@ -75,7 +75,7 @@ def school_tiny_student(
             while not ray.wait([made], timeout=0.5)[0]:
                 on_steps(ray.get(room.steps_done.remote()))
             return ray.get(made)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             if starts == STARTS:
                 raise StageError(f"schooling was lost {STARTS} times, the last time: {error}") from error
             log.warning("schooling is lost and starts again (%d of at most %d): %s", starts, STARTS, error)

@@ -295,7 +295,7 @@ def _listen(host: str, port: int) -> bool:
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
             break
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             if not left:
                 raise StageError(
                     f"Ray Serve's proxy does not start ({one_line(error)}); start the command again"

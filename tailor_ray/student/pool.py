@@ -26,7 +26,7 @@ from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
-from tailor_ray.student.supervisor import CALLERS, EngineLease, Supervisor, get, message_of
+from tailor_ray.student.supervisor import ACTOR_LOST, CALLERS, EngineLease, Supervisor, get, message_of
 
 log = logging.getLogger(__name__)
 PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
@@ -151,7 +151,7 @@ class EnginePool:
         """
         try:
             return get(self._supervisor.answered.remote(), timeout=ASK_S)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        except (*ACTOR_LOST, ray.exceptions.GetTimeoutError):
             return 0
 
     def release(self, gpus: int = 0) -> None:
@@ -180,7 +180,7 @@ class EnginePool:
         if self._supervisor is not None:
             try:
                 get(self._supervisor.stop.remote())
-            except ray.exceptions.RayActorError as error:  # its engines ended with it
+            except ACTOR_LOST as error:  # its engines ended with it
                 log.warning("the engines' supervisor is gone: %s", message_of(error))
             ray.kill(self._supervisor)
             self._supervisor = None
@@ -214,7 +214,7 @@ class EnginePool:
         lease: EngineLease = get(self._supervisor.lease.remote(alone))
         try:
             out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
-        except (EngineBroken, ray.exceptions.RayActorError) as error:
+        except (EngineBroken, *ACTOR_LOST) as error:
             get(self._supervisor.lost.remote(lease, message_of(error)))
             raise EngineLost from None
         self._supervisor.give_back.remote(lease, len(out.texts))

@@ -34,6 +34,8 @@ IF_MEMORY = (
     "If memory ran out, lower student.max_num_seqs, student.engines, or student.kv_cache_gib "
     "(student.gpu_memory_utilization on GPUs)"
 )
+# What the call of a lost actor raises: Ray's memory monitor has an error of its own, which is no RayActorError.
+ACTOR_LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 LOOK_S = 1.0  # that an engine may take to say how far it is
 STARTS = 3  # of an engine: a node that was lost may be chosen for it until the cluster knows
 
@@ -144,7 +146,7 @@ class Supervisor:
         for reference in [engine.answered.remote() for engine in engines]:
             try:
                 answered += get(reference, timeout=LOOK_S)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            except (*ACTOR_LOST, ray.exceptions.GetTimeoutError):
                 continue  # it is dead or starts: what it had is asked again
         return answered
 
@@ -200,7 +202,7 @@ class Supervisor:
         for index, reference in swaps.items():
             try:
                 get(reference, timeout=self._config.engine_timeout_s)
-            except (ModelError, EngineBroken, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            except (ModelError, EngineBroken, *ACTOR_LOST, ray.exceptions.GetTimeoutError) as error:
                 log.warning("engine %d is restarted on %s instead of swapping its weights: %s", index, model, error)
                 with self._changed:
                     self._discard(self._slots[index])
@@ -252,7 +254,7 @@ class Supervisor:
             except ray.exceptions.GetTimeoutError:
                 self._fail(slot, handle, StageError(f"an engine was not ready within student.engine_timeout_s={bound}"))
             except ray.exceptions.RayError as error:
-                if not isinstance(error, ray.exceptions.RayActorError) or start == STARTS:
+                if not isinstance(error, ACTOR_LOST) or start == STARTS:
                     self._fail(
                         slot, handle, StageError(f"an engine could not be started: {message_of(error)}. {IF_MEMORY}")
                     )

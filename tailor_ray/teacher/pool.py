@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, TailorError
@@ -228,7 +228,7 @@ async def _answer(call: Awaitable[Any]) -> Any:
         return await call
     except RayTaskError as error:
         raise error.cause from None
-    except RayActorError as error:
+    except (RayActorError, OutOfMemoryError) as error:
         raise SendersLost(str(error)) from error
     except TimeoutError as error:
         raise SendersLost(f"it was not up after {START_S:.0f} s") from error
