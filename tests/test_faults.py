@@ -38,6 +38,14 @@ def from_ray(cause):
     return RayTaskError("work", "Traceback (most recent call last):\n  frames", cause).as_instanceof_cause()
 
 
+def ended_by_the_memory_monitor():
+    """As the call of an actor raises it."""
+    from ray.exceptions import OutOfMemoryError
+
+    said = "2 worker(s) were killed due to the node running low on memory: 22.40GB used"
+    return OutOfMemoryError(f"{said}\nObject store: 0 bytes\nRefer to the documentation on how to address this issue.")
+
+
 def hidden(first, second):
     """An error in whose clean-up another one was raised."""
     try:
@@ -108,6 +116,7 @@ def ray_errors():
         (ExceptionGroup("tasks", [failed(errno.ENOSPC)]), Stopped, "a disk is full"),
         (from_ray(failed(errno.ENOSPC, "/data")), Stopped, "a disk is full.*: /data"),
         (from_ray(ValueError("odd")), Stopped, "odd"),
+        (ended_by_the_memory_monitor(), Stopped, r"memory ran out \(2 worker\(s\) .* 22.40GB used\); what was"),
         (from_ray(StageError("said by us")), StageError, "^said by us$"),
         (ConfigError("said by us"), ConfigError, "^said by us$"),
         (hidden(failed(errno.ENOSPC, "/first"), RuntimeError("in the clean-up")), Stopped, "a disk is full.*/first"),

@@ -19,6 +19,7 @@ KEPT = "what was committed is kept"
 AGAIN = "then run the same command: it goes on there"
 PLACES = "`storage`, TAILOR_RAY_CACHE, RAY_TMPDIR or HOME"
 LONGEST = 400  # characters of what a library said
+LOW_MEMORY = "running low on memory"  # in what Ray's memory monitor says of the processes that it ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,8 @@ def stopped_by(fault: FaultKind, said: str) -> TailorError:
 def one_line(error: BaseException) -> str:
     """What an error says, in one line of at most LONGEST characters, keys masked.
 
-    Of an OSError that is its reason and its file, of Ray's the last line, without the frames before it.
+    Of an OSError that is its reason and its file, of Ray's the last line, without the frames before it, or the line of
+    its memory monitor, below which its documentation is named.
     """
     if isinstance(error, OSError) and error.strerror and not isinstance(error, socket.gaierror):
         files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -245,7 +247,8 @@ def one_line(error: BaseException) -> str:
         text = f"{error.msg}, in a file that begins {error.doc[:40]!r}"
     else:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = lines[-1] if lines else type(error).__name__
+        low = next((line for line in lines if LOW_MEMORY in line), None)
+        text = low or (lines[-1] if lines else type(error).__name__)
     return masked(text)[:LONGEST]
 
 

@@ -25,8 +25,9 @@ from tailor_ray.config.student import StudentConfig
 from tailor_ray.errors import ConfigError
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
+from tailor_ray.observe.faults import one_line
 from tailor_ray.student.sampling import Completions, EngineBroken, Sampling
-from tailor_ray.student.supervisor import ACTOR_LOST, CALLERS, EngineLease, Supervisor, get, message_of
+from tailor_ray.student.supervisor import ACTOR_LOST, CALLERS, EngineLease, Supervisor, get
 
 log = logging.getLogger(__name__)
 PROCESS_GIB = 1.5  # measured 1.2 to 1.4 without the cache
@@ -181,7 +182,7 @@ class EnginePool:
             try:
                 get(self._supervisor.stop.remote())
             except ACTOR_LOST as error:  # its engines ended with it
-                log.warning("the engines' supervisor is gone: %s", message_of(error))
+                log.warning("the engines' supervisor is gone: %s", one_line(error))
             ray.kill(self._supervisor)
             self._supervisor = None
 
@@ -215,7 +216,7 @@ class EnginePool:
         try:
             out = self._wait(lease.handle, lease.handle.generate.remote(prompts, seeds, sampling, alone))
         except (EngineBroken, *ACTOR_LOST) as error:
-            get(self._supervisor.lost.remote(lease, message_of(error)))
+            get(self._supervisor.lost.remote(lease, one_line(error)))
             raise EngineLost from None
         self._supervisor.give_back.remote(lease, len(out.texts))
         return out

@@ -24,6 +24,7 @@ from tailor_ray.config.student import StudentConfig, engine_environment
 from tailor_ray.errors import ModelError, StageError, TailorError
 from tailor_ray.models import ModelRef
 from tailor_ray.observe import metrics
+from tailor_ray.observe.faults import one_line
 from tailor_ray.student.engine import StudentEngine
 from tailor_ray.student.sampling import EngineBroken
 
@@ -203,7 +204,9 @@ class Supervisor:
             try:
                 get(reference, timeout=self._config.engine_timeout_s)
             except (ModelError, EngineBroken, *ACTOR_LOST, ray.exceptions.GetTimeoutError) as error:
-                log.warning("engine %d is restarted on %s instead of swapping its weights: %s", index, model, error)
+                log.warning(
+                    "engine %d is restarted on %s instead of swapping its weights: %s", index, model, one_line(error)
+                )
                 with self._changed:
                     self._discard(self._slots[index])
         self._fill()
@@ -256,9 +259,9 @@ class Supervisor:
             except ray.exceptions.RayError as error:
                 if not isinstance(error, ACTOR_LOST) or start == STARTS:
                     self._fail(
-                        slot, handle, StageError(f"an engine could not be started: {message_of(error)}. {IF_MEMORY}")
+                        slot, handle, StageError(f"an engine could not be started: {one_line(error)}. {IF_MEMORY}")
                     )
-                log.warning("engine %d ended while it started and is started again: %s", slot.index, message_of(error))
+                log.warning("engine %d ended while it started and is started again: %s", slot.index, one_line(error))
                 ray.kill(handle)
             except TailorError as error:
                 self._fail(slot, handle, error)
@@ -323,9 +326,3 @@ def get(reference: Any, timeout: float | None = None) -> Any:
     """
     with own_errors():
         return ray.get(reference, timeout=timeout)
-
-
-def message_of(error: BaseException) -> str:
-    """What an error says, without the frames that Ray puts before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

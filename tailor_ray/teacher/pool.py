@@ -30,6 +30,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from tailor_ray.config.teacher import EndpointConfig, TeacherConfig
 from tailor_ray.errors import StageError, TailorError
 from tailor_ray.observe import metrics
+from tailor_ray.observe.faults import one_line
 from tailor_ray.teacher.budget import Budget, Spend, outcome_usd
 from tailor_ray.teacher.client import Sender, TeacherRequest, connections_that_fit
 from tailor_ray.teacher.dispatch import Assignment, Dispatcher, Settled
@@ -229,7 +230,7 @@ async def _answer(call: Awaitable[Any]) -> Any:
     except RayTaskError as error:
         raise error.cause from None
     except (RayActorError, OutOfMemoryError) as error:
-        raise SendersLost(str(error)) from error
+        raise SendersLost(one_line(error)) from error
     except TimeoutError as error:
         raise SendersLost(f"it was not up after {START_S:.0f} s") from error
 

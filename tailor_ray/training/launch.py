@@ -27,11 +27,11 @@ from tailor_ray.errors import CorruptionError, LeaseLost, StageError, Stopped, T
 from tailor_ray.layout import EXAMPLES
 from tailor_ray.models import ModelRef, resolve
 from tailor_ray.observe import metrics
-from tailor_ray.observe.faults import stopped_by
+from tailor_ray.observe.faults import LOW_MEMORY, stopped_by
 from tailor_ray.storage import Store, read_manifest
 from tailor_ray.storage.commits import canonical
 from tailor_ray.training.held_out import HeldOut
-from tailor_ray.training.worker_group import LOW_MEMORY, WorkerGroup, WorkersFailed, group_shape
+from tailor_ray.training.worker_group import WorkerGroup, WorkersFailed, group_shape
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,7 @@ from tailor_ray.errors import Stopped, TailorError
 from tailor_ray.layout import EXAMPLES, LOG, STEPS
 from tailor_ray.models import ModelRef, resolve, write_model
 from tailor_ray.observe import metrics
+from tailor_ray.observe.faults import one_line
 from tailor_ray.storage import Part, Store, commit_part, stage_parts
 from tailor_ray.training.checkpoint import Checkpoints, Pace
 from tailor_ray.training.deepspeed_engine import TrainingEngine, choose_dtype
@@ -301,7 +302,7 @@ class _Backend(_TorchBackend):  # of Ray 2.60: its `on_start` reads the configur
         try:
             super().on_shutdown(worker_group, backend_config)
         except RayError as error:
-            log.warning("the lost workers' process group was not closed: %s", str(error).partition("\n")[0])
+            log.warning("the lost workers' process group was not closed: %s", one_line(error))
 
 
 def take_jobs(settings: dict[str, Any]) -> None:

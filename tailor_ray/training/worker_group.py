@@ -25,14 +25,13 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailor_ray.config.training import TrainingConfig
-from tailor_ray.observe.faults import FaultKind, fault_in_text
+from tailor_ray.observe.faults import LOW_MEMORY, FaultKind, fault_in_text, one_line
 from tailor_ray.storage import Store
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LEAVE_S = 30.0
-LOW_MEMORY = "running low on memory"  # in what Ray's memory monitor says of the workers that it ended
 # Ray Train's own settings, read from the driver's environment; what a user has set there stays.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s, which a lost worker waits for
@@ -153,10 +152,8 @@ class WorkerGroup:
 
 
 def workers_failed(error: Exception) -> WorkersFailed:
-    """Of what Ray raised: the last line of what the workers said, or the first of what its memory monitor said."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if LOW_MEMORY in line), lines[-1] if lines else "no message")
-    text = f"{type(error).__name__}: {said}"
+    """Of what Ray raised: it wraps what the workers said several times."""
+    text = f"{type(error).__name__}: {one_line(error)}"
     return WorkersFailed(text, is_out_of_memory(text), fault_in_text(text))
 
 
