@@ -15,9 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Of Ray 2.60, for every cluster that a test starts. Where engines hold all CPUs an idle process ends after 1 s, and the
-# next stage's tasks import torch and transformers anew. Every 5 s an agent reads /proc of all processes.
+# next stage's tasks import torch and transformers anew.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "20000")
 
 # No example of a property has a time limit, for a busy machine would fail it.
 hypothesis.settings.register_profile("untimed", deadline=None)
