@@ -4,7 +4,7 @@ The result goes to stdout and everything else to stderr. Exit codes: 0 done; 2 t
 the same command goes on; 1 a bug of ours.
 
 Whatever is raised below ends here in one sentence on stderr. Its traceback is in the run's log. Imports wait for the
-command that needs them, so that --help answers at once.
+command that needs them, and for its settings to be read: --help and a mistake in a file are answered at once.
 """
 
 from __future__ import annotations
@@ -76,17 +76,19 @@ def _alone(model: str, task: str, overrides: list[str], out: str) -> RunConfig:
 @app.command(epilog="Example: tailor-ray run jobs/gsm8k.yaml --name try2 --set training.epochs=3")
 def run(config: ConfigArgument, set_: Overrides, storage: StorageOption = None, name: NameOption = None) -> None:
     """Start a run, or go on where it stopped: the same command."""
+    settings = _config(config, set_, storage, name)
     from tailor_ray.rounds.loop import run as run_rounds
 
-    typer.echo(run_rounds(_config(config, set_, storage, name)))
+    typer.echo(run_rounds(settings))
 
 
 @app.command(epilog="Example: tailor-ray plan jobs/gsm8k.yaml --set teacher.model=gpt-4o-mini")
 def plan(config: ConfigArgument, set_: Overrides, storage: StorageOption = None, name: NameOption = None) -> None:
     """Forecast requests, tokens, money and time; calls nobody."""
+    settings = _config(config, set_, storage, name)
     from tailor_ray.ops.plan import plan as forecast
 
-    typer.echo(forecast(_config(config, set_, storage, name)))
+    typer.echo(forecast(settings))
 
 
 @app.command(epilog="Example: tailor-ray status runs/demo")
@@ -135,17 +137,19 @@ def report(
 @app.command(epilog="Example: tailor-ray exam ./my-model gsm8k --set task.path=data/gsm8k --set task.limit_train=100")
 def exam(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/exam") -> None:
     """Sample a model on a task's training questions and grade it: one stage alone, resumable like a run."""
+    settings = _alone(model, task, set_, out)
     from tailor_ray.rounds.loop import exam_alone
 
-    typer.echo(exam_alone(_alone(model, task, set_, out)))
+    typer.echo(exam_alone(settings))
 
 
 @app.command(epilog="Example: tailor-ray evaluate ./my-model svamp --set task.path=data/svamp")
 def evaluate(model: ModelArgument, task: TaskArgument, set_: Overrides, out: OutOption = "runs/evaluate") -> None:
     """Greedy accuracy of a model on a task's validation and test questions: one stage alone."""
+    settings = _alone(model, task, set_, out)
     from tailor_ray.rounds.loop import evaluate_alone
 
-    typer.echo(evaluate_alone(_alone(model, task, set_, out)))
+    typer.echo(evaluate_alone(settings))
 
 
 @app.command(epilog="Example: tailor-ray grade outputs.jsonl --kind choice --column output=completion")
@@ -228,10 +232,10 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Follow the job's log to its end.")] = True,
 ) -> None:
     """Start or resume the same run as a Ray job."""
+    settings = _config(config, set_, storage, name)
     from tailor_ray.ops.submit import submit as submit_job
 
-    job = submit_job(_config(config, set_, storage, name), address, follow, lambda text: typer.echo(text, err=True))
-    typer.echo(job)
+    typer.echo(submit_job(settings, address, follow, lambda text: typer.echo(text, err=True)))
 
 
 @app.command(epilog="Example: tailor-ray serve runs/demo --reload; tailor-ray serve runs/demo@2 --port 8001")
@@ -263,10 +267,11 @@ def doctor(
     Of a CONFIG the student is asked one question; what it reads and writes, and its grade, are shown.
     """
     from tailor_ray.config import load_config
+
+    settings = load_config(config, set_)
     from tailor_ray.ops.doctor import examine
 
-    ask = config is not None
-    if not examine(load_config(config, set_), lambda line: typer.echo(str(line)), ask, teacher):
+    if not examine(settings, lambda line: typer.echo(str(line)), config is not None, teacher):
         raise typer.Exit(2)
 
 

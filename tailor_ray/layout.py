@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tailor_ray.errors import DataError
 from tailor_ray.storage import Store
+from tailor_ray.storage.store import node_cache
 
 RUN_FILE = "run.yaml"
 LOG_FILE = "run.log"
@@ -72,6 +74,13 @@ def answered_folder(prefix: str) -> str:
 def ledger_folder(run: Store) -> Store:
     """The folder of what the teacher was asked, of all rounds."""
     return run.child("teacher")
+
+
+def log_file(run: Store) -> Path:
+    """Where a run's driver writes its log: beside the run where its storage is local, else in this node's cache."""
+    if run.is_local:
+        return Path(run.path(LOG_FILE))
+    return node_cache() / "logs" / f"{Path(run.root).name}.log"
 
 
 def check_is_run(folder: Store) -> None:

@@ -1,5 +1,6 @@
 """What all tests share: the data folder, an isolated cache, Ray's authentication said, and untimed properties."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,21 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 # No example of a property has a time limit, for a busy machine would fail it.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+# Collecting the tests imports torch, transformers and vLLM. The garbage collector would go over their objects again and
+# again, while they are made and in every test, and they live to the end.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """Do others read a run's student as its report does? Its test questions, asked by clients that are not ours.
 
     python jobs/benchmarks/clients.py RUN                  plain transformers, greedily, on the last round's student
-    python jobs/benchmarks/clients.py RUN --url URL        the openai client, of a `tailor-ray serve RUN` at URL
+    python jobs/benchmarks/clients.py RUN --url URL        the openai client, at the URL of `tailor-ray serve RUN`
 
 For chat students without demos. Prints as its last line one JSON object: right, questions, and report, which has the
 count and the interval of the run's own evaluation.
@@ -43,7 +43,7 @@ def transformers_texts(folder: str, asked: list[Messages], new_tokens: int) -> I
 def served_texts(url: str, asked: list[Messages], new_tokens: int) -> Iterable[str]:
     from openai import OpenAI
 
-    client = OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none")
+    client = OpenAI(base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1", api_key="none")
     name = client.models.list().data[0].id
 
     def ask(messages: Messages) -> str:

@@ -38,6 +38,7 @@ EXPECTED = re.compile(
             "The maximum number of concurrent tasks for",  # few shards: fewer tasks than allowed
             "Token authentication is enabled",  # the README says what it means
             "Setting accelerator to CPU",  # DeepSpeed, on a machine without a GPU
+            "Triton is installed, but",  # vLLM, likewise
             "Failed to determine local IP",  # Ray, on a machine without a network: it takes loopback
             "oneMKL|Intel MKL",
         )

@@ -17,11 +17,10 @@ from typing import Any
 
 from tailor_ray import layout
 from tailor_ray.errors import CorruptionError, DataError
-from tailor_ray.layout import StageId
+from tailor_ray.layout import StageId, log_file
 from tailor_ray.observe.progress import duration
 from tailor_ray.observe.report import rounds_table
 from tailor_ray.observe.summary import load_run, summarize
-from tailor_ray.rounds.loop import log_file
 from tailor_ray.storage import Store
 from tailor_ray.storage.lease import read_lease
 

@@ -20,7 +20,7 @@ from typing import Any
 from tailor_ray.config import RunConfig
 from tailor_ray.config.run import parse_run_file
 from tailor_ray.errors import LeaseLost, RunFolderError
-from tailor_ray.layout import LOG_FILE, PROGRESS_FILE, REPORT_PAGE, RUN_FILE, StageId, stage_folder
+from tailor_ray.layout import PROGRESS_FILE, REPORT_PAGE, RUN_FILE, StageId, log_file, stage_folder
 from tailor_ray.observe import metrics
 from tailor_ray.observe.advice import about_settings
 from tailor_ray.observe.logs import last_warning, native_output_to_log, setup_logging
@@ -33,7 +33,6 @@ from tailor_ray.rounds.spec import StageSpec, changed_settings, plain, stages_of
 from tailor_ray.rounds.stages import Inputs, StageResult
 from tailor_ray.storage import Lease, Manifest, Store, commit_manifest, committed_parts, read_manifest, stage_parts
 from tailor_ray.storage.commits import read_settings, write_settings
-from tailor_ray.storage.store import node_cache
 from tailor_ray.tasks import grader_for
 from tailor_ray.teacher.parts import Intake
 
@@ -85,13 +84,6 @@ def open_run(config: RunConfig, pools: WorkerPools | None = None) -> Iterator[tu
         if (error := watch.reason()) is not None:
             raise error from None
         raise
-
-
-def log_file(store: Store) -> Path:
-    """Where a run's driver writes its log: beside the run where `store` is local, else in this node's cache."""
-    if store.is_local:
-        return Path(store.path(LOG_FILE))
-    return node_cache() / "logs" / f"{Path(store.root).name}.log"
 
 
 def _secrets(config: RunConfig) -> tuple[str, ...]:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.conftest import COVERAGE
-
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -31,7 +29,7 @@ class RayNodes:
         self.dashboard, self.metrics = free_port(), [free_port()]  # metrics of each node
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self._scratch = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))  # sockets' paths must be short
-        own = {name: value for name, value in os.environ.items() if name not in (*COVERAGE, "PYTHONPATH")}
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**own, "PATH": path, "RAY_TMPDIR": str(self._scratch), **environment}
         self._nodes = {}
@@ -92,7 +90,7 @@ class IslandNodes:
     def __init__(self, environment, carried):
         """A head without CPUs; `carried` are folders that it has in its working folder, by name."""
         root = str(Path(__file__).parents[2])
-        own = {name: value for name, value in os.environ.items() if name not in (*COVERAGE, "RAY_ADDRESS")}
+        own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         folders = {"RAY_TMPDIR": "/tmp/r", "TAILOR_RAY_CACHE": "/tmp/cache", "HF_HOME": "/tmp/hf", "PYTHONPATH": root}
         self.environment = {**own, **folders, **environment}
         self._logs = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))

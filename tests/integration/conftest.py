@@ -7,15 +7,12 @@ import pytest
 from tests.integration.engines import engine_pool, students
 
 __all__ = ["engine_pool", "students"]  # imported here and nowhere else: each importing module would have its own
-COVERAGE = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """Its workers run without coverage: Ray ends them by a signal, before they could write what they saw."""
     import ray
 
-    told = {name: os.environ.pop(name) for name in COVERAGE if name in os.environ}
     os.environ.setdefault("RAY_metrics_report_interval_ms", "4000")  # of 10 s, longer than some processes live
     ray.init(
         address="local",
@@ -25,7 +22,6 @@ def ray_cluster():
         namespace="test",
         log_to_driver=False,
     )
-    os.environ.update(told)
     yield
     ray.shutdown()
 
@@ -34,11 +30,10 @@ ENGINES = (
     "test_alone",
     "test_exam",
     "test_exam_killed",
-    "test_metrics_scrape",
     "test_real_student",
     "test_run",
-    "test_same_digests",
     "test_serve",
+    "test_whole_run",
 )
 
 
@@ -49,4 +44,5 @@ def pytest_collection_modifyitems(items):
         if "/integration/" in item.nodeid:
             item.add_marker(pytest.mark.integration)
             group = "engines" if item.path.stem in ENGINES else "teaching and training"
-            item.add_marker(pytest.mark.xdist_group(group))
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(group))

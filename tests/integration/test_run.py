@@ -37,18 +37,6 @@ SETTINGS = {
 }
 
 
-# As `python -m tailor_ray`, but what it starts runs without coverage: Ray ends its workers before they could write it.
-COMMAND = """
-import os
-from tailor_ray.cli import main
-from tests.integration.conftest import COVERAGE
-
-for name in COVERAGE:
-    os.environ.pop(name, None)
-main()
-"""
-
-
 class Command:
     """One `tailor-ray run` from a folder of its own, which all that it starts has as its working folder."""
 
@@ -62,7 +50,7 @@ class Command:
     def start(self, *arguments):
         self.shown = (self.folder.parent / "stderr.txt").open("w+")
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "run", str(self.config), *arguments],
+            [sys.executable, "-m", "tailor_ray", "run", str(self.config), *arguments],
             stdout=subprocess.PIPE,
             stderr=self.shown,
             text=True,
@@ -116,6 +104,7 @@ def _lives_in(entry, folder):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.xdist_group("stopped")  # each start has a cluster of its own, so whichever test worker is free takes it
 def test_a_run_stopped_in_every_stage_goes_on_and_its_report_is_true(tmp_path):
     """By SIGTERM in schooling, SIGKILL in the exam, its budget in teaching, SIGKILL in training and in evaluation."""
     log = tmp_path / "access.jsonl"
@@ -253,7 +242,7 @@ def test_gsm8k_runs_two_rounds_with_recorded_rationales(tmp_path, data_folder, r
         *("rounds.max_rounds=2", "cluster.dashboard=false", "cluster.object_store_gib=0.3", "cluster.num_cpus=2"),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "run", str(job), *(f"--set={setting}" for setting in settings)],
+        [sys.executable, "-m", "tailor_ray", "run", str(job), *(f"--set={setting}" for setting in settings)],
         capture_output=True,
         text=True,
         timeout=400,

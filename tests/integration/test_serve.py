@@ -39,7 +39,6 @@ from tailor_ray.storage import Manifest, Store, commit_manifest, commit_part, co
 from tailor_ray.teacher.parts import Intake
 from tests.integration.clusters import free_port
 from tests.integration.engines import write_questions
-from tests.integration.test_run import COMMAND
 
 ROOT = Path(__file__).parents[2]
 STREAMS, TOKENS = 16, 48
@@ -87,7 +86,7 @@ class Serve:
         import ray
 
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "serve", *arguments],
+            [sys.executable, "-m", "tailor_ray", "serve", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             env={

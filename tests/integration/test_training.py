@@ -52,7 +52,7 @@ def student_hash(made, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def trainers(ray_cluster):
-    """Workers are kept from test to test until one of them ends them."""
+    """Workers are kept from test to test until one of them ends them; so those of two workers come last."""
     with Trainers() as trainers:
         yield trainers
 
@@ -170,22 +170,6 @@ def test_divergence_ends_the_stage_and_exports_nothing(made, trainers):
     assert not task.out.exists("student")
 
 
-def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed, trainers):
-    """Their gradient shards (ZeRO-2) come back from the checkpoint; only the order of float additions differs."""
-    from safetensors.numpy import load_file
-
-    task = job(made, "two", CONFIG.model_copy(update={"workers": 2, "zero_stage": 2}))
-    killed = kill_after(task, "step-00000007.json", tear=False)
-    result = trainers.train(task)
-    assert killed.is_set()
-    assert result.metrics["steps"] == 42
-    rows = steps_of(task.out).to_pylist()
-    assert [row["step"] for row in rows] == list(range(42))
-    expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))
-    for name, value in expected.items():
-        assert abs(found[name] - value).max() < 1e-4, name  # each moved by up to 42 · 1e-3
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, workers):
     """One of two workers reads it, and the other must not wait for that one for ever."""
@@ -200,6 +184,22 @@ def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, wo
     task = TrainJob(CONFIG.model_copy(update={"workers": workers}), student, examples, out, 7, 1)
     with pytest.raises(CorruptionError, match=r"examples-00001\.parquet does not have the hash"):
         trainers.train(task)
+
+
+def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed, trainers):
+    """Their gradient shards (ZeRO-2) come back from the checkpoint; only the order of float additions differs."""
+    from safetensors.numpy import load_file
+
+    task = job(made, "two", CONFIG.model_copy(update={"workers": 2, "zero_stage": 2}))
+    killed = kill_after(task, "step-00000007.json", tear=False)
+    result = trainers.train(task)
+    assert killed.is_set()
+    assert result.metrics["steps"] == 42
+    rows = steps_of(task.out).to_pylist()
+    assert [row["step"] for row in rows] == list(range(42))
+    expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))
+    for name, value in expected.items():
+        assert abs(found[name] - value).max() < 1e-4, name  # each moved by up to 42 · 1e-3
 
 
 @pytest.fixture(scope="module")
