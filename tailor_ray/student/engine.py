@@ -21,7 +21,6 @@ no answer came 60 s after the kill.
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import multiprocessing
 import os
@@ -335,11 +334,9 @@ def build_engine(config: StudentConfig, model: Path, seed: int, on_gpu: bool) ->
 
     `config` gives its limits and `seed` its sampler's default. Raises what vLLM raises when it cannot serve the model.
     """
-    gc.disable()  # it would go over all that five thousand modules make, again and again: a fifth of their import
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    gc.enable()
     arguments = engine_arguments(config, on_gpu, context_length(model, config.max_model_len)) | {
         "model": str(model),
         "seed": seed % 2**31,

@@ -52,7 +52,7 @@ def student_hash(made, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def trainers(ray_cluster):
-    """Workers are kept from test to test until one of them ends them; so those of two workers come last."""
+    """Kept from test to test until one of them ends the workers. So tests of two workers follow each other."""
     with Trainers() as trainers:
         yield trainers
 
@@ -170,9 +170,7 @@ def test_divergence_ends_the_stage_and_exports_nothing(made, trainers):
     assert not task.out.exists("student")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, workers):
-    """One of two workers reads it, and the other must not wait for that one for ever."""
+def train_on_a_damaged_part(made, trainers, workers):
     folder, _, student = made
     examples = Store.open(str(folder / f"damaged-{workers}"))
     parts = [make_examples(20), make_examples(20, seed=1)]
@@ -184,6 +182,10 @@ def test_a_damaged_example_part_ends_all_workers_and_is_named(made, trainers, wo
     task = TrainJob(CONFIG.model_copy(update={"workers": workers}), student, examples, out, 7, 1)
     with pytest.raises(CorruptionError, match=r"examples-00001\.parquet does not have the hash"):
         trainers.train(task)
+
+
+def test_a_damaged_example_part_is_named(made, trainers):
+    train_on_a_damaged_part(made, trainers, 1)
 
 
 def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed, trainers):
@@ -200,6 +202,11 @@ def test_one_of_two_workers_lost_ends_near_the_undisturbed_one(made, undisturbed
     expected, found = (load_file(made[0] / run / "student/model.safetensors") for run in ("undisturbed", "two"))
     for name, value in expected.items():
         assert abs(found[name] - value).max() < 1e-4, name  # each moved by up to 42 · 1e-3
+
+
+def test_a_damaged_example_part_ends_both_workers(made, trainers):
+    """One of them reads it, and the other must not wait for that one for ever."""
+    train_on_a_damaged_part(made, trainers, 2)
 
 
 @pytest.fixture(scope="module")
