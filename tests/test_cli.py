@@ -67,6 +67,15 @@ def test_help_and_each_commands_help_answer():
         assert "Example: tailor-ray" in tailor(command, "--help").stdout, command
 
 
+@pytest.mark.parametrize("command", ["run", "plan", "status", "doctor"])
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(tmp_path, command):
+    done = tailor(command, tmp_path / "nothing.yaml", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tailor_ray.errors" in imported
+    assert not imported & {"ray", "torch", "openai", "transformers"}
+
+
 def test_serving_what_is_not_there(tmp_path):
     refused(tailor("serve", tmp_path / "nowhere"), "no run.yaml", "<storage>/<name>", "hub id")
     (tmp_path / "run.yaml").write_text("name: demo")
