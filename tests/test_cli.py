@@ -67,9 +67,22 @@ def test_help_and_each_commands_help_answer():
         assert "Example: tailor-ray" in tailor(command, "--help").stdout, command
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "doctor"])
-def test_a_mistake_is_answered_before_anything_heavy_is_imported(tmp_path, command):
-    done = tailor(command, tmp_path / "nothing.yaml", PYTHONPROFILEIMPORTTIME="1")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "nothing.yaml"),
+        ("plan", "nothing.yaml"),
+        ("status", "nothing"),
+        ("logs", "nothing"),
+        ("doctor", "nothing.yaml"),
+        ("submit", "nothing.yaml", "--address", "http://127.0.0.1:1"),
+        ("exam", "tiny", "arithmetic", "--set=exam.samples=0"),
+        ("evaluate", "tiny", "arithmetic", "--set=exam.samples=0"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(tmp_path, arguments):
+    done = tailor(*arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 2
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tailor_ray.errors" in imported

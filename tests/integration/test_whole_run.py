@@ -1,6 +1,6 @@
 """A whole run on the session's cluster: what it exports, and that another of its seed leaves the same manifests.
 
-An engine is killed in its exam. So there is a restart to count, and it may show in no manifest.
+An engine is killed in its exam. So there is a restart to count, and no digest of a manifest may show it.
 """
 
 import json
